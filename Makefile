@@ -1,0 +1,134 @@
+# What builds, checks and tests ztmesh. A machine needs Go, Python 3 with venv, bash
+# and make; the recipes build or download everything else, by exact version.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+GO ?= go
+# More arguments for go test, such as TESTFLAGS='-run TestDecide -v'.
+TESTFLAGS ?=
+TEST_TIMEOUT ?= 15m
+# make demo KEEP=1 leaves the demo running until it is interrupted.
+KEEP ?=
+
+# The Envoy of the tests and the demo.
+export ZT_ENVOY := $(CURDIR)/.tools/envoy/bin/envoy
+# buf finds its plugins here.
+export PATH := $(CURDIR)/.bin:$(PATH)
+
+# Tools are built again when what pins them, or Go itself, changes.
+key = $(shell { cat $(1)/go.mod $(1)/go.sum; $(GO) env GOVERSION; } | cksum | cut -d' ' -f1)
+TOOLS := .bin/.tools-$(call key,tools)
+BUF := .bin/.buf-$(call key,tools/buf)
+
+# -race needs a C compiler and its headers.
+RACE = $(shell printf '\043include <stdlib.h>\n' | $$($(GO) env CC) -E - >/dev/null 2>&1 && echo -race)
+
+##@ Everyday
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+.PHONY: build
+build: ## Build the static binaries into bin/
+	mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+.PHONY: demo
+demo: build envoy ## Run the demo; KEEP=1 leaves it running
+	$(GO) build -o .bin/demo ./deploy/demo
+	KEEP='$(KEEP)' .bin/demo
+
+.PHONY: generate
+generate: $(TOOLS) $(BUF) protos ## Generate Go and OpenAPI from the .proto files
+	tools/generate.sh
+
+.PHONY: fmt
+fmt: $(TOOLS) ## Format the Go code
+	gofumpt -w .
+
+.PHONY: clean
+clean: ## Remove everything that the Makefile makes
+	rm -rf bin .bin .third_party .tools
+
+##@ Checks
+.PHONY: check check-format check-vet check-lint check-proto check-modules
+check: check-format check-proto check-modules check-vet check-lint ## Check everything that needs no test run
+
+check-format: $(TOOLS)
+	@out=$$(gofumpt -l .); if [ -n "$$out" ]; then echo "not formatted (run make fmt):"; echo "$$out"; exit 1; fi
+
+# The suites behind build tags are checked with the rest.
+check-vet:
+	$(GO) vet -tags $(SUITES) ./...
+
+check-lint: $(TOOLS)
+	staticcheck -tags $(SUITES) ./...
+
+check-proto: $(TOOLS) $(BUF) protos
+	buf lint proto
+	tools/generate.sh --check
+
+check-modules:
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+
+##@ Tests
+.PHONY: test
+test: envoy ## Run the tests, against a real Envoy
+	@[ -n '$(RACE)' ] || echo "test: no C compiler, so without -race"
+	$(GO) test $(RACE) -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
+
+# A suite is the packages that have test files with its build tag.
+comma := ,
+SUITES := system,components
+.PHONY: test-system test-components
+test-system: envoy ## Run the suite against the real binaries, as processes
+test-components: envoy ## Run the suite against real components: SPIRE, Kubernetes, OpenID
+test-system test-components: test-%:
+	@dirs=$$(grep -rlE --include='*_test.go' '^//go:build .*\b$*\b' . | xargs -r -n1 dirname | sort -u); \
+	if [ -z "$$dirs" ]; then echo "test-$*: this suite has no cases yet"; exit 0; fi; \
+	set -x; $(GO) test -tags $* -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $$dirs
+
+# A benchmark reports against a goal of the project by printing a line
+#   figure NAME VALUE UNIT goal <=|>= LIMIT met|short
+# once per round; the last round counts. The goals inform, they fail nothing.
+.PHONY: bench
+bench: ## Run the benchmarks; ends with the figures that have goals
+	@dirs=$$(grep -rlE --include='*_test.go' '^func Benchmark' . | xargs -r -n1 dirname | sort -u); \
+	if [ -z "$$dirs" ]; then echo "bench: there are no benchmarks yet"; exit 0; fi; \
+	mkdir -p .bin; \
+	$(GO) test -run '^$$' -bench . -benchmem -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $$dirs | tee .bin/bench.txt; \
+	awk 'match($$0, /figure [^ ]+ [^ ]+ [^ ]+ goal (<=|>=) [^ ]+ (met|short)/) { \
+	  line = substr($$0, RSTART, RLENGTH); split(line, f, " "); \
+	  if (!(f[2] in last)) order[++n] = f[2]; last[f[2]] = line } \
+	  END { for (i = 1; i <= n; i++) print last[order[i]] }' .bin/bench.txt
+
+##@ What the recipes use
+.PHONY: envoy
+envoy: ## Get the Envoy that the tests and the demo run
+	@tools/envoy.sh .tools/envoy
+
+.PHONY: tools
+tools: $(TOOLS) $(BUF) ## Build the tools into .bin/
+
+.PHONY: protos
+protos: ## Copy the third-party .proto files into .third_party/
+	@tools/protos.sh .third_party/proto
+
+# Built beside their place and moved: a tool that runs is not written over.
+define build_tools
+	@mkdir -p .bin
+	@echo 'building the tools of $(1) (once)'
+	@new=$$(mktemp -d .bin/new.XXXXXX); trap 'rm -rf "$$new"' EXIT; \
+	GOWORK=off $(GO) build -C $(1) -buildvcs=false -o "$(CURDIR)/$$new/" tool; \
+	mv "$$new"/* .bin/
+	@rm -f $(2)*; touch $@
+endef
+
+$(TOOLS):
+	$(call build_tools,tools,.bin/.tools-)
+
+$(BUF):
+	$(call build_tools,tools/buf,.bin/.buf-)
