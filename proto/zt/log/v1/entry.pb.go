@@ -38,6 +38,10 @@ type Entry struct {
 	Who string `protobuf:"bytes,3,opt,name=who,proto3" json:"who,omitempty"`
 	// At most one entry with this key takes effect. Empty: none.
 	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// With a key: SHA-256 of what was asked, chosen at the door, equal for every
+	// retry (so without bases and validated_at, which a retry computes anew).
+	// The same key with another hash is refused.
+	OperationHash []byte `protobuf:"bytes,5,opt,name=operation_hash,json=operationHash,proto3" json:"operation_hash,omitempty"`
 	// Types that are valid to be assigned to Op:
 	//
 	//	*Entry_Init
@@ -112,6 +116,13 @@ func (x *Entry) GetIdempotencyKey() string {
 		return x.IdempotencyKey
 	}
 	return ""
+}
+
+func (x *Entry) GetOperationHash() []byte {
+	if x != nil {
+		return x.OperationHash
+	}
+	return nil
 }
 
 func (x *Entry) GetOp() isEntry_Op {
@@ -1327,12 +1338,13 @@ var File_zt_log_v1_entry_proto protoreflect.FileDescriptor
 
 const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\n" +
-	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x05\n" +
+	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x05\n" +
 	"\x05Entry\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12.\n" +
 	"\x04when\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x10\n" +
 	"\x03who\x18\x03 \x01(\tR\x03who\x12'\n" +
 	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12%\n" +
+	"\x0eoperation_hash\x18\x05 \x01(\fR\roperationHash\x12%\n" +
 	"\x04init\x18\n" +
 	" \x01(\v2\x0f.zt.log.v1.InitH\x00R\x04init\x12(\n" +
 	"\x05apply\x18\v \x01(\v2\x10.zt.log.v1.ApplyH\x00R\x05apply\x122\n" +

@@ -586,7 +586,7 @@ type Outcome struct {
 	Key      string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	When     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=when,proto3" json:"when,omitempty"`
 	Revision uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
-	// SHA-256 of the operation: the same key with another operation is refused.
+	// That of its entry.
 	OperationHash []byte `protobuf:"bytes,4,opt,name=operation_hash,json=operationHash,proto3" json:"operation_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
