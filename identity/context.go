@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -34,16 +33,16 @@ type Context struct {
 type ContextKey string
 
 // String hides the key.
-func (ContextKey) String() string { return "[redacted]" }
+func (ContextKey) String() string { return redacted }
 
 // GoString hides the key.
-func (ContextKey) GoString() string { return "[redacted]" }
+func (ContextKey) GoString() string { return redacted }
 
 // LogValue hides the key.
-func (ContextKey) LogValue() slog.Value { return slog.StringValue("[redacted]") }
+func (ContextKey) LogValue() slog.Value { return slog.StringValue(redacted) }
 
 // MarshalText hides the key from encoders other than YAML.
-func (ContextKey) MarshalText() ([]byte, error) { return []byte("[redacted]"), nil }
+func (ContextKey) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 // UnmarshalText takes the key as it is.
 func (k *ContextKey) UnmarshalText(b []byte) error { *k = ContextKey(b); return nil }
@@ -121,33 +120,10 @@ func SaveContexts(path string, c *Contexts) error {
 	if err != nil {
 		return fmt.Errorf("encoding contexts: %w", err)
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".contexts-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(raw)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, ignoreMissing(os.Remove(f.Name())))
-	}
-	return nil
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
+	return writeFile(path, raw)
 }
 
 // Validate joins everything that is wrong with the contexts. It judges their

@@ -45,7 +45,7 @@ func TestContextsRoundTrip(t *testing.T) {
 			t.Fatalf("%s: mode %v, %v; want %v", p, info.Mode().Perm(), err, mode)
 		}
 	}
-	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".contexts-*")); len(left) != 0 {
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".tmp-*")); len(left) != 0 {
 		t.Fatalf("left behind: %v", left)
 	}
 }

@@ -1,0 +1,124 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// maxChain bounds what a peer can make us verify: leaf, intermediate, root, and
+// one more root while roots change.
+const maxChain = 4
+
+// verifyServer says which server a peer is. See verify.
+func verifyServer(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time) (Principal, error) {
+	return verify(chain, td, roots, now, x509.ExtKeyUsageServerAuth, []Role{Server})
+}
+
+func verifyClient(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time, roles []Role) error {
+	_, err := verify(chain, td, roots, now, x509.ExtKeyUsageClientAuth, roles)
+	return err
+}
+
+// verify is the one place that says who a peer of the control plane is: a valid
+// chain to a root of td, for this usage by name, of an end entity with exactly
+// one SAN, a SPIFFE ID of control.<td> in one of these roles, signed by what may
+// sign that role. Subjects are never read as names.
+func verify(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time, usage x509.ExtKeyUsage, roles []Role) (Principal, error) {
+	if len(chain) == 0 || len(chain) > maxChain {
+		return Principal{}, fmt.Errorf("TLS: the peer shows %d certificates", len(chain))
+	}
+	pool, err := anchors(td, roots)
+	if err != nil {
+		return Principal{}, err
+	}
+	intermediates := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		intermediates.AddCert(c)
+	}
+	paths, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: pool, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage},
+	})
+	if err != nil {
+		return Principal{}, fmt.Errorf("TLS: the peer's certificate: %w", err)
+	}
+	if err := checkLeaf(chain[0], usage); err != nil {
+		return Principal{}, fmt.Errorf("TLS: the peer's certificate: %w", err)
+	}
+	p, err := principalOf(chain[0], td)
+	if err != nil {
+		return Principal{}, fmt.Errorf("TLS: the peer's certificate: %w", err)
+	}
+	if !slices.Contains(roles, p.Role) {
+		return Principal{}, fmt.Errorf("TLS: the peer is %s, want %v", p, roles)
+	}
+	if !slices.ContainsFunc(paths, func(path []*x509.Certificate) bool { return maySign(path, p) }) {
+		return Principal{}, fmt.Errorf("TLS: the peer's certificate: not signed by what signs a %s", p.Role)
+	}
+	return p, nil
+}
+
+// maySign holds a verified path to docs/adr/0006: the root itself signs nodes
+// and administrators, so a server's intermediate cannot make one; a server is
+// signed by the intermediate that the root gave that same server, so it cannot
+// make another server either.
+func maySign(path []*x509.Certificate, p Principal) bool {
+	if p.Role == Server {
+		return len(path) == 3 && path[1].Subject.CommonName == p.Name
+	}
+	return len(path) == 2
+}
+
+// checkLeaf wants what leaf makes: RFC 5280 lets a certificate without extended
+// key usages, or with "any", stand for all of them; here the usage must be named.
+func checkLeaf(c *x509.Certificate, usage x509.ExtKeyUsage) error {
+	switch {
+	case c.IsCA || c.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return errors.New("is that of an authority")
+	case c.KeyUsage&x509.KeyUsageDigitalSignature == 0:
+		return errors.New("is not for signatures")
+	case !slices.Contains(c.ExtKeyUsage, usage) || slices.Contains(c.ExtKeyUsage, x509.ExtKeyUsageAny):
+		return errors.New("is not for this side of a connection")
+	}
+	return nil
+}
+
+func principalOf(c *x509.Certificate, td string) (Principal, error) {
+	uri, err := URI(c)
+	if err != nil {
+		return Principal{}, err
+	}
+	return ParseControlID(uri, td)
+}
+
+// anchors makes a pool of roots. One that is not the certificate of an authority
+// for td is an error, not a smaller pool: x509 would take any certificate in the
+// pool as trusted, also a leaf (CVE-2024-2048).
+func anchors(td string, roots []*x509.Certificate) (*x509.CertPool, error) {
+	if len(roots) == 0 {
+		return nil, ErrNoTrust
+	}
+	pool := x509.NewCertPool()
+	for _, r := range roots {
+		of, err := RootTrustDomain(r)
+		if err != nil {
+			return nil, err
+		}
+		if of != td {
+			return nil, fmt.Errorf("trust anchor: for trust domain %q, want %q", of, td)
+		}
+		pool.AddCert(r)
+	}
+	return pool, nil
+}
+
+// SameRoots says whether two sets of roots, in any order, are equal.
+func SameRoots(a, b []*x509.Certificate) bool {
+	sorted := func(in []*x509.Certificate) [][]byte {
+		return slices.SortedFunc(slices.Values(DER(in)), bytes.Compare)
+	}
+	return slices.EqualFunc(sorted(a), sorted(b), bytes.Equal)
+}
