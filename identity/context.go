@@ -32,6 +32,10 @@ type Context struct {
 // ContextKey is a private key as PEM. Only the YAML of a contexts file shows it.
 type ContextKey string
 
+// Format hides the key from every verb, also from those that String does not
+// answer.
+func (ContextKey) Format(f fmt.State, _ rune) { redact(f) }
+
 // String hides the key.
 func (ContextKey) String() string { return redacted }
 

@@ -19,7 +19,7 @@ func NewCSR(key PrivateKey) ([]byte, error) {
 	if key.IsZero() {
 		return nil, errors.New("make certificate request: no key")
 	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key.k)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
 		return nil, fmt.Errorf("make certificate request: %w", err)
 	}

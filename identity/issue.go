@@ -93,7 +93,7 @@ func (s Signing) sign(kind, subject string, t *x509.Certificate, pub crypto.Publ
 	if err != nil {
 		return nil, fmt.Errorf("sign %s: log the intent: %w", subject, err)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, t, by.cert, pub, by.key.k)
+	der, err := x509.CreateCertificate(rand.Reader, t, by.cert, pub, by.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign %s: %w", subject, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 )
 
@@ -21,7 +22,6 @@ type Journal struct {
 	mu   sync.Mutex // guards all below up to sync; held while writing, not while syncing
 	f    *os.File
 	head Head
-	size int64
 	err  error // the first write or sync error; nothing is appended after it
 
 	sync   sync.Mutex // held by the one who syncs for all that wait
@@ -68,18 +68,18 @@ func (j *Journal) recover() error {
 	if err := checkPrivate(j.f); err != nil {
 		return err
 	}
-	head, size, err := verifyJournal(j.f)
+	head, size, _, err := verifyJournal(j.f)
 	if err != nil {
 		return err
 	}
-	j.head, j.size, j.synced = head, size, head.Lines
+	j.head, j.synced = head, head.Lines
 	if err := j.f.Truncate(size); err != nil {
 		return err
 	}
 	if _, err := j.f.Seek(size, io.SeekStart); err != nil {
 		return err
 	}
-	return errors.Join(j.f.Sync(), syncDir(dirOf(j.f.Name())))
+	return errors.Join(j.f.Sync(), syncDir(filepath.Dir(j.f.Name())))
 }
 
 // Append writes i and returns once it is durable. Concurrent calls share one
@@ -102,7 +102,9 @@ func (j *Journal) Append(i Issuance) error {
 		return err
 	}
 	if err := j.f.Sync(); err != nil {
-		return j.fail(fmt.Errorf("journal: sync: %w", err))
+		err = fmt.Errorf("journal: sync: %w", err)
+		j.fail(err)
+		return err
 	}
 	j.synced = written
 	return nil
@@ -124,17 +126,15 @@ func (j *Journal) write(i Issuance) (line uint64, err error) {
 		return 0, j.err
 	}
 	j.head = Head{r.Line, lineHash(b)}
-	j.size += int64(len(b)) + 1
 	return r.Line, nil
 }
 
-func (j *Journal) fail(err error) error {
+func (j *Journal) fail(err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.err == nil {
 		j.err = err
 	}
-	return err
 }
 
 // Head returns the newest state, which may not be durable yet.
@@ -146,9 +146,7 @@ func (j *Journal) Head() Head {
 
 // Close ends the journal. Append fails afterwards.
 func (j *Journal) Close() error {
-	if err := j.fail(os.ErrClosed); err != os.ErrClosed {
-		return err
-	}
+	j.fail(errors.New("journal: closed"))
 	j.sync.Lock()
 	defer j.sync.Unlock()
 	return errors.Join(j.f.Sync(), j.f.Close())
@@ -157,31 +155,32 @@ func (j *Journal) Close() error {
 // VerifyJournal reads a journal and returns its head, or a *JournalError that
 // names the first bad line. An unfinished last line is bad.
 func VerifyJournal(r io.Reader) (Head, error) {
-	head, size, err := verifyJournal(r)
+	head, _, torn, err := verifyJournal(r)
+	if err == nil && torn {
+		err = &JournalError{head.Lines + 1, "is not finished"}
+	}
 	if err != nil {
 		return Head{}, err
 	}
-	_ = size
 	return head, nil
 }
 
-// verifyJournal returns the head and size of the finished lines.
-func verifyJournal(r io.Reader) (Head, int64, error) {
-	var head Head
-	var size int64
+// verifyJournal returns the head and the size in bytes of the finished lines,
+// and whether an unfinished one follows.
+func verifyJournal(r io.Reader) (head Head, size int64, torn bool, err error) {
 	in := bufio.NewReader(r)
 	for {
 		b, err := in.ReadBytes('\n')
 		if err == io.EOF {
-			return head, size, nil
+			return head, size, len(b) > 0, nil
 		}
 		if err != nil {
-			return Head{}, 0, err
+			return Head{}, 0, false, err
 		}
 		size += int64(len(b))
 		b = b[:len(b)-1]
 		if err := checkLine(b, head); err != nil {
-			return Head{}, 0, err
+			return Head{}, 0, false, err
 		}
 		head = Head{head.Lines + 1, lineHash(b)}
 	}

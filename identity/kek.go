@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -72,12 +73,10 @@ func LoadOrCreateKEK(path string) (KEK, error) {
 // Save writes the key file. An existing file is never replaced: what it seals
 // would be lost.
 func (k KEK) Save(path string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("save key-encryption key: %w", err)
+	if k.IsZero() {
+		return errors.New("save key-encryption key: there is none")
 	}
-	_, err = fmt.Fprintf(f, "%s%x\n", kekPrefix, k.s.Reveal())
-	if err := errors.Join(err, f.Sync(), f.Close(), syncDir(dirOf(path))); err != nil {
+	if err := createFile(path, fmt.Appendf(nil, "%s%x\n", kekPrefix, k.s.Reveal())); err != nil {
 		return fmt.Errorf("save key-encryption key: %w", err)
 	}
 	return nil
@@ -109,11 +108,11 @@ func (k KEK) Open(purpose, td string, sealed []byte) (Secret, error) {
 	if err != nil {
 		return Secret{}, fmt.Errorf("unseal: %w", err)
 	}
-	body, ok := strings.CutPrefix(string(sealed), sealMagic)
+	body, ok := bytes.CutPrefix(sealed, []byte(sealMagic))
 	if !ok || len(body) < aead.NonceSize() {
 		return Secret{}, fmt.Errorf("unseal %s: %w", purpose, ErrSealed)
 	}
-	nonce, box := []byte(body[:aead.NonceSize()]), []byte(body[aead.NonceSize():])
+	nonce, box := body[:aead.NonceSize()], body[aead.NonceSize():]
 	plain, err := aead.Open(nil, nonce, box, sealedFor(purpose, td))
 	if err != nil {
 		return Secret{}, fmt.Errorf("unseal %s: %w", purpose, ErrSealed)

@@ -10,7 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
+	"io"
 	"time"
 )
 
@@ -29,8 +29,14 @@ func NewKey() (PrivateKey, error) {
 // Public returns the public half.
 func (k PrivateKey) Public() crypto.PublicKey { return &k.k.PublicKey }
 
-// Signer returns the key for signing. The value must not be logged.
-func (k PrivateKey) Signer() crypto.Signer { return k.k }
+// Sign makes PrivateKey a crypto.Signer, so that crypto/tls and crypto/x509 use
+// it as it is and the key itself never leaves this package.
+func (k PrivateKey) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if k.k == nil {
+		return nil, errors.New("sign: no key")
+	}
+	return k.k.Sign(rand, digest, opts)
+}
 
 // IsZero says that there is no key.
 func (k PrivateKey) IsZero() bool { return k.k == nil }
@@ -99,9 +105,9 @@ func (p *KeyPair) NotAfter() time.Time {
 	return end
 }
 
-// TLS returns the pair as crypto/tls takes it. The result must not be logged.
+// TLS returns the pair as crypto/tls takes it.
 func (p *KeyPair) TLS() *tls.Certificate {
-	return &tls.Certificate{Certificate: DER(p.Chain), PrivateKey: p.Key.k, Leaf: p.Chain[0]}
+	return &tls.Certificate{Certificate: DER(p.Chain), PrivateKey: p.Key, Leaf: p.Chain[0]}
 }
 
 // Save writes key and chain into one PEM file of mode 0600, replacing what is
@@ -146,27 +152,4 @@ func ParseKeyPair(b []byte) (*KeyPair, error) {
 		return nil, err
 	}
 	return NewKeyPair(key, chain)
-}
-
-// writeFile replaces path by b, mode 0600, and returns once it is durable.
-func writeFile(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(dirOf(path), ".tmp-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
-	}()
-	if _, err = f.Write(b); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return errors.Join(f.Close(), syncDir(dirOf(path)))
 }

@@ -2,12 +2,16 @@ package identity
 
 import (
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // A Role is what a principal of the control plane is. It is the first segment
@@ -128,17 +132,23 @@ func idPath(uri, td string) (string, error) {
 	return id.Path(), nil
 }
 
-// URI returns the one identity of a certificate. More or fewer than one URI
-// SAN, or a SAN of any other kind, is an error: verifiers disagree about which
-// of several counts.
+// URI returns the one identity of a certificate. A subject alternative name of
+// any other kind, or more than one, is an error: verifiers disagree about which
+// counts. It is read from the extension itself, since crypto/x509 leaves out
+// kinds that it does not know and net/url normalises.
 func URI(cert *x509.Certificate) (string, error) {
-	if len(cert.URIs) != 1 {
-		return "", fmt.Errorf("certificate has %d URI SANs, must have one", len(cert.URIs))
+	uriTag := asn1.Tag(6).ContextSpecific() // RFC 5280 4.2.1.6: GeneralName, [6]
+	i := slices.IndexFunc(cert.Extensions, func(e pkix.Extension) bool { return e.Id.String() == "2.5.29.17" })
+	if i < 0 {
+		return "", errors.New("certificate has no SAN")
 	}
-	if len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.EmailAddresses) > 0 {
-		return "", errors.New("certificate has SANs that are not URIs")
+	var names, uri cryptobyte.String
+	ext := cryptobyte.String(cert.Extensions[i].Value)
+	if !ext.ReadASN1(&names, asn1.SEQUENCE) || !ext.Empty() ||
+		!names.ReadASN1(&uri, uriTag) || !names.Empty() {
+		return "", errors.New("certificate has other SANs than one URI")
 	}
-	return cert.URIs[0].String(), nil
+	return string(uri), nil
 }
 
 // validLabel says whether s is a DNS label (RFC 1123) in lower case.

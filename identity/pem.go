@@ -5,8 +5,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 )
 
@@ -70,39 +68,4 @@ func ParseDER(der [][]byte) ([]*x509.Certificate, error) {
 		certs[i] = c
 	}
 	return certs, nil
-}
-
-func dirOf(path string) string { return filepath.Dir(path) }
-
-// syncDir makes the names in dir durable.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// readPrivate reads a regular file that only its owner can read or write.
-func readPrivate(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if err := checkPrivate(f); err != nil {
-		return nil, err
-	}
-	return os.ReadFile(path)
-}
-
-func checkPrivate(f *os.File) error {
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() || st.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s has mode %v, must be a file of mode 0600", f.Name(), st.Mode())
-	}
-	return nil
 }

@@ -23,29 +23,29 @@ func verifyClient(chain []*x509.Certificate, td string, roots []*x509.Certificat
 	return err
 }
 
+// VerifySVID says which workload of td a chain (leaf first) names, held to the
+// same rules as a peer of the control plane: for agents, to look at what a server
+// signed before an Envoy gets it.
+func VerifySVID(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time) (uri string, err error) {
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
+		if _, err := paths(chain, td, roots, now, usage); err != nil {
+			return "", err
+		}
+	}
+	if uri, err = URI(chain[0]); err != nil {
+		return "", err
+	}
+	_, _, err = ParseWorkloadID(uri, td)
+	return uri, err
+}
+
 // verify is the one place that says who a peer of the control plane is: a valid
 // chain to a root of td, for this usage by name, of an end entity with exactly
 // one SAN, a SPIFFE ID of control.<td> in one of these roles, signed by what may
 // sign that role. Subjects are never read as names.
 func verify(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time, usage x509.ExtKeyUsage, roles []Role) (Principal, error) {
-	if len(chain) == 0 || len(chain) > maxChain {
-		return Principal{}, fmt.Errorf("TLS: the peer shows %d certificates", len(chain))
-	}
-	pool, err := anchors(td, roots)
+	paths, err := paths(chain, td, roots, now, usage)
 	if err != nil {
-		return Principal{}, err
-	}
-	intermediates := x509.NewCertPool()
-	for _, c := range chain[1:] {
-		intermediates.AddCert(c)
-	}
-	paths, err := chain[0].Verify(x509.VerifyOptions{
-		Roots: pool, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage},
-	})
-	if err != nil {
-		return Principal{}, fmt.Errorf("TLS: the peer's certificate: %w", err)
-	}
-	if err := checkLeaf(chain[0], usage); err != nil {
 		return Principal{}, fmt.Errorf("TLS: the peer's certificate: %w", err)
 	}
 	p, err := principalOf(chain[0], td)
@@ -59,6 +59,29 @@ func verify(chain []*x509.Certificate, td string, roots []*x509.Certificate, now
 		return Principal{}, fmt.Errorf("TLS: the peer's certificate: not signed by what signs a %s", p.Role)
 	}
 	return p, nil
+}
+
+// paths returns every valid path from the first certificate of chain, an end
+// entity for this usage, to a root.
+func paths(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time, usage x509.ExtKeyUsage) ([][]*x509.Certificate, error) {
+	if len(chain) == 0 || len(chain) > maxChain {
+		return nil, fmt.Errorf("%d certificates in a chain of 1 to %d", len(chain), maxChain)
+	}
+	pool, err := anchors(td, roots)
+	if err != nil {
+		return nil, err
+	}
+	intermediates := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		intermediates.AddCert(c)
+	}
+	found, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: pool, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{usage},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return found, checkLeaf(chain[0], usage)
 }
 
 // maySign holds a verified path to docs/adr/0006: the root itself signs nodes
