@@ -77,17 +77,20 @@ check-modules:
 ##@ Tests
 .PHONY: test
 test: envoy ## Run the tests, against a real Envoy
-	@[ -n '$(RACE)' ] || echo "test: no C compiler, so without -race"
-	$(GO) test $(RACE) -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
+	@race='$(RACE)'; if [ -z "$$race" ]; then \
+	  echo 'test: no C compiler with headers, so without -race'; export CGO_ENABLED=0; fi; \
+	set -x; $(GO) test $$race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...
+
+# The folders that have test files with a line that matches.
+folders = { grep -rlE --include='*_test.go' --exclude-dir='.?*' '$(1)' . || true; } | xargs -r -n1 dirname | sort -u
 
 # A suite is the packages that have test files with its build tag.
-comma := ,
 SUITES := system,components
 .PHONY: test-system test-components
 test-system: envoy ## Run the suite against the real binaries, as processes
 test-components: envoy ## Run the suite against real components: SPIRE, Kubernetes, OpenID
 test-system test-components: test-%:
-	@dirs=$$(grep -rlE --include='*_test.go' '^//go:build .*\b$*\b' . | xargs -r -n1 dirname | sort -u); \
+	@dirs=$$($(call folders,^//go:build .*\b$*\b)); \
 	if [ -z "$$dirs" ]; then echo "test-$*: this suite has no cases yet"; exit 0; fi; \
 	set -x; $(GO) test -tags $* -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $$dirs
 
@@ -96,7 +99,7 @@ test-system test-components: test-%:
 # once per round; the last round counts. The goals inform, they fail nothing.
 .PHONY: bench
 bench: ## Run the benchmarks; ends with the figures that have goals
-	@dirs=$$(grep -rlE --include='*_test.go' '^func Benchmark' . | xargs -r -n1 dirname | sort -u); \
+	@dirs=$$($(call folders,^func Benchmark)); \
 	if [ -z "$$dirs" ]; then echo "bench: there are no benchmarks yet"; exit 0; fi; \
 	mkdir -p .bin; \
 	$(GO) test -run '^$$' -bench . -benchmem -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $$dirs | tee .bin/bench.txt; \
