@@ -1,6 +1,14 @@
 package xds
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -18,8 +26,124 @@ type Resource struct {
 // or gates. It is immutable once built.
 type Resources map[string]map[string]*Resource
 
+// Get returns one resource, or nil. A nil receiver holds nothing.
+func (r *Resources) Get(typeURL, name string) *Resource {
+	if r == nil {
+		return nil
+	}
+	return (*r)[typeURL][name]
+}
+
+// All returns every resource, sorted by type URL and name.
+func (r *Resources) All() []*Resource {
+	if r == nil {
+		return nil
+	}
+	var all []*Resource
+	for _, byName := range *r {
+		for _, res := range byName {
+			all = append(all, res)
+		}
+	}
+	slices.SortFunc(all, func(a, b *Resource) int {
+		return strings.Compare(a.Type+"\x00"+a.Name, b.Type+"\x00"+b.Name)
+	})
+	return all
+}
+
 // Endpoint is one address of a cluster.
 type Endpoint struct {
 	Address string // IP address
 	Port    uint32
+}
+
+// version is the hash that stands for the bytes of a resource. 128 bits of
+// SHA-256: a collision would leave a proxy on an old resource, and nobody can
+// make one by choosing names.
+func version(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:16])
+}
+
+// validator is what protoc-gen-validate gives every Envoy message.
+type validator interface{ ValidateAll() error }
+
+// pack validates m and puts it in an Any, deterministically: anypb.New is not,
+// and a listener whose bytes change without need drains its connections.
+func pack(m proto.Message) (*anypb.Any, error) {
+	if v, ok := m.(validator); ok {
+		if err := v.ValidateAll(); err != nil {
+			return nil, fmt.Errorf("%s: %w", m.ProtoReflect().Descriptor().FullName(), err)
+		}
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return nil, err
+	}
+	return &anypb.Any{TypeUrl: "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName()), Value: b}, nil
+}
+
+// newResource packs m as the resource of that name.
+func newResource(name string, m proto.Message) (*Resource, error) {
+	body, err := pack(m)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return &Resource{Type: body.GetTypeUrl(), Name: name, Version: version(body.GetValue()), Body: body}, nil
+}
+
+// mustResource is newResource for messages that are valid whatever the input:
+// an error is a mistake in this package.
+func mustResource(name string, m proto.Message) *Resource {
+	r, err := newResource(name, m)
+	if err != nil {
+		panic("xds: " + err.Error())
+	}
+	return r
+}
+
+// builder collects resources and the problems of making them, so that the
+// constructors of messages read without error handling.
+type builder struct {
+	c    *Config
+	in   Instance
+	out  Resources
+	errs []error
+}
+
+// any packs a nested message.
+func (b *builder) any(m proto.Message) *anypb.Any {
+	a, err := pack(m)
+	if err != nil {
+		b.errs = append(b.errs, err)
+		return &anypb.Any{}
+	}
+	return a
+}
+
+// add makes m a resource. Two resources of one name are a mistake in this
+// package or in what Validate lets pass.
+func (b *builder) add(name string, m proto.Message) {
+	r, err := newResource(name, m)
+	if err != nil {
+		b.errs = append(b.errs, err)
+		return
+	}
+	byName := b.out[r.Type]
+	if byName == nil {
+		byName = map[string]*Resource{}
+		b.out[r.Type] = byName
+	}
+	if byName[name] != nil {
+		b.errs = append(b.errs, fmt.Errorf("%s: built twice", name))
+		return
+	}
+	byName[name] = r
+}
+
+func (b *builder) done() (*Resources, error) {
+	if err := errors.Join(b.errs...); err != nil {
+		return nil, err
+	}
+	return &b.out, nil
 }

@@ -1,0 +1,95 @@
+package xds
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+// Build makes everything that one proxy is told, save endpoints, secrets and
+// gates, which come from elsewhere and change on their own. It returns an error
+// if the configuration or the instance is not valid; it never returns a part.
+func Build(c *Config, in Instance) (*Resources, error) {
+	if err := errors.Join(c.Validate(), in.Validate()); err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Workload, err)
+	}
+	b := &builder{c: c.sorted(), in: in, out: Resources{}}
+	for i := range b.c.Inbound {
+		port := &b.c.Inbound[i]
+		b.add(InboundListener(port.Name), b.inbound(port))
+		b.add(AppCluster(port.Name), b.app(port))
+		b.extensionResource(GateName(b.c.Workload, port.Name), b.gate(port))
+		if port.Protocol.IsHTTP() {
+			b.extensionResource(PolicyName(b.c.Workload, port.Name), b.policy(port))
+		}
+	}
+	b.add(OutboundHTTP, b.outboundHTTP())
+	b.add(OutboundHTTP, b.outboundRoutes())
+	reachable := map[string]bool{}
+	for _, d := range b.c.Destinations {
+		reachable[d.Cluster()] = true
+		b.add(d.Cluster(), b.service(d))
+	}
+	for _, t := range b.c.TCPCalls {
+		if reachable[ClusterName(t.Service, t.Port)] {
+			b.add(TCPListener(t.LocalPort), b.outboundTCP(t))
+		}
+	}
+	r, err := b.done()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Workload, err)
+	}
+	return r, nil
+}
+
+// Gates is the runtime layer that closes gates: each key's share of connections
+// is 0. A key that is not named is open, so the layer holds closed keys only.
+func Gates(closed []string) *Resource {
+	fields := make(map[string]*structpb.Value, len(closed))
+	for _, key := range closed {
+		fields[key] = structpb.NewNumberValue(0)
+	}
+	return mustResource(GatesName, &runtimev3.Runtime{Name: GatesName, Layer: &structpb.Struct{Fields: fields}})
+}
+
+// sorted is a copy of c in canonical order, without duplicates in the lists that
+// are sets.
+func (c *Config) sorted() *Config {
+	s := *c
+	s.Inbound = slices.SortedFunc(slices.Values(c.Inbound), func(a, b Inbound) int { return strings.Compare(a.Name, b.Name) })
+	for i := range s.Inbound {
+		in := &s.Inbound[i]
+		in.Hosts = set(in.Hosts)
+		in.Rules = sortedRules(in.Rules)
+	}
+	s.Destinations = slices.SortedFunc(slices.Values(c.Destinations), func(a, b Destination) int {
+		return strings.Compare(a.Cluster(), b.Cluster())
+	})
+	for i := range s.Destinations {
+		s.Destinations[i].Aliases = set(s.Destinations[i].Aliases)
+	}
+	s.TCPCalls = slices.SortedFunc(slices.Values(c.TCPCalls), func(a, b TCPCall) int { return cmp.Compare(a.LocalPort, b.LocalPort) })
+	return &s
+}
+
+// sortedRules orders rules by grant. What else the rules of one grant say does
+// not matter: every rule that matches names the same grant.
+func sortedRules(rules []Rule) []Rule {
+	return slices.SortedStableFunc(slices.Values(rules), func(a, b Rule) int { return strings.Compare(a.Grant, b.Grant) })
+}
+
+func sortedEndpoints(eps []Endpoint) []Endpoint {
+	s := slices.SortedFunc(slices.Values(eps), func(a, b Endpoint) int {
+		return cmp.Or(strings.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	return slices.Compact(s)
+}
+
+func set(list []string) []string {
+	return slices.Compact(slices.Sorted(slices.Values(list)))
+}

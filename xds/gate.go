@@ -1,0 +1,92 @@
+package xds
+
+import (
+	matcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
+	fractionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/input_matchers/runtime_fraction/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/proto"
+)
+
+const networkRBACType = "type.googleapis.com/envoy.extensions.filters.network.rbac.v3.RBAC"
+
+// gate lowers who may connect to a port. It is judged on every read, so closing
+// a runtime key cuts what that identity has open, within milliseconds and with
+// nobody else touched:
+//
+//	caller = spiffe://td/ns/shop/sa/web  if runtime zt.1f… is 100% (its default) → ALLOW
+//	otherwise                                                                   → DENY
+//
+// Taking an entry away refuses new connections only; that is why closing is a
+// runtime key and not an edit of the map.
+func (b *builder) gate(in *Inbound) proto.Message {
+	entries := make(map[string]*matcherv3.Matcher_OnMatch, len(in.Gate))
+	for _, g := range in.Gate {
+		entries[g.ID] = nest(list(nil, &matcherv3.Matcher_MatcherList_FieldMatcher{
+			Predicate: b.isOpen(g.Key),
+			OnMatch:   b.action(actionGate, rbacv3.RBAC_ALLOW),
+		}))
+	}
+	deny := b.action(ActionDefault, rbacv3.RBAC_DENY)
+	root := b.byExact(b.callerInput(), entries, deny)
+	m := root.GetMatcher()
+	if m == nil { // nobody: a matcher that is only its no-match
+		m = &matcherv3.Matcher{OnNoMatch: deny}
+	}
+	rbac := denyAllNetwork()
+	rbac.Rules, rbac.Matcher = nil, m
+	return rbac
+}
+
+// denyAllNetwork is what a gate does before, and without, its resource.
+func denyAllNetwork() *networkrbacv3.RBAC {
+	return &networkrbacv3.RBAC{
+		Rules:           &rbacv3.RBAC{Action: rbacv3.RBAC_ALLOW},
+		StatPrefix:      "zt_gate_",
+		EnforcementType: networkrbacv3.RBAC_CONTINUOUS,
+	}
+}
+
+func (b *builder) isOpen(key string) *matcherv3.Matcher_MatcherList_Predicate {
+	fraction := b.extension("open", &fractionv3.RuntimeFraction{RuntimeFraction: &corev3.RuntimeFractionalPercent{
+		DefaultValue: &typev3.FractionalPercent{Numerator: 100, Denominator: typev3.FractionalPercent_HUNDRED},
+		RuntimeKey:   key,
+	}})
+	return &matcherv3.Matcher_MatcherList_Predicate{
+		MatchType: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
+			SinglePredicate: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
+				Input:   b.callerInput(),
+				Matcher: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_CustomMatch{CustomMatch: fraction},
+			},
+		},
+	}
+}
+
+// gateFilter is the gate's place in a listener. The filter's name is the name
+// of its resource. It denies until that has come, and after it is gone.
+func (b *builder) gateFilter(in *Inbound) *listenerv3.Filter {
+	return &listenerv3.Filter{
+		Name: GateName(b.c.Workload, in.Name),
+		ConfigType: &listenerv3.Filter_ConfigDiscovery{
+			ConfigDiscovery: b.discovered(denyAllNetwork(), networkRBACType),
+		},
+	}
+}
+
+// discovered is a filter by ECDS that is closed while its resource is missing.
+func (b *builder) discovered(closed proto.Message, typeURL string) *corev3.ExtensionConfigSource {
+	return &corev3.ExtensionConfigSource{
+		ConfigSource:                     ads(),
+		DefaultConfig:                    b.any(closed),
+		ApplyDefaultConfigWithoutWarming: true,
+		TypeUrls:                         []string{typeURL},
+	}
+}
+
+// extensionResource makes m an ECDS resource of that name.
+func (b *builder) extensionResource(name string, m proto.Message) {
+	b.add(name, &corev3.TypedExtensionConfig{Name: name, TypedConfig: b.any(m)})
+}

@@ -1,0 +1,195 @@
+package xds
+
+import (
+	"strconv"
+	"strings"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
+	healthcheckv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/health_check/v3"
+	httpsetstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+const httpRBACType = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
+
+// ReasonHeader tells a caller why it got a 403.
+const ReasonHeader = "x-ztmesh-reason"
+
+// inbound is the listener of one served port: mTLS, the gate, and then requests
+// one by one or the connection as a whole.
+func (b *builder) inbound(in *Inbound) *listenerv3.Listener {
+	proxy := b.inboundTCP(in)
+	if in.Protocol.IsHTTP() {
+		proxy = b.inboundHTTP(in)
+	}
+	name := InboundListener(in.Name)
+	l := listener(name, b.in.Address, in.Port)
+	l.TrafficDirection = corev3.TrafficDirection_INBOUND
+	l.FilterChains = []*listenerv3.FilterChain{{
+		Name:                          name,
+		TransportSocket:               b.serverTLS(in.Protocol),
+		TransportSocketConnectTimeout: durationpb.New(handshakeTimeout),
+		// The gate stands first: what it refuses reaches no parser of requests, not
+		// even the health check, and what it closes is cut whatever it was doing.
+		Filters: []*listenerv3.Filter{b.gateFilter(in), proxy},
+	}}
+	return l
+}
+
+// listener binds without SO_REUSEPORT: two Envoys of one user that are given
+// the same address must fail to start. With it, the kernel would hand calls of
+// one workload to the proxy of the other.
+func listener(name, address string, port uint32) *listenerv3.Listener {
+	return &listenerv3.Listener{
+		Name:                          name,
+		Address:                       socketAddress(address, port),
+		EnableReusePort:               wrapperspb.Bool(false),
+		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
+	}
+}
+
+// inboundHTTP judges requests. The order of its filters:
+//
+//  1. health check: peers that the gate admits may ask for health, whatever
+//     their rules; it answers by itself and never reaches the application;
+//  2. the path without its query goes into filter state, before the policy
+//     reads it; nothing after this changes the path;
+//  3. the policy;
+//  4. the router.
+func (b *builder) inboundHTTP(in *Inbound) *listenerv3.Filter {
+	hcm := b.connectionManager("in_"+in.Name,
+		b.httpFilter("envoy.filters.http.health_check", &healthcheckv3.HealthCheck{
+			PassThroughMode: wrapperspb.Bool(false),
+			Headers: []*routev3.HeaderMatcher{{
+				Name: ":path",
+				HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &typematcherv3.StringMatcher{
+					MatchPattern: &typematcherv3.StringMatcher_Exact{Exact: HealthPath},
+				}},
+			}},
+		}),
+		b.pathFilter(),
+		&hcmv3.HttpFilter{
+			Name: PolicyName(b.c.Workload, in.Name),
+			ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{
+				ConfigDiscovery: b.discovered(denyAllHTTP(), httpRBACType),
+			},
+		},
+	)
+	age := durationpb.New(b.c.MaxConnectionAge)
+	// A connection takes no new streams after its age, and a stream ends after
+	// the same time: a client that only receives sends the gate nothing to judge.
+	// The pings make it send, so that a closed gate cuts it within their interval.
+	hcm.CommonHttpProtocolOptions.MaxConnectionDuration = age
+	hcm.CommonHttpProtocolOptions.MaxStreamDuration = age
+	hcm.Http2ProtocolOptions.ConnectionKeepalive = &corev3.KeepaliveSettings{
+		Interval: durationpb.New(pingInterval),
+		Timeout:  durationpb.New(pingTimeout),
+	}
+	if in.Protocol == GRPC {
+		hcm.StreamIdleTimeout = durationpb.New(grpcStreamIdle)
+	}
+	hcm.LocalReplyConfig = explainDenial()
+	hcm.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: b.inboundRoutes(in)}
+	return b.networkFilter("envoy.filters.network.http_connection_manager", hcm)
+}
+
+// pathFilter puts the path without its query into filter state. PATH alone
+// would do something else: it prefers x-envoy-original-path, which a client can
+// send.
+func (b *builder) pathFilter() *hcmv3.HttpFilter {
+	return b.httpFilter("envoy.filters.http.set_filter_state", &httpsetstatev3.Config{
+		OnRequestHeaders: []*setstatev3.FilterStateValue{{
+			Key:        &setstatev3.FilterStateValue_ObjectKey{ObjectKey: pathState},
+			FactoryKey: "envoy.string",
+			Value: &setstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
+				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
+					Specifier: &corev3.DataSource_InlineString{InlineString: "%PATH(NQ:PATH)%"},
+				}},
+			}},
+		}},
+	})
+}
+
+// explainDenial lets a 403 of the proxy carry its reason: a caller sees
+// "rbac_access_denied_matched_policy[default-deny]" and knows that it reached
+// the service and what it lacks. Callers are authenticated peers of the mesh.
+func explainDenial() *hcmv3.LocalReplyConfig {
+	return &hcmv3.LocalReplyConfig{Mappers: []*hcmv3.ResponseMapper{{
+		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{
+			StatusCodeFilter: &accesslogv3.StatusCodeFilter{Comparison: &accesslogv3.ComparisonFilter{
+				Op:    accesslogv3.ComparisonFilter_EQ,
+				Value: &corev3.RuntimeUInt32{DefaultValue: 403, RuntimeKey: "zt.reason_status"},
+			}},
+		}},
+		HeadersToAdd: []*corev3.HeaderValueOption{{
+			Header:       &corev3.HeaderValue{Key: ReasonHeader, Value: "%RESPONSE_CODE_DETAILS%"},
+			AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD,
+		}},
+	}}}
+}
+
+// inboundRoutes leads the port's own hosts to the application; any other host
+// is not found. The reason is the proxy's to give, so the application's is
+// removed.
+func (b *builder) inboundRoutes(in *Inbound) *routev3.RouteConfiguration {
+	return &routev3.RouteConfiguration{
+		Name:                    InboundListener(in.Name),
+		ResponseHeadersToRemove: []string{ReasonHeader},
+		VirtualHosts: []*routev3.VirtualHost{{
+			Name:    in.Name,
+			Domains: in.Hosts,
+			Routes: []*routev3.Route{{
+				Match: everyPath(),
+				Action: &routev3.Route_Route{Route: &routev3.RouteAction{
+					ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: AppCluster(in.Name)},
+					Timeout:          durationpb.New(0), // the caller's proxy bounds a request; streams have the connection manager's bound
+				}},
+			}},
+		}},
+	}
+}
+
+func everyPath() *routev3.RouteMatch {
+	return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}
+}
+
+// inboundTCP hands the connection to the application once the gate has let its
+// first bytes pass: until then nothing is dialled, so that a peer without a
+// grant gets no byte of a protocol in which the server speaks first. Such
+// protocols are not supported: the tcp of a port is client-first.
+func (b *builder) inboundTCP(in *Inbound) *listenerv3.Filter {
+	return b.networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
+		StatPrefix:                      "in_" + in.Name,
+		ClusterSpecifier:                &tcpproxyv3.TcpProxy_Cluster{Cluster: AppCluster(in.Name)},
+		UpstreamConnectMode:             tcpproxyv3.UpstreamConnectMode_ON_DOWNSTREAM_DATA,
+		MaxEarlyDataBytes:               wrapperspb.UInt32(bufferLimit),
+		MaxDownstreamConnectionDuration: durationpb.New(b.c.MaxConnectionAge),
+		AccessLog:                       b.accessLog("tcp"),
+	})
+}
+
+func socketAddress(address string, port uint32) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address:       address,
+		PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: port},
+	}}}
+}
+
+// targetAddress is the address of an application: "127.0.0.1:8080" or
+// "unix:/path". Validate has seen it.
+func targetAddress(target string) *corev3.Address {
+	if path, ok := strings.CutPrefix(target, "unix:"); ok {
+		return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path}}}
+	}
+	i := strings.LastIndexByte(target, ':')
+	port, _ := strconv.ParseUint(target[i+1:], 10, 16) // Validate has parsed it
+	return socketAddress(strings.Trim(target[:i], "[]"), uint32(port))
+}

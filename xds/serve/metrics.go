@@ -1,0 +1,52 @@
+package serve
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// metrics have constant labels: never one per proxy or name.
+type metrics struct {
+	connected prometheus.Gauge
+	pushes    *prometheus.CounterVec
+	nacks     *prometheus.CounterVec
+	refused   *prometheus.CounterVec
+	foreign   *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	with := promauto.With(r)
+	return &metrics{
+		connected: with.NewGauge(prometheus.GaugeOpts{
+			Name: "zt_serve_connected_proxies",
+			Help: "Instances with at least one xDS stream on this server.",
+		}),
+		pushes: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "zt_serve_pushes_total",
+			Help: "xDS responses sent, by type.",
+		}, []string{"type"}),
+		nacks: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "zt_serve_nacks_total",
+			Help: "xDS responses that a proxy refused, by type.",
+		}, []string{"type"}),
+		refused: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "zt_serve_refused_streams_total",
+			Help: "xDS streams that were not served or were ended for what the peer did, by reason.",
+		}, []string{"reason"}),
+		foreign: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "zt_serve_foreign_names_total",
+			Help: "Resource names asked for that are unknown or another proxy's, by type.",
+		}, []string{"type"}),
+	}
+}
+
+// Reasons of refused streams.
+const (
+	refusedSotW   = "sotw"     // state of the world is not spoken
+	refusedAuth   = "identity" // Authorize said no
+	refusedNode   = "node"     // node.id is not the instance of the certificate
+	refusedSilent = "silent"   // no first request in time
+	refusedType   = "type"     // a type URL that is not served
+	refusedExcess = "excess"   // more or longer names than any Envoy of this mesh asks for
+	refusedUnread = "unread"   // a response could not be sent in time
+)
