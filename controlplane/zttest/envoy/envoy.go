@@ -1,0 +1,290 @@
+// Package envoy runs real Envoy processes for tests and for the demo. It owns
+// finding the binary, one process from start to end with its files, its log and
+// its admin socket, and nothing about what the Envoy is told: the bootstrap is
+// given. It refuses to run without a binary: a missing Envoy is a failure.
+//
+// A Process may be used from several goroutines. Who starts one stops it.
+package envoy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// ErrNotFound is returned when there is no Envoy to run.
+var ErrNotFound = errors.New("no envoy: run make tools, or set ZT_ENVOY to its path")
+
+// Find returns the path of the Envoy to run: $ZT_ENVOY, or .tools/envoy/bin/envoy
+// in the working directory (for a test, its package's) or any directory above.
+func Find() (string, error) {
+	if p := os.Getenv("ZT_ENVOY"); p != "" {
+		if err := executable(p); err != nil {
+			return "", fmt.Errorf("ZT_ENVOY: %w", err)
+		}
+		return p, nil
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		p := filepath.Join(dir, ".tools", "envoy", "bin", "envoy")
+		if executable(p) == nil {
+			return p, nil
+		}
+		up := filepath.Dir(dir)
+		if up == dir {
+			return "", ErrNotFound
+		}
+		dir = up
+	}
+}
+
+func executable(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() || info.Mode()&0o111 == 0 {
+		return fmt.Errorf("%s is not executable", path)
+	}
+	return nil
+}
+
+// Config is one process.
+type Config struct {
+	Binary    string    // Find's answer if empty
+	Bootstrap []byte    // JSON
+	Dir       string    // for the bootstrap file; exists, and is the caller's to remove
+	Admin     string    // the admin Unix socket that the bootstrap names
+	Args      []string  // further arguments
+	LogLevel  string    // "warning" if empty
+	Output    io.Writer // receives stdout and stderr beside Log; may be nil
+}
+
+// Process is a running Envoy.
+type Process struct {
+	cmd   *exec.Cmd
+	admin *http.Client
+	exit  chan struct{} // closed when the process has been waited for
+
+	mu  sync.Mutex // guards what follows
+	log bytes.Buffer
+	err error // of Wait; set before exit is closed
+}
+
+// Start runs Envoy with one worker and without hot restart, so that any number
+// of them can run beside each other. It does not wait until Envoy is ready. The
+// process dies with its parent, however that ends.
+func Start(c Config) (*Process, error) {
+	if c.Binary == "" {
+		var err error
+		if c.Binary, err = Find(); err != nil {
+			return nil, err
+		}
+	}
+	file := filepath.Join(c.Dir, "bootstrap.json")
+	if err := os.WriteFile(file, c.Bootstrap, 0o600); err != nil {
+		return nil, err
+	}
+	level := c.LogLevel
+	if level == "" {
+		level = "warning"
+	}
+	args := append([]string{
+		"-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", level,
+	}, c.Args...)
+	p := &Process{
+		cmd:   exec.Command(c.Binary, args...),
+		admin: adminClient(c.Admin),
+		exit:  make(chan struct{}),
+	}
+	var out io.Writer = logWriter{p}
+	if c.Output != nil {
+		out = io.MultiWriter(out, c.Output)
+	}
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	p.cmd.SysProcAttr = parentDeath()
+	started := make(chan error)
+	go p.run(started)
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// run starts the process and waits for it, on one thread: parentDeath is bound
+// to the thread that starts the process, and an unlocked one may end any time.
+func (p *Process) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	err := p.cmd.Start()
+	started <- err
+	if err != nil {
+		return
+	}
+	err = p.cmd.Wait()
+	p.mu.Lock()
+	p.err = err
+	p.mu.Unlock()
+	close(p.exit)
+}
+
+// Validate runs Envoy over a bootstrap without serving; the error holds what it
+// says.
+func Validate(ctx context.Context, bootstrapFile string) error {
+	bin, err := Find()
+	if err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, bin, "--mode", "validate", "-c", bootstrapFile, "--log-level", "warning").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+func adminClient(socket string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+		DisableKeepAlives: true, // nothing is left behind that a stop would have to close
+	}}
+}
+
+// logWriter appends to the log of its process.
+type logWriter struct{ p *Process }
+
+func (w logWriter) Write(b []byte) (int, error) {
+	w.p.mu.Lock()
+	defer w.p.mu.Unlock()
+	return w.p.log.Write(b)
+}
+
+// Log is all that Envoy has written so far, its access log included.
+func (p *Process) Log() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.log.String()
+}
+
+// PID is the id of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
+// Exited is closed when the process has ended.
+func (p *Process) Exited() <-chan struct{} { return p.exit }
+
+// Ready waits until Envoy serves: it is live, and its listeners are there. It
+// returns an error, with the log, if the process ends or ctx does.
+func (p *Process) Ready(ctx context.Context) error {
+	return p.Await(ctx, func() bool {
+		body, err := p.Get(ctx, "/ready")
+		return err == nil && strings.HasPrefix(body, "LIVE")
+	})
+}
+
+// Await asks done again and again until it says yes. It returns an error, with
+// the log, if the process ends or ctx does.
+func (p *Process) Await(ctx context.Context, done func() bool) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-p.exit:
+			return fmt.Errorf("envoy ended: %w\n%s", p.wait(), p.Log())
+		case <-ctx.Done():
+			return fmt.Errorf("%w\n%s", ctx.Err(), p.Log())
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// Get asks the admin interface. An answer other than 200 is an error.
+func (p *Process) Get(ctx context.Context, path string) (string, error) {
+	return p.do(ctx, http.MethodGet, path)
+}
+
+// Post asks the admin interface to do something.
+func (p *Process) Post(ctx context.Context, path string) (string, error) {
+	return p.do(ctx, http.MethodPost, path)
+}
+
+func (p *Process) do(ctx context.Context, method, path string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://admin"+path, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := p.admin.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("%s: %s: %s", path, resp.Status, body)
+	}
+	return string(body), nil
+}
+
+// Stat reads one counter or gauge by its full name; one that does not exist is
+// 0.
+func (p *Process) Stat(ctx context.Context, name string) (uint64, error) {
+	body, err := p.Get(ctx, "/stats?filter="+url.QueryEscape("^"+name+"$"))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(body) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && key == name {
+			return strconv.ParseUint(value, 10, 64)
+		}
+	}
+	return 0, nil
+}
+
+// Stop ends the process, by force after the grace, and waits for it. It may be
+// called more than once. It returns an error only if Envoy had ended by itself
+// before, badly.
+func (p *Process) Stop(grace time.Duration) error {
+	select {
+	case <-p.exit:
+		return p.wait()
+	default:
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended just now
+	t := time.NewTimer(grace)
+	defer t.Stop()
+	select {
+	case <-p.exit:
+	case <-t.C:
+		_ = p.cmd.Process.Kill()
+		<-p.exit
+	}
+	return nil
+}
+
+func (p *Process) wait() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err
+}
