@@ -1,0 +1,191 @@
+package spec
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// File is YAML or JSON as the user wrote it: any number of documents.
+type File struct {
+	Name    string // for messages only
+	Content []byte
+}
+
+// Parse reads files, strictly, and returns the documents in the order of the
+// text, and every problem: of the bytes, of YAML, of the schema, of each document
+// by itself, and documents that stand twice. What joins documents is Check's.
+//
+// With problems the documents are good for nothing but Check, which then finds
+// the rest: they include those that have problems, as far as they have an
+// identity, so that references to them are not reported as well.
+func Parse(files []File) ([]*Document, Problems) {
+	total := 0
+	for _, f := range files {
+		if total += len(f.Content); total > maxTotal {
+			return nil, Problems{{
+				Code: codeTooLarge, File: f.Name, Hint: hintOf(codeTooLarge),
+				Message: fmt.Sprintf("the files together are larger than %d MiB", maxTotal>>20),
+			}}
+		}
+	}
+	r := &reader{paths: map[string]string{}, first: map[Key]*Document{}}
+	for _, f := range files {
+		r.file(f)
+	}
+	return r.documents, r.problems.capped()
+}
+
+// reader is the state of one Parse.
+type reader struct {
+	name      string // of the file being read
+	count     int    // of documents seen, good or bad
+	documents []*Document
+	first     map[Key]*Document
+	problems  Problems
+	paths     map[string]string // each path once: documents share them
+}
+
+// add reports a problem of the file at line and column.
+func (r *reader) add(code string, line, column int, path, hint, message string) {
+	if !r.problems.full() {
+		r.problems = append(r.problems, Problem{code, r.name, line, column, path, message, cmp.Or(hint, hintOf(code))})
+	}
+}
+
+func (r *reader) file(f File) {
+	r.name = f.Name
+	if r.problems.full() {
+		return
+	}
+	if p, ok := checkText(f.Content); !ok {
+		r.add(p.Code, p.Line, p.Column, "", "", p.Message)
+		return
+	}
+	pieces(f.Content, func(p piece) bool { return r.bounded(p) && !r.problems.full() })
+}
+
+// bounded reads a piece unless it breaks a limit. It is false when the rest of
+// the file is not to be read: its sizes are no accident.
+func (r *reader) bounded(p piece) bool {
+	r.count++
+	marks, nesting := weigh(p.text)
+	switch {
+	case r.count > maxDocuments:
+		r.add(codeTooManyDocuments, p.line, 1, "", "", fmt.Sprintf("this is document %d", r.count))
+	case len(p.text) > maxDocument:
+		r.add(codeDocumentTooLarge, p.line, 1, "", "", fmt.Sprintf("the document is larger than %d bytes", maxDocument))
+	case marks > maxMarks:
+		r.add(codeTooManyValues, p.line, 1, "", "", fmt.Sprintf("the document has %d lines and separators", marks))
+	case nesting > maxParseDepth:
+		r.add(codeTooDeep, p.line, 1, "", "", fmt.Sprintf("brackets are nested %d deep", nesting))
+	default:
+		if !blank(p.text) {
+			r.piece(p)
+		}
+		return true
+	}
+	return false
+}
+
+// piece reads the text of one document.
+func (r *reader) piece(p piece) {
+	if line := directive(p.text); line >= 0 {
+		r.add(codeTag, p.line+line, 1, "", "", "there is a directive")
+		return
+	}
+	root, err := parseYAML(plainSurrogates(p.text))
+	if err != nil {
+		line, message := yamlError(err)
+		r.add(codeNotYAML, p.line+max(line-1, 0), 0, "", "", message)
+		return
+	}
+	if root == nil {
+		return
+	}
+	d := r.document(root, p.line-1)
+	if d == nil {
+		return
+	}
+	if first := r.first[d.Key()]; first != nil {
+		file, line, _ := first.At("")
+		r.problems = append(r.problems, d.problem(codeDuplicateDocument, "", "",
+			"%s stands already in %s, line %d", d.Key(), file, line))
+		return
+	}
+	r.first[d.Key()] = d
+	r.documents = append(r.documents, d)
+}
+
+// maxParseDepth bounds brackets before the YAML library recurses into them. It
+// leaves room for brackets in quoted text; values are held to maxDepth later.
+const maxParseDepth = 8 * maxDepth
+
+// parseYAML is the root of the one document in text, or nil when there is none.
+func parseYAML(text []byte) (root *yaml.Node, err error) {
+	defer func() {
+		// The library panics on some input that it should refuse.
+		if p := recover(); p != nil {
+			root, err = nil, errors.New("the YAML library gives up on this document")
+		}
+	}()
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	var doc, more yaml.Node
+	switch err := dec.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {
+		if err == nil {
+			err = fmt.Errorf("yaml: line %d: a second document without a line \"---\" before it", more.Line)
+		}
+		return nil, err
+	}
+	root = doc.Content[0]
+	if empty(root) {
+		return nil, nil
+	}
+	return root, nil
+}
+
+// empty tells whether n is a null that nobody wrote.
+func empty(n *yaml.Node) bool {
+	return n.Kind == yaml.ScalarNode && n.Tag == "!!null" && n.Value == "" && n.Anchor == "" && n.Style == 0
+}
+
+var yamlLine = regexp.MustCompile(`^line (\d+): `)
+
+// yamlError is the line, or 0, and the message in an error of the YAML library.
+func yamlError(err error) (line int, message string) {
+	message = strings.TrimPrefix(err.Error(), "yaml: ")
+	if m := yamlLine.FindStringSubmatch(message); m != nil {
+		line, _ = strconv.Atoi(m[1]) // it is digits; a line that overflows is unknown
+		message = message[len(m[0]):]
+	}
+	return line, message
+}
+
+// directive is the index of the line of text that is a directive ("%YAML 1.2"),
+// or -1. Directives stand before everything else of a document.
+func directive(text []byte) int {
+	n := 0
+	for line := range bytes.Lines(text) {
+		switch trimmed := bytes.TrimSpace(line); {
+		case line[0] == '%':
+			return n
+		case len(trimmed) > 0 && trimmed[0] != '#':
+			return -1
+		}
+		n++
+	}
+	return -1
+}
