@@ -81,7 +81,9 @@ func (l *loader) add(rec *logv1.Record) error {
 		if !r.Outcome.GetWhen().IsValid() {
 			return errors.New("an outcome without a time")
 		}
-		l.outcomes.Insert([]byte(r.Outcome.GetKey()), r.Outcome)
+		if _, twice := l.outcomes.Insert([]byte(r.Outcome.GetKey()), r.Outcome); twice {
+			return errors.New("an idempotency key twice")
+		}
 		l.outcomeOrder.Insert(outcomeKey(r.Outcome), r.Outcome.GetKey())
 		return l.ascend(8, outcomeKey(r.Outcome))
 	default:

@@ -1,0 +1,218 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// leadership is whether this server leads, as runLeadership has found.
+type leadership struct {
+	mu      sync.Mutex    // guards what follows
+	now     reign         // zero: does not lead
+	changed chan struct{} // closed and replaced whenever raft has told something
+}
+
+// reign is one term of leading. It begins when an entry of that term is committed
+// and applied here: the state then holds all that was ever acknowledged.
+type reign struct {
+	term  uint64
+	index uint64 // of that entry; what precedes it is applied
+}
+
+func (l *leadership) get() (reign, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.now, l.changed
+}
+
+func (l *leadership) set(r reign) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.now = r
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// runLeadership follows what raft says about leadership until the store closes.
+func (s *Store) runLeadership() {
+	failed := s.failed.ch
+	for {
+		select {
+		case leads := <-s.notify:
+			var r reign
+			if leads {
+				r = s.begin()
+			}
+			s.lead.set(r)
+			if !leads && s.raft.State() == raft.Shutdown {
+				select {
+				case <-s.closed:
+				default:
+					s.failed.set(ErrRemoved) // No effect if it has failed otherwise.
+				}
+			}
+		case <-failed:
+			failed = nil
+			s.raft.Shutdown() // A broken server must not lead; Close waits for it.
+		case <-s.closed:
+			s.lead.set(reign{})
+			return
+		}
+	}
+}
+
+// begin commits an entry in the new term and waits until it is applied. It
+// returns the zero reign if leadership was lost before that.
+func (s *Store) begin() reign {
+	term := s.raft.CurrentTerm()
+	f := s.raft.Barrier(0)
+	if s.await(context.Background(), f) != nil || s.raft.CurrentTerm() != term {
+		return reign{}
+	}
+	return reign{term: term, index: f.(raft.IndexFuture).Index()}
+}
+
+// leading returns the reign of now. A server that was elected a moment ago is
+// waited for; one that is not leader gets ErrNotLeader.
+func (s *Store) leading(ctx context.Context) (reign, error) {
+	for {
+		r, changed := s.lead.get()
+		select {
+		case <-s.closed:
+			return reign{}, ErrClosed
+		case <-s.failed.ch:
+			return reign{}, fmt.Errorf("%w: %w", ErrClosed, s.failed.err)
+		default:
+		}
+		if s.raft.State() != raft.Leader {
+			return reign{}, ErrNotLeader
+		}
+		if r.term != 0 && r.term == s.raft.CurrentTerm() {
+			return r, nil
+		}
+		select {
+		case <-changed:
+		case <-s.closed:
+		case <-ctx.Done():
+			return reign{}, context.Cause(ctx)
+		}
+	}
+}
+
+// Barrier returns when State holds every entry that was acknowledged anywhere
+// before the call: a read after it is linearizable. It costs one round trip to a
+// quorum and no disk. It returns ErrNotLeader where this server does not lead.
+func (s *Store) Barrier(ctx context.Context) error {
+	r, err := s.leading(ctx)
+	if err != nil {
+		return err
+	}
+	// The order matters. In a term in which it has committed, a leader's commit
+	// index covers all that was acknowledged before. That it leads still, and in
+	// the same term, is verified afterwards; a leader that had been deposed when it
+	// looked at its commit index fails here.
+	commit := s.raft.CommitIndex()
+	if err := s.await(ctx, s.raft.VerifyLeader()); err != nil {
+		return readError(err)
+	}
+	if s.raft.CurrentTerm() != r.term {
+		return ErrNotLeader
+	}
+	// Since the reign began, every entry is one that the fsm sees.
+	for commit > r.index {
+		applied, advanced := s.fsm.progress()
+		if applied >= commit {
+			break
+		}
+		select {
+		case <-advanced:
+		case <-s.failed.ch:
+			return fmt.Errorf("%w: %w", ErrClosed, s.failed.err)
+		case <-s.closed:
+			return ErrClosed
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// readError is what an error of raft's means to a call that changes nothing.
+func readError(err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost):
+		return ErrNotLeader
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return ErrClosed
+	default:
+		return err
+	}
+}
+
+// IsLeader tells whether this server leads and has committed in its term.
+func (s *Store) IsLeader() bool {
+	r, _ := s.lead.get()
+	return r.term != 0 && r.term == s.raft.CurrentTerm() && s.raft.State() == raft.Leader
+}
+
+// WatchLeader calls fn at once and at each change with whether this server leads
+// (as IsLeader says) and since which term; 0 when it does not. Changes that are
+// over before fn returns may be skipped, the last never is: a term that differs
+// from the one before tells that leadership was lost in between. fn is called
+// from this goroutine. WatchLeader returns the error of fn or of ctx, or ErrClosed.
+func (s *Store) WatchLeader(ctx context.Context, fn func(leads bool, term uint64) error) error {
+	var told reign
+	for first := true; ; first = false {
+		r, changed := s.lead.get()
+		if first || r != told {
+			told = r
+			if err := fn(r.term != 0, r.term); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.closed:
+			if r.term != 0 {
+				if err := fn(false, 0); err != nil {
+					return err
+				}
+			}
+			return ErrClosed
+		}
+	}
+}
+
+// Leader returns the leader as this server last heard; both are empty when it
+// knows none.
+func (s *Store) Leader() (id, address string) {
+	a, i := s.raft.LeaderWithID()
+	return string(i), string(a)
+}
+
+// LastContact returns when this server last heard its leader; now, if it leads;
+// the zero time, if it never has.
+func (s *Store) LastContact() time.Time {
+	if s.IsLeader() {
+		return s.cfg.Now()
+	}
+	return s.raft.LastContact()
+}
+
+// TransferLeadership hands leadership to the most up-to-date other voter.
+func (s *Store) TransferLeadership(ctx context.Context) error {
+	if _, err := s.leading(ctx); err != nil {
+		return err
+	}
+	if err := s.await(ctx, s.raft.LeadershipTransfer()); err != nil {
+		return fmt.Errorf("transfer leadership: %w", readError(err))
+	}
+	return nil
+}

@@ -1,0 +1,313 @@
+// Package store is what the cluster has agreed on, made durable: a Raft group of
+// servers that replicate log entries and apply them to a [state.State].
+//
+// It owns the log, the snapshots, membership and leadership, and the answer to
+// "was this entry taken?". It refuses to know what entries mean (store/state
+// does), who may propose them, and how connections are authenticated: the caller
+// hands in a listener and a dialer, which are mTLS in production.
+//
+// Invariants:
+//   - An entry whose Propose returned without error is on the disks of a quorum,
+//     fsynced, and applied here. It is never lost and never applied twice.
+//   - An error tells truly whether the entry may take effect: ErrUnknown is the
+//     only one after which it may.
+//   - States are applied in one order everywhere, and State never goes back.
+//   - A server that cannot go on rightly (an entry that it does not know, a disk
+//     that refuses a write) stops: see [Store.Wait]. It never skips.
+//
+// All methods may be called from any goroutine.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrNotLeader is returned when only the leader can do what was asked. Nothing
+	// was done; ask the server that Leader names.
+	ErrNotLeader = errors.New("this server is not the leader")
+	// ErrUnknown is returned when an entry may or may not take effect: leadership
+	// was lost, the store was closed, or the caller did not wait, after the entry
+	// was handed to the log. Propose again with the same idempotency key to learn.
+	ErrUnknown = errors.New("outcome is not known")
+	// ErrBusy is returned when the log did not take the entry in time. Nothing was
+	// done.
+	ErrBusy = errors.New("log is busy")
+	// ErrTooLarge is returned when an entry is above MaxEntry. Nothing was done.
+	ErrTooLarge = errors.New("entry is too large")
+	// ErrClosed is returned when the store is closed or has failed. Nothing was
+	// done.
+	ErrClosed = errors.New("store is closed")
+	// ErrRemoved is returned by Wait when this server has been removed from the
+	// cluster.
+	ErrRemoved = errors.New("this server was removed from the cluster")
+	// ErrLocked is returned by Open when another process has the directory open.
+	ErrLocked = errors.New("data directory is in use by another process")
+	// ErrOtherServer is returned by Open when the directory belongs to another
+	// server id.
+	ErrOtherServer = errors.New("data directory belongs to another server")
+	// ErrUnreadable is returned by Open when log or snapshot are damaged. The
+	// server must be seeded anew from its peers: it must not vote with what it has.
+	ErrUnreadable = errors.New("data directory is not readable")
+)
+
+// MaxEntry is the size of the largest entry, in bytes; a little is left for what
+// the log adds to it.
+const MaxEntry = 64<<20 - 4<<10
+
+// Config is what a store needs. ID, Dir, Address, Listener, Dial, Logger and Now
+// are required.
+type Config struct {
+	// ID is this server's, for ever.
+	ID string
+	// Dir holds log and snapshots. It is made (0700) if absent.
+	Dir string
+	// Bootstrap makes a new cluster of this one server if Dir is empty. Otherwise
+	// it is ignored.
+	Bootstrap bool
+	// Address is where the peers reach Listener (host:port).
+	Address string
+	// Listener accepts connections of peers, authenticated by the caller. The
+	// store closes it.
+	Listener net.Listener
+	// Dial connects to a peer, authenticated by the caller.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Logger gets what an operator may act on.
+	Logger *slog.Logger
+	// Now is the clock that entries are stamped by.
+	Now func() time.Time
+	// Metrics may be nil.
+	Metrics prometheus.Registerer
+	// Timing may be left empty.
+	Timing Timing
+}
+
+// Timing tunes Raft. Every zero value stands for its default.
+type Timing struct {
+	Heartbeat time.Duration // a follower calls an election without contact for so long; 1 s
+	Election  time.Duration // a candidate tries again after so long; 1 s
+	Lease     time.Duration // a leader without a quorum for so long steps down; 500 ms
+	// Commit bounds how long a follower learns later than the leader that an entry
+	// is committed: at most twice this; 20 ms.
+	Commit time.Duration
+	// A snapshot is taken when SnapshotEntries (4096) have been logged since the
+	// last, looked at every SnapshotInterval (30 s) to twice that. TrailingEntries
+	// (2048) stay in the log after it, for followers that are a little behind.
+	SnapshotInterval time.Duration
+	SnapshotEntries  uint64
+	TrailingEntries  uint64
+}
+
+// Store is one server of the cluster. Make one by Open; Close it.
+type Store struct {
+	cfg     Config
+	fsm     *fsm
+	raft    *raft.Raft
+	log     *wal.WAL
+	lock    *dirLock
+	lead    leadership
+	metrics *metrics
+
+	notify chan bool      // raft → runLeadership
+	failed *failure       // set once by whoever finds that the store cannot go on
+	closed chan struct{}  // closed when Close begins to take things down
+	once   sync.Once      // guards closing of closed
+	tasks  sync.WaitGroup // runLeadership
+}
+
+// Open opens or makes the data directory, restores the newest snapshot, and joins
+// the Raft group that the log names. Committed entries after the snapshot are
+// applied once a leader is heard. On error it has closed what it opened, Listener
+// included.
+func Open(cfg Config) (*Store, error) {
+	s, err := open(cfg)
+	if err != nil {
+		if cfg.Listener != nil {
+			_ = cfg.Listener.Close() // The error that matters is the first.
+		}
+		return nil, fmt.Errorf("open store %s: %w", cfg.Dir, err)
+	}
+	return s, nil
+}
+
+func (c Config) validate() error {
+	var errs []error
+	require := func(ok bool, name string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s is required", name))
+		}
+	}
+	require(c.ID != "", "ID")
+	require(c.Dir != "", "Dir")
+	require(c.Address != "", "Address")
+	require(c.Listener != nil, "Listener")
+	require(c.Dial != nil, "Dial")
+	require(c.Logger != nil, "Logger")
+	require(c.Now != nil, "Now")
+	return errors.Join(errs...)
+}
+
+func open(cfg Config) (_ *Store, err error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	s := &Store{cfg: cfg, notify: make(chan bool, 16), failed: newFailure(), closed: make(chan struct{})}
+	s.lead.changed = make(chan struct{})
+	defer func() {
+		if err != nil && s.raft == nil {
+			err = errors.Join(err, s.release())
+		}
+	}()
+	if s.lock, err = openDir(cfg.Dir, cfg.ID); err != nil {
+		return nil, err
+	}
+	logger := newRaftLogger(cfg.Logger, cfg.Now)
+	if s.log, err = openLog(cfg.Dir, logger); err != nil {
+		return nil, err
+	}
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, retainSnapshots, logger)
+	if err != nil {
+		return nil, err
+	}
+	restored, err := newestState(snapshots)
+	if err != nil {
+		return nil, err
+	}
+	s.metrics = newMetrics(cfg.Metrics)
+	s.fsm = newFSM(restored, s.failed.set, s.metrics.snapshots.Inc)
+	transport := newTransport(cfg, logger)
+	conf := raftConfig(cfg, logger, s.notify)
+	log := &guardedLog{WAL: s.log, fail: s.failed.set}
+	if cfg.Bootstrap {
+		err := raft.BootstrapCluster(conf, log, s.log, snapshots, transport, raft.Configuration{Servers: []raft.Server{
+			{ID: raft.ServerID(cfg.ID), Address: raft.ServerAddress(cfg.Address), Suffrage: raft.Voter},
+		}})
+		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
+			return nil, errors.Join(err, transport.Close())
+		}
+	}
+	if s.raft, err = raft.NewRaft(conf, s.fsm, log, s.log, snapshots, transport); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnreadable, err), transport.Close())
+	}
+	s.tasks.Go(s.runLeadership)
+	if err := s.metrics.register(s); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+func raftConfig(cfg Config, logger *raftLogger, notify chan<- bool) *raft.Config {
+	or := func(d, standard time.Duration) time.Duration {
+		if d == 0 {
+			return standard
+		}
+		return d
+	}
+	t := cfg.Timing
+	c := raft.DefaultConfig()
+	c.ProtocolVersion = 3
+	c.LocalID = raft.ServerID(cfg.ID)
+	c.HeartbeatTimeout = or(t.Heartbeat, time.Second)
+	c.ElectionTimeout = or(t.Election, time.Second)
+	c.LeaderLeaseTimeout = or(t.Lease, 500*time.Millisecond)
+	c.CommitTimeout = or(t.Commit, 20*time.Millisecond)
+	c.SnapshotInterval = or(t.SnapshotInterval, 30*time.Second)
+	c.SnapshotThreshold, c.TrailingLogs = t.SnapshotEntries, t.TrailingEntries
+	if c.SnapshotThreshold == 0 {
+		c.SnapshotThreshold = 4096
+	}
+	if c.TrailingLogs == 0 {
+		c.TrailingLogs = 2048
+	}
+	c.ShutdownOnRemove = true
+	c.NoSnapshotRestoreOnStart = true // Open has done it, and has refused a damaged one.
+	c.NoLegacyTelemetry = true
+	c.Logger = logger
+	c.NotifyCh = notify
+	return c
+}
+
+// State returns the newest state applied here. It never blocks. After a Propose
+// that returned without error it holds that entry's effect.
+func (s *Store) State() *state.State { return s.fsm.state.Load() }
+
+// Wait blocks until the store cannot go on, and returns why; the process must
+// then end. It returns nil when ctx is done or the store is closed.
+func (s *Store) Wait(ctx context.Context) error {
+	select {
+	case <-s.failed.ch:
+		return s.failed.err
+	case <-s.closed:
+		return nil
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// Close hands leadership over if this server has it, and stops. What is under way
+// ends with ErrUnknown or ErrClosed.
+func (s *Store) Close() error {
+	if s.IsLeader() && s.voters() > 1 {
+		// At most one election timeout. Without a successor the others elect one.
+		if err := s.raft.LeadershipTransfer().Error(); err != nil {
+			s.cfg.Logger.Info("leadership was not handed over", "error", err)
+		}
+	}
+	return s.stop()
+}
+
+// stop is Close without handing leadership over.
+func (s *Store) stop() error {
+	var err error
+	s.once.Do(func() {
+		close(s.closed)
+		err = s.raft.Shutdown().Error() // closes the transport, and with it the listener
+		s.tasks.Wait()
+		err = errors.Join(err, s.release())
+	})
+	return err
+}
+
+// release gives back what open has taken.
+func (s *Store) release() error {
+	var errs []error
+	if s.metrics != nil {
+		s.metrics.unregister()
+	}
+	if s.log != nil {
+		errs = append(errs, s.log.Close())
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// failure is the first reason why the store cannot go on.
+type failure struct {
+	once sync.Once
+	ch   chan struct{} // closed when err is set
+	err  error
+}
+
+func newFailure() *failure { return &failure{ch: make(chan struct{})} }
+
+func (f *failure) set(err error) {
+	f.once.Do(func() {
+		f.err = err
+		close(f.ch)
+	})
+}
