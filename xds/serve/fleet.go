@@ -93,15 +93,20 @@ type Fleet struct {
 	// revision is the newest that Set was given, once all of it is in place.
 	revision atomic.Uint64
 
-	mu      sync.Mutex // guards the following; taken before a proxy's lock
+	closing context.Context // is done once Close was called
+	close   context.CancelFunc
+
+	mu      sync.Mutex // guards proxies; taken before a proxy's lock
 	proxies map[string]*proxy
-	closed  bool
 }
 
 // New makes a Fleet that serves nobody until it is registered with a server.
 func New(cfg Config) *Fleet {
 	cfg = cfg.withDefaults()
+	closing, cancel := context.WithCancel(context.Background())
 	return &Fleet{
+		closing:  closing,
+		close:    cancel,
 		cfg:      cfg,
 		identity: &corev3.ControlPlane{Identifier: cfg.Server},
 		metrics:  newMetrics(cfg.Metrics),
@@ -215,14 +220,7 @@ func (f *Fleet) Changed() <-chan struct{} { return f.changed }
 
 // Close ends every stream and refuses new ones, so that a graceful stop of the
 // server does not wait for them.
-func (f *Fleet) Close() {
-	f.mu.Lock()
-	f.closed = true
-	f.mu.Unlock()
-	for _, p := range f.all() {
-		p.end(status.Error(codes.Unavailable, "server is stopping"))
-	}
-}
+func (f *Fleet) Close() { f.close() }
 
 // lookup returns the proxy of an instance, or nil if what is set for it is to
 // be dropped.
@@ -230,7 +228,7 @@ func (f *Fleet) lookup(instance string) *proxy {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	p := f.proxies[instance]
-	if p == nil && f.cfg.Retain && !f.closed {
+	if p == nil && f.cfg.Retain {
 		p = newProxy(instance)
 		f.proxies[instance] = p
 	}
@@ -269,10 +267,6 @@ func (f *Fleet) remove(instance string) {
 func (f *Fleet) attach(s *stream) (*proxy, error) {
 	for {
 		f.mu.Lock()
-		if f.closed {
-			f.mu.Unlock()
-			return nil, status.Error(codes.Unavailable, "server is stopping")
-		}
 		p := f.proxies[s.instance]
 		if p != nil && p.leaving != nil {
 			left := p.leaving
@@ -281,7 +275,7 @@ func (f *Fleet) attach(s *stream) (*proxy, error) {
 			case <-left:
 				continue
 			case <-s.ctx.Done():
-				return nil, s.ended()
+				return nil, context.Cause(s.ctx)
 			}
 		}
 		if p == nil {

@@ -1,0 +1,279 @@
+package serve
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/ztmesh/ztmesh/xds"
+)
+
+// maxStreams bounds the streams of one instance: an Envoy has one for ADS, or
+// one per secret at an agent, and a few that are not yet known to be dead.
+const maxStreams = 16
+
+// errRefused is all that a peer learns of why it is not served.
+var errRefused = status.Error(codes.PermissionDenied, "refused")
+
+// view is what one proxy is to hold. It is immutable; setters make a new one.
+type view struct {
+	target  *xds.Resources           // nil: not known yet
+	secrets map[string]*xds.Resource // nil: not known yet
+	gates   map[string]*xds.Resource // nil: not known yet; else the one layer
+}
+
+// proxy is one instance: what it is to hold, and its streams.
+type proxy struct {
+	instance string
+	leaving  chan struct{} // guarded by Fleet.mu; not nil while OnDisconnect runs, closed after
+
+	mu          sync.Mutex // guards the following and the token state of the streams' watches
+	view        *view
+	streams     []*stream // in the order of their coming
+	sent, acked progress  // of the newest ADS stream, like all below
+	ackedAt     time.Time
+	nacks       []Nack
+}
+
+func newProxy(instance string) *proxy {
+	return &proxy{instance: instance, view: &view{}}
+}
+
+// setTarget replaces the target. before is the newest revision that the old
+// target may still vouch for.
+func (p *proxy) setTarget(target *xds.Resources, before uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.view.target != nil && equalTargets(*p.view.target, *target) {
+		return
+	}
+	v := *p.view
+	v.target = target
+	p.swap(&v, before)
+}
+
+func (p *proxy) setSecrets(secrets []*xds.Resource, revision uint64) {
+	var byName map[string]*xds.Resource
+	if secrets != nil {
+		byName = make(map[string]*xds.Resource, len(secrets))
+		for _, r := range secrets {
+			byName[r.Name] = r
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if (byName == nil) == (p.view.secrets == nil) && equalByName(byName, p.view.secrets) {
+		return
+	}
+	v := *p.view
+	v.secrets = byName
+	p.swap(&v, revision, xds.SecretType)
+}
+
+func (p *proxy) setGates(gates *xds.Resource, revision uint64) {
+	var byName map[string]*xds.Resource
+	if gates != nil {
+		byName = map[string]*xds.Resource{gates.Name: gates}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if equalByName(byName, p.view.gates) {
+		return
+	}
+	v := *p.view
+	v.gates = byName
+	p.swap(&v, revision, xds.RuntimeType)
+}
+
+// forget drops all that is set.
+func (p *proxy) forget() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.swap(&view{}, 0)
+}
+
+// swap puts a view in place and wakes the streams; without types, for all of
+// them. p.mu is held.
+func (p *proxy) swap(v *view, revision uint64, types ...string) {
+	p.view = v
+	p.sent.stop(revision)
+	p.acked.stop(revision)
+	for _, s := range p.streams {
+		if len(types) == 0 {
+			s.wakeAllLocked()
+		} else {
+			s.wakeLocked(types...)
+		}
+	}
+}
+
+// endpointsMoved wakes the streams for clusters whose endpoints changed. first
+// says that no endpoints were known at all before.
+func (p *proxy) endpointsMoved(clusters []string, first bool, revision uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.view.target == nil {
+		return
+	}
+	mine := (*p.view.target)[xds.ClusterType]
+	if !first && !slices.ContainsFunc(clusters, func(c string) bool { return mine[c] != nil }) {
+		return
+	}
+	v := *p.view // what a stream reports of the former view does not count
+	p.swap(&v, revision, xds.EndpointType)
+	// A stream that does not ask for endpoints has no token to take, so another
+	// type has to find that nothing is missing.
+	for _, s := range p.streams {
+		if s.watches[xds.EndpointType] == nil {
+			s.wakeAllLocked()
+		}
+	}
+}
+
+// join adds a stream. It says whether it is the first, and which one is to make
+// room for it.
+func (p *proxy) join(s *stream) (first bool, surplus *stream) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	first = len(p.streams) == 0
+	if len(p.streams) >= maxStreams {
+		surplus = p.streams[0]
+	}
+	p.streams = append(p.streams, s)
+	if !s.secretsOnly {
+		p.renew()
+	}
+	return first, surplus
+}
+
+// part removes a stream and says whether it was the last.
+func (p *proxy) part(s *stream) (last bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	speaker := p.speaker()
+	p.streams = slices.DeleteFunc(p.streams, func(o *stream) bool { return o == s })
+	if s == speaker {
+		p.renew()
+		if next := p.speaker(); next != nil {
+			next.wakeAllLocked()
+		}
+	}
+	return len(p.streams) == 0
+}
+
+// renew forgets what a former stream has shown. p.mu is held.
+func (p *proxy) renew() {
+	p.sent, p.acked, p.ackedAt, p.nacks = progress{}, progress{}, time.Time{}, nil
+}
+
+// speaker returns the stream whose word counts for Status: the newest of ADS.
+// p.mu is held.
+func (p *proxy) speaker() *stream {
+	for _, s := range slices.Backward(p.streams) {
+		if !s.secretsOnly {
+			return s
+		}
+	}
+	return nil
+}
+
+// report takes the word of a stream on how far it is with a view. It says
+// whether Status changed.
+func (p *proxy) report(s *stream, v *view, sent, acked bool, nacks []Nack, newest uint64, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.speaker() != s {
+		return false
+	}
+	changed := !slices.Equal(p.nacks, nacks)
+	p.nacks = nacks
+	if p.view != v {
+		return changed // a token for the newer view is on its way
+	}
+	if sent != p.sent.current {
+		changed = true
+		if sent {
+			p.sent.current = true
+		} else {
+			p.sent.stop(newest)
+		}
+	}
+	if acked != p.acked.current {
+		changed = true
+		if acked {
+			p.acked.current, p.ackedAt = true, now
+		} else {
+			p.acked.stop(newest)
+		}
+	}
+	return changed
+}
+
+// status says how far the proxy is; false if it has no ADS stream.
+func (p *proxy) status(newest uint64) (ProxyStatus, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.speaker()
+	if s == nil {
+		return ProxyStatus{}, false
+	}
+	return ProxyStatus{
+		Instance:      p.instance,
+		Since:         s.since,
+		SentRevision:  p.sent.at(newest),
+		AckedRevision: p.acked.at(newest),
+		AckedAt:       p.ackedAt,
+		Nacks:         slices.Clone(p.nacks),
+	}, true
+}
+
+func (p *proxy) connected() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.streams) > 0
+}
+
+// end closes the streams of this moment.
+func (p *proxy) end(reason error) {
+	p.mu.Lock()
+	streams := slices.Clone(p.streams)
+	p.mu.Unlock()
+	for _, s := range streams {
+		s.end(reason)
+	}
+}
+
+// equalByName compares by version, which stands for the bytes.
+func equalByName(a, b map[string]*xds.Resource) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for name, r := range a {
+		if o := b[name]; o == nil || o.Version != r.Version {
+			return false
+		}
+	}
+	return true
+}
+
+func equalTargets(a, b xds.Resources) bool {
+	for typeURL, byName := range a {
+		if !equalByName(byName, b[typeURL]) {
+			return false
+		}
+	}
+	for typeURL, byName := range b {
+		if len(byName) != len(a[typeURL]) {
+			return false
+		}
+	}
+	return true
+}
+
+func compareNacks(a, b Nack) int {
+	return cmp.Or(cmp.Compare(a.TypeURL, b.TypeURL), cmp.Compare(a.Resource, b.Resource))
+}
