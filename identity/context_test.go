@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"crypto/ecdsa"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -122,6 +123,26 @@ func TestContextHidesItsKey(t *testing.T) {
 	for _, s := range []string{fmt.Sprint(x), fmt.Sprintf("%+v %#v %s", x, x, x.Key), string(asJSON)} {
 		if strings.Contains(s, "hush") {
 			t.Errorf("shows the key: %s", s)
+		}
+	}
+}
+
+func TestParseKey(t *testing.T) {
+	key, err := identity.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := key.PEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := identity.ParseKey(secret.Reveal())
+	if err != nil || !key.Public().(*ecdsa.PublicKey).Equal(got.Public()) {
+		t.Fatalf("another key came back: %v", err)
+	}
+	for _, bad := range [][]byte{nil, []byte("key"), append(secret.Reveal(), secret.Reveal()...)} {
+		if _, err := identity.ParseKey(bad); err == nil {
+			t.Errorf("accepted %d bytes that are not one key", len(bad))
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -71,6 +72,15 @@ func parseKey(der []byte) (PrivateKey, error) {
 		return PrivateKey{}, errors.New("parse key: not an ECDSA key")
 	}
 	return PrivateKey{e}, checkPublicKey(&e.PublicKey)
+}
+
+// ParseKey reads what PEM wrote, and nothing beside it.
+func ParseKey(b []byte) (PrivateKey, error) {
+	block, rest := pem.Decode(b)
+	if block == nil || block.Type != pemKey || len(bytes.TrimSpace(rest)) > 0 {
+		return PrivateKey{}, errors.New("parse key: not one private key in PEM")
+	}
+	return parseKey(block.Bytes)
 }
 
 // A KeyPair is a key and the certificates that name it: leaf first, then its
