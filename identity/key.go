@@ -15,8 +15,10 @@ import (
 	"time"
 )
 
-// PrivateKey is an ECDSA key that never shows itself.
-type PrivateKey struct{ k *ecdsa.PrivateKey }
+// PrivateKey is an ECDSA key that never shows itself. It is held as a Secret is.
+type PrivateKey struct{ get func() *ecdsa.PrivateKey }
+
+func hold(k *ecdsa.PrivateKey) PrivateKey { return PrivateKey{func() *ecdsa.PrivateKey { return k }} }
 
 // NewKey makes a P-256 key.
 func NewKey() (PrivateKey, error) {
@@ -24,23 +26,23 @@ func NewKey() (PrivateKey, error) {
 	if err != nil {
 		return PrivateKey{}, fmt.Errorf("make key: %w", err)
 	}
-	return PrivateKey{k}, nil
+	return hold(k), nil
 }
 
 // Public returns the public half.
-func (k PrivateKey) Public() crypto.PublicKey { return &k.k.PublicKey }
+func (k PrivateKey) Public() crypto.PublicKey { return &k.get().PublicKey }
 
 // Sign makes PrivateKey a crypto.Signer, so that crypto/tls and crypto/x509 use
 // it as it is and the key itself never leaves this package.
 func (k PrivateKey) Sign(rand io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	if k.k == nil {
+	if k.get == nil {
 		return nil, errors.New("sign: no key")
 	}
-	return k.k.Sign(rand, digest, opts)
+	return k.get().Sign(rand, digest, opts)
 }
 
 // IsZero says that there is no key.
-func (k PrivateKey) IsZero() bool { return k.k == nil }
+func (k PrivateKey) IsZero() bool { return k.get == nil }
 
 // PEM returns the key as PKCS #8 in PEM.
 func (k PrivateKey) PEM() (Secret, error) {
@@ -52,10 +54,10 @@ func (k PrivateKey) PEM() (Secret, error) {
 }
 
 func (k PrivateKey) der() ([]byte, error) {
-	if k.k == nil {
+	if k.get == nil {
 		return nil, errors.New("encode key: there is none")
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(k.k)
+	der, err := x509.MarshalPKCS8PrivateKey(k.get())
 	if err != nil {
 		return nil, errors.New("encode key: not a key of a supported kind") // err may quote the key
 	}
@@ -71,7 +73,7 @@ func parseKey(der []byte) (PrivateKey, error) {
 	if !ok {
 		return PrivateKey{}, errors.New("parse key: not an ECDSA key")
 	}
-	return PrivateKey{e}, checkPublicKey(&e.PublicKey)
+	return hold(e), checkPublicKey(&e.PublicKey)
 }
 
 // ParseKey reads what PEM wrote, and nothing beside it.
@@ -95,7 +97,7 @@ func NewKeyPair(key PrivateKey, chain []*x509.Certificate) (*KeyPair, error) {
 	if len(chain) == 0 {
 		return nil, errors.New("key pair: no certificate")
 	}
-	if key.IsZero() || !key.k.PublicKey.Equal(chain[0].PublicKey) {
+	if key.IsZero() || !key.get().PublicKey.Equal(chain[0].PublicKey) {
 		return nil, errors.New("key pair: the certificate is for another key")
 	}
 	return &KeyPair{Chain: chain, Key: key}, nil

@@ -61,7 +61,7 @@ func OpenRoot(cert *x509.Certificate, sealed []byte, kek KEK, s Signing) (*Root,
 	if err != nil {
 		return nil, fmt.Errorf("open root: %w", err)
 	}
-	if !key.k.PublicKey.Equal(cert.PublicKey) {
+	if !key.get().PublicKey.Equal(cert.PublicKey) {
 		return nil, errors.New("open root: the certificate is for another key")
 	}
 	return &Root{td, issuer{cert, key}, s}, nil

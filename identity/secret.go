@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,26 +10,28 @@ import (
 const redacted = "[redacted]"
 
 // Secret is bytes that must not be seen. Every fmt verb, slog, JSON and text
-// encoders write [redacted], also for a Secret in an unexported field, which
-// encoders reach by reflection only: there they find a pointer.
-type Secret struct{ b *[]byte }
+// encoders write [redacted]. In an unexported field of another type, fmt cannot
+// call methods and walks the value by reflection, with a wrong verb also through
+// pointers; so the bytes stand in a closure, which shows as an address. That
+// also makes two secrets incomparable by ==, which takes a telling time.
+type Secret struct{ get func() []byte }
 
 // NewSecret wraps a copy of b.
 func NewSecret(b []byte) Secret {
-	c := append([]byte(nil), b...)
-	return Secret{&c}
+	c := bytes.Clone(b)
+	return Secret{func() []byte { return bytes.Clone(c) }}
 }
 
 // Reveal returns a copy of the bytes. Each use is a place to look at.
 func (s Secret) Reveal() []byte {
-	if s.b == nil {
+	if s.get == nil {
 		return nil
 	}
-	return append([]byte(nil), *s.b...)
+	return s.get()
 }
 
 // IsZero says that there is no secret.
-func (s Secret) IsZero() bool { return s.b == nil || len(*s.b) == 0 }
+func (s Secret) IsZero() bool { return s.get == nil }
 
 func (s Secret) String() string                 { return redacted }
 func (s Secret) GoString() string               { return redacted }
