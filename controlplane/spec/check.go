@@ -63,7 +63,11 @@ func (c *checker) document(d *Document) {
 	switch {
 	case d.GetMesh() != nil:
 		if c.mesh != nil {
-			c.report(d, d.problem(codeSecondMesh, "metadata.name", "", "there is %s already", c.mesh.Key()))
+			written, other := d, c.mesh
+			if d.spots == nil {
+				written, other = other, written // point at what the user can change
+			}
+			c.report(written, written.problem(codeSecondMesh, "metadata.name", "", "there is %s already", other.Key()))
 			return
 		}
 		c.mesh = d

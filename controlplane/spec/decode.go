@@ -118,16 +118,18 @@ func (d *decoder) clean(n *yaml.Node, path string, depth int) bool {
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key, value := n.Content[i], n.Content[i+1]
 			at := join(path, keyName(key))
-			if key.Kind != yaml.ScalarNode {
+			line, twice := seen[key.Value]
+			switch {
+			case key.Kind != yaml.ScalarNode && !refused(key):
 				d.fault(key, codeWrongType, at, "", "the key is %s, not a text", describe(key))
 				ok = d.clean(key, at, depth+1) && ok
-			} else if key.Anchor != "" || key.Style&yaml.TaggedStyle != 0 || badText(key.Value) >= 0 {
-				d.clean(key, at, depth+1)
-			} else if key.Tag == "!!merge" {
+			case key.Tag == "!!merge":
 				d.fault(key, codeAlias, at, "", "there is a merge key")
-			} else if line, twice := seen[key.Value]; twice {
+				continue
+			case twice && !refused(key):
 				d.fault(key, codeDuplicateKey, at, "", "%s stands already in line %d", show(key.Value), line+d.offset)
-			} else {
+			default:
+				d.clean(key, at, depth+1) // a scalar or an alias: it has no depth
 				seen[key.Value] = key.Line
 			}
 			ok = d.clean(value, at, depth+1) && ok
@@ -164,12 +166,16 @@ func (d *decoder) envelope(root *yaml.Node) bool {
 	md := doc.Descriptor()
 	written := map[string]*yaml.Node{}
 	names := []string{"apiVersion", "kind", "metadata", "spec"}
+	d.pairs(root, func(key, value *yaml.Node) { written[key.Value] = value })
+	if v := written["apiVersion"]; v != nil && v.Value != APIVersion && !refused(v) {
+		d.fault(v, codeAPIVersion, "apiVersion", "", "the apiVersion is %s", describe(v))
+		return false
+	}
 	d.pairs(root, func(key, value *yaml.Node) {
 		if !slices.Contains(names, key.Value) {
 			d.fault(key, codeUnknownField, key.Value, didYouMean(key.Value, names), "a document has no field %s", show(key.Value))
 			return
 		}
-		written[key.Value] = value
 		d.spot(key.Value, value)
 		if key.Value != "spec" {
 			d.field(value, doc, fieldNamed(md, key.Value), key.Value)
@@ -179,12 +185,6 @@ func (d *decoder) envelope(root *yaml.Node) bool {
 		if written[name] == nil && !d.doc.faulty(name) {
 			d.fault(root, codeMissing, name, "", "%s is missing", name)
 		}
-	}
-	if v := written["apiVersion"]; v != nil && d.doc.GetApiVersion() != APIVersion {
-		if !d.doc.faulty("apiVersion") {
-			d.fault(v, codeAPIVersion, "apiVersion", "", "the apiVersion is %s", show(v.Value))
-		}
-		return false
 	}
 	kind := d.doc.GetKind()
 	fd := specField(kind)
@@ -277,6 +277,11 @@ func (d *decoder) list(n *yaml.Node, l protoreflect.List, fd protoreflect.FieldD
 	}
 	if len(n.Content) == 0 {
 		d.fault(n, codeEmptyList, path, "", "the list is empty")
+	}
+	if most := maxItems(fd); most > 0 && len(n.Content) > most {
+		// The schema says so too, but after every item has been read and judged.
+		d.fault(n, codeTooLong, path, "", "the list has %d items, more than %d", len(n.Content), most)
+		return
 	}
 	for i, item := range n.Content {
 		if d.problems.full() {

@@ -101,7 +101,7 @@ func (r *reader) piece(p piece) {
 		r.add(codeTag, p.line+line, 1, "", "", "there is a directive")
 		return
 	}
-	root, err := parseYAML(plainSurrogates(p.text))
+	root, err := parseYAML(plainJSON(p.text))
 	if err != nil {
 		line, message := yamlError(err)
 		r.add(codeNotYAML, p.line+max(line-1, 0), 0, "", "", message)

@@ -69,10 +69,15 @@ func (ps Problems) Err() error {
 	return ps
 }
 
-// sorted orders ps and drops what is said twice.
+// Join is all of sets, sorted, and what is said twice only once. It joins what
+// Parse and Check have found.
+func Join(sets ...Problems) Problems { return slices.Concat(sets...).sorted() }
+
+// sorted orders ps and drops what is said twice. That the work stopped comes last.
 func (ps Problems) sorted() Problems {
 	slices.SortStableFunc(ps, func(a, b Problem) int {
 		return cmp.Or(
+			cmp.Compare(strings.Count(a.Code, codeTooManyProblems), strings.Count(b.Code, codeTooManyProblems)),
 			cmp.Compare(a.File, b.File),
 			cmp.Compare(a.Line, b.Line),
 			cmp.Compare(a.Column, b.Column),

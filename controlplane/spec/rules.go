@@ -86,8 +86,8 @@ func (r *ruler) workload(w *ztv1.Workload) {
 		target, at := p.GetPort(), path+".port"
 		if p.GetTarget() != "" || r.d.wrote(path+".target") {
 			at = path + ".target"
-			addr, err := netip.ParseAddrPort(p.GetTarget())
-			if err != nil || !addr.Addr().IsLoopback() || addr.Addr().Is4In6() || addr.Port() == 0 || addr.String() != p.GetTarget() {
+			addr, ok := loopback(p.GetTarget())
+			if !ok {
 				r.say(codeTarget, at, "", "the target %s is not a loopback address and port", show(p.GetTarget()))
 				continue
 			}
@@ -117,6 +117,13 @@ func (r *ruler) workload(w *ztv1.Workload) {
 			r.say(codeTargetLoop, path+".localPort", "", "the port %d is where %s leads to", local, at)
 		}
 	}
+}
+
+// loopback reads a loopback address and port in its one canonical spelling.
+func loopback(s string) (addr netip.AddrPort, ok bool) {
+	addr, err := netip.ParseAddrPort(s)
+	ip := addr.Addr()
+	return addr, err == nil && ip.IsLoopback() && !ip.Is4In6() && ip.Zone() == "" && addr.Port() != 0 && addr.String() == s
 }
 
 func (r *ruler) grant(g *ztv1.Grant) {

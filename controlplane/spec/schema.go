@@ -24,6 +24,9 @@ func schemaProblems(d *Document) Problems {
 	var ps Problems
 	said := map[string]bool{}
 	for _, v := range refused.Violations {
+		if ps.full() {
+			break
+		}
 		path := userPath(d.ProtoReflect().Descriptor(), v.Proto.GetField().GetElements())
 		if said[path] {
 			continue // "" is both too short and of the wrong form
@@ -100,6 +103,15 @@ func userPath(md protoreflect.MessageDescriptor, elements []*validate.FieldPathE
 		}
 	}
 	return path
+}
+
+// maxItems is how many items the list fd may have, or 0 for any number.
+func maxItems(fd protoreflect.FieldDescriptor) int {
+	rules, err := protovalidate.ResolveFieldRules(fd)
+	if err != nil {
+		panic("spec: the rules of " + string(fd.FullName()) + ": " + err.Error())
+	}
+	return int(rules.GetRepeated().GetMaxItems())
 }
 
 // lastOf is the last name in path, for a message: "serves[0].port" gives "port".

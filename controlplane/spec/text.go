@@ -160,11 +160,11 @@ func looksUTF16(text []byte) bool {
 	return a == 0xFE && b == 0xFF || a == 0xFF && b == 0xFE || (a == 0) != (b == 0)
 }
 
-// plainSurrogates writes each pair of \u escapes that JSON makes of one
-// character beyond U+FFFF as that character, since YAML has no such pairs. Other
-// text than JSON is returned as it is.
-func plainSurrogates(text []byte) []byte {
-	if !bytes.Contains(text, []byte(`\ud`)) && !bytes.Contains(text, []byte(`\uD`)) || !json.Valid(text) {
+// plainJSON writes those escapes of JSON that YAML does not have as the characters
+// that they are: the pairs of \u escapes that make one character beyond U+FFFF,
+// and \/. Other text than JSON is returned as it is.
+func plainJSON(text []byte) []byte {
+	if !bytes.Contains(text, []byte(`\ud`)) && !bytes.Contains(text, []byte(`\uD`)) && !bytes.Contains(text, []byte(`\/`)) || !json.Valid(text) {
 		return text
 	}
 	out := make([]byte, 0, len(text))
@@ -174,15 +174,18 @@ func plainSurrogates(text []byte) []byte {
 			i++
 			continue
 		}
-		if hi, lo := escaped(text[i:]), escaped(text[min(i+6, len(text)):]); utf16.IsSurrogate(hi) {
-			if r := utf16.DecodeRune(hi, lo); r != utf8.RuneError {
-				out = utf8.AppendRune(out, r)
-				i += 12
-				continue
-			}
+		pair := utf16.DecodeRune(escaped(text[i:]), escaped(text[min(i+6, len(text)):]))
+		switch {
+		case pair != utf8.RuneError:
+			out = utf8.AppendRune(out, pair)
+			i += 12
+		case text[i+1] == '/':
+			out = append(out, '/')
+			i += 2
+		default:
+			out = append(out, text[i], text[i+1]) // in valid JSON an escape has a second byte
+			i += 2
 		}
-		out = append(out, text[i], text[i+1]) // valid JSON: an escape has a second byte
-		i += 2
 	}
 	return out
 }

@@ -36,8 +36,12 @@ func YAML(d *Document) string {
 
 func text(s string) *yaml.Node {
 	n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
-	if strings.ContainsAny(s, "\t\n") || strings.TrimSpace(s) != s {
+	switch {
+	case strings.ContainsAny(s, "\t\n") || strings.TrimSpace(s) != s:
 		// Plain and block scalars do not keep these in all places.
+		n.Style = yaml.DoubleQuotedStyle
+	case slices.Contains([]string{"y", "n", "yes", "no", "on", "off"}, strings.ToLower(s)):
+		// Texts here, but booleans to readers of YAML 1.1.
 		n.Style = yaml.DoubleQuotedStyle
 	}
 	return n
