@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
@@ -172,6 +173,26 @@ func (d *delta) grant(ref spec.Ref) {
 			}
 		}
 	}
+}
+
+// admittedOnlyBefore is the pairs of the edges that old admits and now does not.
+func (d *delta) admittedOnlyBefore() []Pair {
+	var out []Pair
+	for e := range d.edges {
+		w, ok := d.old.Workload(e.callee)
+		if !ok {
+			continue
+		}
+		for _, p := range w.Ports {
+			if d.old.Admits(e.callee, p.Name, e.caller) && !d.now.Admits(e.callee, p.Name, e.caller) {
+				out = append(out, Pair{Service: e.callee, Port: p.Name, Source: e.caller})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Pair) int {
+		return cmp.Or(a.Service.Compare(b.Service), cmp.Compare(a.Port, b.Port), a.Source.Compare(b.Source))
+	})
+	return out
 }
 
 // reached is one port that a caller may call, as its proxy is told.
