@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+)
+
+// awaitReceipt follows a revision until it is settled or the time is over, and
+// returns the last that was heard (nil: nothing). It errs only when no more can
+// be heard. A server that goes away is replaced by the next.
+func (a *app) awaitReceipt(ctx context.Context, c *client, revision uint64, timeout time.Duration) (*ztv1.WatchReceiptResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	p := &progress{app: a}
+	defer p.done()
+	var last *ztv1.WatchReceiptResponse
+	for {
+		stream, err := c.WatchReceipt(ctx, &ztv1.WatchReceiptRequest{Revision: revision})
+		for err == nil {
+			var r *ztv1.WatchReceiptResponse
+			if r, err = stream.Recv(); err == nil {
+				last = r
+				p.show(r)
+				if settled(r) {
+					return r, nil
+				}
+			}
+		}
+		if ctx.Err() != nil {
+			return last, nil
+		}
+		switch status.Code(err) {
+		case codes.Unauthenticated, codes.PermissionDenied, codes.Unimplemented, codes.InvalidArgument:
+			return last, err
+		}
+		c.next()
+		select {
+		case <-ctx.Done():
+			return last, nil
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// settled tells that waiting has no more use: all have ACKed, or each has
+// either ACKed or refused.
+func settled(r *ztv1.WatchReceiptResponse) bool {
+	return r.Complete || len(r.Unreachable) == 0 && len(r.Proxies) > 0 &&
+		!slices.ContainsFunc(r.Proxies, func(p *ztv1.ProxyReceipt) bool { return p.State != "acked" && p.State != "nacked" })
+}
+
+func count(r *ztv1.WatchReceiptResponse, state string) int {
+	n := 0
+	for _, p := range r.GetProxies() {
+		if p.State == state {
+			n++
+		}
+	}
+	return n
+}
+
+// unconfirmed is the error of a receipt that is not complete.
+func unconfirmed(revision string, r *ztv1.WatchReceiptResponse) error {
+	if r == nil {
+		return withHint(fmt.Errorf("%s is committed; no server told how far it has got", revision), "see ztctl status")
+	}
+	err := fmt.Errorf("%s is committed, but confirmed by %d of %s only", revision, count(r, "acked"), plural(len(r.Proxies), "affected proxy", "affected proxies"))
+	if count(r, "nacked") > 0 {
+		return withHint(err, "a proxy refused its configuration and serves on with the old one; see ztctl status")
+	}
+	return withHint(err, "the others take it over when they can; see ztctl status")
+}
+
+// showReceipt prints the receipt as a table.
+func (a *app) showReceipt(r *ztv1.WatchReceiptResponse) error {
+	if len(r.GetProxies()) == 0 {
+		return nil
+	}
+	var rows [][]string
+	for _, p := range r.Proxies {
+		var why []string
+		for _, n := range p.Nacks {
+			why = append(why, nackLine(n))
+		}
+		rows = append(rows, []string{p.Workload, p.Instance, p.State, strings.Join(why, "; ")})
+	}
+	if err := a.columns("WORKLOAD INSTANCE STATE REFUSED", rows); err != nil {
+		return err
+	}
+	for _, s := range r.Unreachable {
+		a.note("server %s did not answer; its proxies are unconfirmed", printable(s))
+	}
+	return nil
+}
+
+// nackLine names what was refused and gives Envoy's own words.
+func nackLine(n *ztv1.Nack) string {
+	kind := n.TypeUrl[strings.LastIndexByte(n.TypeUrl, '.')+1:]
+	return strings.TrimSpace(kind+" "+n.Resource) + ": " + n.Message
+}
+
+// progress is one line on stderr that is drawn over, and only where a person
+// watches.
+type progress struct {
+	app   *app
+	drawn bool
+}
+
+func (p *progress) show(r *ztv1.WatchReceiptResponse) {
+	if !p.app.progress {
+		return
+	}
+	fmt.Fprintf(p.app.err, "\r\x1b[Kwaiting: %d of %s confirmed revision %d", count(r, "acked"), plural(len(r.Proxies), "proxy", "proxies"), r.Revision)
+	p.drawn = true
+}
+
+func (p *progress) done() {
+	if p.drawn {
+		fmt.Fprint(p.app.err, "\r\x1b[K")
+	}
+}
