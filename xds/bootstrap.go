@@ -15,7 +15,6 @@ import (
 	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
 	downstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
-	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -86,7 +85,7 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 	if err := errors.Join(b.errs...); err != nil {
 		return nil, fmt.Errorf("bootstrap: %w", err)
 	}
-	return protojson.MarshalOptions{Multiline: true, UseProtoNames: true}.Marshal(bs)
+	return renderJSON(bs)
 }
 
 func (b *builder) bootstrap(c *BootstrapConfig) *bootstrapv3.Bootstrap {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
@@ -123,6 +124,31 @@ func newControl(t *testing.T, p *pki) *control {
 	}()
 	t.Cleanup(func() { srv.Stop(); <-done })
 	return c
+}
+
+// secretServer answers as an agent does: the same resources, secrets only, by
+// delta SDS.
+type secretServer struct {
+	secretv3.UnimplementedSecretDiscoveryServiceServer
+	c *control
+}
+
+func (s secretServer) DeltaSecrets(stream grpc.BidiStreamingServer[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse]) error {
+	return s.c.DeltaAggregatedResources(stream)
+}
+
+func (c *control) serveSecrets(t *testing.T, socket string) {
+	t.Helper()
+	l, err := net.Listen("unix", socket)
+	check(t, err)
+	srv := grpc.NewServer()
+	secretv3.RegisterSecretDiscoveryServiceServer(srv, secretServer{c: c})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = srv.Serve(l)
+	}()
+	t.Cleanup(func() { srv.Stop(); <-done })
 }
 
 // set replaces what a node has of the given resources' names.

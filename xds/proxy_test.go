@@ -45,12 +45,17 @@ type proxy struct {
 	in   xds.Instance
 }
 
-// newProxy starts an Envoy for the workload, without its gates' and policies'
-// resources if bare. It is ready when its listeners are.
+// newProxy starts an Envoy for the workload and holds back the resources whose
+// names begin with one of hold. It returns when all others are acknowledged.
 func newProxy(t *testing.T, p *pki, c *control, conf *xds.Config, hold ...string) *proxy {
 	t.Helper()
+	return startProxy(t, p, c, conf, xds.FromADS, hold...)
+}
+
+func startProxy(t *testing.T, p *pki, c *control, conf *xds.Config, secrets xds.SecretSource, hold ...string) *proxy {
+	t.Helper()
 	address := loopback(t)
-	in := xds.Instance{ID: "i-" + strings.ReplaceAll(conf.Workload, "/", "-"), Address: address, Egress: address, Secrets: xds.FromADS}
+	in := xds.Instance{ID: "i-" + strings.ReplaceAll(conf.Workload, "/", "-"), Address: address, Egress: address, Secrets: secrets}
 	dir, err := os.MkdirTemp("", "zt") // a short path: sockets allow 108 bytes
 	check(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
@@ -60,23 +65,28 @@ func newProxy(t *testing.T, p *pki, c *control, conf *xds.Config, hold ...string
 	resources := r.build(conf)
 	c.set(in.ID, without(resources, hold)...)
 
-	nodeDir := filepath.Join(dir, "node")
-	check(t, os.Mkdir(nodeDir, 0o700))
-	for name, res := range map[string]*xds.Resource{
-		xds.NodeFile:          xds.Node(certPEM(t, p.node(t, in.ID))),
-		xds.ControlBundleFile: xds.ControlBundle(td, identity.EncodePEM(p.roots)),
-	} {
-		b, err := xds.File(res)
-		check(t, err)
-		check(t, os.WriteFile(filepath.Join(nodeDir, name), b, 0o600))
-	}
-	admin := filepath.Join(dir, "admin")
-	boot, err := xds.Bootstrap(xds.BootstrapConfig{
+	boot := xds.BootstrapConfig{
 		TrustDomain: td, Workload: conf.Workload, Instance: in, Servers: []string{c.addr},
-		AdminSocket: admin, NodeDir: nodeDir, BindAddress: true,
-	})
+		AdminSocket: filepath.Join(dir, "admin"), BindAddress: true,
+	}
+	node := xds.Node(certPEM(t, p.node(t, in.ID)))
+	bundle := xds.ControlBundle(td, identity.EncodePEM(p.roots))
+	if secrets == xds.FromAgent {
+		boot.AgentSocket = filepath.Join(dir, "agent")
+		c.set(in.ID, node, bundle)
+		c.serveSecrets(t, boot.AgentSocket)
+	} else {
+		boot.NodeDir = filepath.Join(dir, "node")
+		check(t, os.Mkdir(boot.NodeDir, 0o700))
+		for name, res := range map[string]*xds.Resource{xds.NodeFile: node, xds.ControlBundleFile: bundle} {
+			b, err := xds.File(res)
+			check(t, err)
+			check(t, os.WriteFile(filepath.Join(boot.NodeDir, name), b, 0o600))
+		}
+	}
+	bootstrap, err := xds.Bootstrap(boot)
 	check(t, err)
-	r.Process, err = envoy.Start(envoy.Config{Bootstrap: boot, Dir: dir, Admin: admin})
+	r.Process, err = envoy.Start(envoy.Config{Bootstrap: bootstrap, Dir: dir, Admin: boot.AdminSocket})
 	check(t, err)
 	t.Cleanup(func() {
 		check(t, r.Stop(patience))
@@ -249,4 +259,14 @@ func newTCPApp(t *testing.T) *tcpApp {
 	}()
 	t.Cleanup(func() { _ = l.Close(); <-done })
 	return a
+}
+
+func (p *proxy) address(port uint32) string { return net.JoinHostPort(p.in.Address, fmt.Sprint(port)) }
+
+// until waits for what nothing acknowledges.
+func (p *proxy) until(done func() bool) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
+	defer cancel()
+	check(p.t, p.Await(ctx, done))
 }

@@ -1,12 +1,15 @@
 package xds
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -73,9 +76,20 @@ func File(resources ...*Resource) ([]byte, error) {
 		versions += r.Version
 	}
 	resp.VersionInfo = version([]byte(versions))
-	b, err := protojson.Marshal(resp)
+	return renderJSON(resp)
+}
+
+// renderJSON is protojson with stable bytes: protojson alone varies its spaces
+// from build to build, on purpose.
+func renderJSON(m proto.Message) ([]byte, error) {
+	b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(m)
 	if err != nil {
-		return nil, fmt.Errorf("render %s: %w", resp.GetTypeUrl(), err)
+		return nil, fmt.Errorf("render %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
 	}
-	return b, nil
+	var out bytes.Buffer
+	if err := json.Indent(&out, b, "", "  "); err != nil {
+		return nil, fmt.Errorf("render %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
+	}
+	out.WriteByte('\n')
+	return out.Bytes(), nil
 }
