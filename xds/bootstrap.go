@@ -24,24 +24,24 @@ const DefaultMaxConnections = 50_000
 // BootstrapConfig is what an Envoy is started with. The paths are those that
 // the Envoy sees; nothing here is read or written.
 type BootstrapConfig struct {
-	TrustDomain string // of the mesh; the control plane is known by "control." and this
-	Workload    string // "shop/web": node.cluster, for people
-	Instance    Instance
-	Servers     []string // "host:port" of every server's node port
-	AdminSocket string   // Unix socket, made with mode 0600
+	TrustDomain string   `yaml:"trustDomain"` // of the mesh; the control plane is known by "control." and this
+	Workload    string   `yaml:"workload"`    // "shop/web": node.cluster, for people
+	Instance    Instance `yaml:"instance"`
+	Servers     []string `yaml:"servers"`     // "host:port" of every server's node port
+	AdminSocket string   `yaml:"adminSocket"` // Unix socket, made with mode 0600
 
 	// With FromAgent: the agent's Unix socket. It serves SVIDSecret, BundleSecret,
 	// NodeSecret and ControlBundleSecret by delta SDS.
-	AgentSocket string
+	AgentSocket string `yaml:"agentSocket"`
 	// With FromADS: a directory that holds NodeFile and ControlBundleFile, as File
 	// renders them. It is watched: renewal is a rename into it.
-	NodeDir string
+	NodeDir string `yaml:"nodeDir"`
 
 	// BindAddress: dial the control plane from the instance's address. The session
 	// then proves that address, on hosts that have several.
-	BindAddress bool
+	BindAddress bool `yaml:"bindAddress"`
 	// MaxConnections is DefaultMaxConnections if zero.
-	MaxConnections int64
+	MaxConnections int64 `yaml:"maxConnections"`
 }
 
 // The files of BootstrapConfig.NodeDir.

@@ -71,6 +71,9 @@ func File(resources ...*Resource) ([]byte, error) {
 	resp := &discoveryv3.DiscoveryResponse{}
 	versions := ""
 	for _, r := range resources {
+		if resp.TypeUrl != "" && resp.TypeUrl != r.Type {
+			return nil, fmt.Errorf("render %s beside %s", r.Type, resp.GetTypeUrl())
+		}
 		resp.TypeUrl = r.Type
 		resp.Resources = append(resp.Resources, &anypb.Any{TypeUrl: r.Body.GetTypeUrl(), Value: r.Body.GetValue()})
 		versions += r.Version
