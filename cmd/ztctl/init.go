@@ -41,14 +41,14 @@ Workloads, a Grant and an Assertion, with comments. It never replaces a file.`,
 }
 
 func (a *app) init(dir, trustDomain string) error {
+	if err := identity.ValidTrustDomain(trustDomain); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(dir, 0o777); err != nil { // a spec is no secret; umask decides
 		return err
 	}
 	path := filepath.Join(dir, "spec.yaml")
 	if err := mustBeNew(path); err != nil {
-		return err
-	}
-	if err := identity.ValidTrustDomain(trustDomain); err != nil {
 		return err
 	}
 	text := strings.ReplaceAll(starter, starterDomain, trustDomain)

@@ -25,6 +25,9 @@ func (a *app) judge(paths []string) ([]*spec.Document, *policy.Index, error) {
 	docs, problems := spec.Parse(files)
 	problems = append(problems, spec.Check(docs, "")...)
 	if len(problems) > 0 {
+		slices.SortStableFunc(problems, func(a, b spec.Problem) int {
+			return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+		})
 		a.list(problems)
 		return nil, nil, errors.New(plural(len(problems), "problem", "problems"))
 	}

@@ -48,10 +48,12 @@ func (a *app) fail(err error) {
 		return
 	}
 	for _, line := range strings.Split(err.Error(), "\n") {
-		fmt.Fprintf(a.err, "ztctl: %s\n", line)
+		if line != "" {
+			fmt.Fprintf(a.err, "ztctl: %s\n", printable(line))
+		}
 	}
 	for _, hint := range hintsOf(err) {
-		fmt.Fprintf(a.err, "hint: %s\n", hint)
+		fmt.Fprintf(a.err, "hint: %s\n", printable(hint))
 	}
 }
 
