@@ -1,0 +1,228 @@
+package agent
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/ztmesh/ztmesh/identity"
+)
+
+var (
+	// ErrNotEnrolled is returned when a state directory holds no instance.
+	ErrNotEnrolled = errors.New("not enrolled")
+	// ErrRunning is returned when another agent works on the state directory.
+	ErrRunning = errors.New("an agent runs on this data directory")
+)
+
+// dir is a state directory.
+type dir string
+
+func (d dir) record() string    { return d.file("agent.json") }
+func (d dir) enrolling() string { return d.file("enrolling.json") }
+func (d dir) node() string      { return d.file("node.pem") }
+func (d dir) svid() string      { return d.file("svid.pem") }
+func (d dir) roots() string     { return d.file("roots.pem") }
+func (d dir) bootstrap() string { return d.file("bootstrap.json") }
+func (d dir) sds() string       { return d.file("sds.sock") }
+func (d dir) admin() string     { return d.file("envoy-admin.sock") }
+func (d dir) lockFile() string  { return d.file("lock") }
+
+func (d dir) file(name string) string { return filepath.Join(string(d), name) }
+
+// create makes the directory where it is missing, and closes it to others.
+func (d dir) create() error {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(string(d), 0o700)
+}
+
+// lock takes the directory until the returned file is closed, or the process
+// ends. It returns ErrRunning if another process has it.
+func (d dir) lock() (*os.File, error) {
+	f, err := os.OpenFile(d.lockFile(), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s: %w", d, ErrRunning)
+		}
+		return nil, fmt.Errorf("lock %s: %w", d, err)
+	}
+	return f, nil
+}
+
+// record is agent.json: what was enrolled. Nothing in it is secret.
+type record struct {
+	Instance      string   `json:"instance"`      // 32 hex digits; stands in the node certificate
+	Workload      string   `json:"workload"`      // "shop/web"
+	TrustDomain   string   `json:"trustDomain"`   // of the mesh
+	Address       string   `json:"address"`       // where the Envoy listens
+	EgressAddress string   `json:"egressAddress"` // where the workload reaches out
+	BindAddress   bool     `json:"bindAddress"`   // call the control plane from Address
+	Servers       []string `json:"servers"`       // node ports, the one that answered last first
+	Token         string   `json:"token"`         // id of the token that was redeemed last
+}
+
+// holding is everything that an enrolled instance has. A value is not changed
+// once it is shared.
+type holding struct {
+	record
+	node, svid *identity.KeyPair
+	roots      []*x509.Certificate
+}
+
+// load returns what save wrote, or ErrNotEnrolled.
+func (d dir) load() (*holding, error) {
+	raw, err := os.ReadFile(d.record())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", d, ErrNotEnrolled)
+	}
+	if err != nil {
+		return nil, err
+	}
+	h := &holding{}
+	if err := json.Unmarshal(raw, &h.record); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.record(), err)
+	}
+	if h.node, err = identity.LoadKeyPair(d.node()); err != nil {
+		return nil, err
+	}
+	if h.svid, err = identity.LoadKeyPair(d.svid()); err != nil {
+		return nil, err
+	}
+	if raw, err = os.ReadFile(d.roots()); err != nil {
+		return nil, err
+	}
+	if h.roots, err = identity.ParsePEM(raw); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.roots(), err)
+	}
+	if uri, err := identity.URI(h.node.Leaf()); err != nil || uri != identity.NodeID(h.TrustDomain, h.Instance) {
+		return nil, fmt.Errorf("%s and %s are not of one instance", d.record(), d.node())
+	}
+	return h, nil
+}
+
+// save makes h durable. Each file is replaced in one step, the record last.
+func (d dir) save(h *holding) error {
+	raw, err := json.MarshalIndent(h.record, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFile(d.roots(), identity.EncodePEM(h.roots)); err != nil {
+		return err
+	}
+	if err := h.svid.Save(d.svid()); err != nil {
+		return err
+	}
+	if err := h.node.Save(d.node()); err != nil {
+		return err
+	}
+	return writeFile(d.record(), append(raw, '\n'))
+}
+
+// forget removes what save wrote, and everything made of it; the record first.
+func (d dir) forget() error {
+	var errs []error
+	for _, f := range []string{d.record(), d.enrolling(), d.svid(), d.node(), d.roots(), d.bootstrap()} {
+		errs = append(errs, removeIfThere(f))
+	}
+	return errors.Join(errs...)
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// enrolment is who asks for a token to be redeemed: the same in every try.
+type enrolment struct {
+	instance string
+	key      identity.PrivateKey // of the node certificate
+}
+
+// enrollingFile is an enrolment on disk.
+type enrollingFile struct {
+	Instance string `json:"instance"`
+	Workload string `json:"workload"`
+	Key      string `json:"key"` // PEM
+}
+
+// enrolment returns the enrolment of workload that is under way here, or begins
+// one.
+func (d dir) enrolment(workload string) (enrolment, error) {
+	raw, err := os.ReadFile(d.enrolling())
+	if err == nil {
+		var f enrollingFile
+		if err := json.Unmarshal(raw, &f); err != nil {
+			return enrolment{}, fmt.Errorf("%s: damaged: remove it to enrol anew", d.enrolling()) // err may quote the key
+		}
+		if f.Workload == workload {
+			key, err := identity.ParseKey([]byte(f.Key))
+			if err != nil {
+				return enrolment{}, fmt.Errorf("%s: %w", d.enrolling(), err)
+			}
+			return enrolment{f.Instance, key}, nil
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return enrolment{}, err
+	}
+	key, err := identity.NewKey()
+	if err != nil {
+		return enrolment{}, err
+	}
+	secret, err := key.PEM()
+	if err != nil {
+		return enrolment{}, err
+	}
+	e := enrolment{instance: newID(), key: key}
+	if raw, err = json.Marshal(enrollingFile{Instance: e.instance, Workload: workload, Key: string(secret.Reveal())}); err != nil {
+		return enrolment{}, err
+	}
+	return e, writeFile(d.enrolling(), raw)
+}
+
+// readToken reads the token file. What is in it never becomes part of an error.
+func readToken(path string) (identity.Token, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return identity.Token{}, fmt.Errorf("token file: %w", err)
+	}
+	t, err := identity.ParseToken(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return identity.Token{}, fmt.Errorf("token file %s: %w", path, err)
+	}
+	return t, nil
+}
+
+// writeFile makes path hold b, mode 0600, all of it or nothing, and returns once
+// that is durable.
+func writeFile(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	parent, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(parent.Sync(), parent.Close())
+}
