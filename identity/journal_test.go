@@ -97,6 +97,7 @@ func TestJournalNamesTheFirstBadLine(t *testing.T) {
 		{"not JSON", edit(func(l [][]byte) [][]byte { l[3] = []byte("x\n"); return l }), 4},
 		{"an empty line", edit(func(l [][]byte) [][]byte { l[4] = []byte("\n"); return l }), 5},
 		{"another field", edit(func(l [][]byte) [][]byte { l[0] = change(l[0], "{", `{"x":1,`); return l }), 1},
+		{"numbered wrongly", edit(func(l [][]byte) [][]byte { return [][]byte{change(l[0], `"line":1`, `"line":2`)} }), 1},
 		{"unfinished", b[:len(b)-1], 5},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -144,6 +145,9 @@ func TestJournalAfterACrash(t *testing.T) {
 		j := openJournal(t, path)
 		if j.Head().Lines != 2 {
 			t.Fatalf("cut at %d: %d lines", end, j.Head().Lines)
+		}
+		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, b[:second]) {
+			t.Fatalf("cut at %d: what was unfinished is still there: %v", end, err)
 		}
 		if err := errors.Join(j.Append(intent(2)), j.Close()); err != nil {
 			t.Fatal(err)

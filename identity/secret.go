@@ -38,7 +38,6 @@ func (s Secret) GoString() string               { return redacted }
 func (s Secret) Format(f fmt.State, _ rune)     { redact(f) }
 func (s Secret) LogValue() slog.Value           { return slog.StringValue(redacted) }
 func (s Secret) MarshalText() ([]byte, error)   { return []byte(redacted), nil }
-func (s Secret) MarshalJSON() ([]byte, error)   { return []byte(`"` + redacted + `"`), nil }
 func (k PrivateKey) String() string             { return redacted }
 func (k PrivateKey) GoString() string           { return redacted }
 func (k PrivateKey) Format(f fmt.State, _ rune) { redact(f) }
@@ -46,7 +45,6 @@ func (k PrivateKey) LogValue() slog.Value       { return slog.StringValue(redact
 func (k PrivateKey) MarshalText() ([]byte, error) {
 	return []byte(redacted), nil
 }
-func (k PrivateKey) MarshalJSON() ([]byte, error) { return []byte(`"` + redacted + `"`), nil }
 
 // redact answers every verb. A write to a fmt.State cannot be refused usefully.
 func redact(f fmt.State) { _, _ = io.WriteString(f, redacted) }

@@ -24,7 +24,7 @@ import (
 func TestSecretsAreNeverPrinted(t *testing.T) {
 	c := newCluster(t, trustDomain)
 	a := c.authority(t, serverA)
-	for range 16 {
+	for round := range 16 {
 		kek := identity.NewKEK()
 		token, err := identity.NewToken(identity.PinOf(c.root.Certificate()))
 		if err != nil {
@@ -43,9 +43,11 @@ func TestSecretsAreNeverPrinted(t *testing.T) {
 		var current identity.Current
 		current.Set(pair)
 		canaries := [][]byte{kek.Reveal(), tokenSecret, scalar, scalarOf(t, a.Intermediate().Key)}
-		for _, v := range []any{
-			kek, &kek, token, &token, secret, &secret, pair.Key, &pair.Key, pair, *pair, pair.TLS(), *pair.TLS(), c.root, *c.root, a, &current,
-		} {
+		values := []any{kek, &kek, token, &token, secret, &secret, pair.Key, &pair.Key}
+		if round == 0 { // these hold whole certificates and take long
+			values = append(values, pair, *pair, pair.TLS(), *pair.TLS(), c.root, *c.root, a, &current)
+		}
+		for _, v := range values {
 			refuseCanaries(t, everyPrint(v), v, canaries)
 		}
 		// A text that YAML must read and write: hidden from what a person would

@@ -107,7 +107,7 @@ func PinnedClientConfig(pin Pin, now func() time.Time, learned func(trustDomain 
 	c.InsecureSkipVerify = true
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		i := slices.IndexFunc(cs.PeerCertificates, func(c *x509.Certificate) bool { return PinOf(c) == pin })
-		if i < 1 { // 0 would be the server's own certificate
+		if i < 0 {
 			return errors.New("TLS: the server does not show the pinned root: another cluster, or somebody in between")
 		}
 		root := cs.PeerCertificates[i]

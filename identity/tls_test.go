@@ -189,6 +189,7 @@ func TestMisusedCertificates(t *testing.T) {
 		{"may sign certificates", func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }},
 		{"may not sign", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }},
 		{"for any extended usage", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageAny} }},
+		{"for any extended usage too", func(c *x509.Certificate) { c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageAny) }},
 		{"for no extended usage", func(c *x509.Certificate) { c.ExtKeyUsage = nil }},
 		{"for code signing", func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning} }},
 	} {
@@ -253,6 +254,7 @@ func TestCVE_2024_2048_NonCATrustAnchor(t *testing.T) {
 		"the client's own certificate": admin.Leaf(),
 		"a self-signed leaf":           self.cert(),
 		"an intermediate":              c.authority(t, serverA).Intermediate().Leaf(),
+		"another trust domain's root":  newCluster(t, "other.example").root.Certificate(),
 	} {
 		trust := c.trust(server)
 		trust.Roots = func() []*x509.Certificate { return append(c.roots(), anchor) }
@@ -333,6 +335,11 @@ func TestClusterPortWantsAProtocol(t *testing.T) {
 	client := must(t)(identity.ClusterClientConfig(c.trust(server), identity.ALPNRaft))
 	if r := connect(t, must(t)(identity.ServerConfig(c.trust(server))), client); r.err() == nil || r.received > 0 {
 		t.Error("a Raft client talks to another port")
+	}
+	mute := bare(server)
+	mute.NextProtos = nil
+	if r := connect(t, mute, client); r.err() == nil || r.received > 0 {
+		t.Error("a Raft client talks to a server that names no protocol")
 	}
 }
 
