@@ -4,6 +4,13 @@ import (
 	"github.com/ztmesh/ztmesh/xds"
 )
 
+// inOrder is the types that are served, in the order in which one change is
+// told: what closes, then what is led to, then what leads there.
+var inOrder = [...]string{
+	xds.RuntimeType, xds.ExtensionType, xds.SecretType,
+	xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType,
+}
+
 // typeLabel is the name of a type in metrics and logs; empty: it is not served.
 func typeLabel(typeURL string) string {
 	switch typeURL {

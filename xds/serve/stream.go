@@ -122,11 +122,7 @@ type stream struct {
 }
 
 // wakeAllLocked leaves a token for each type that has a watch. proxy.mu is held.
-func (s *stream) wakeAllLocked() {
-	for _, w := range s.watches {
-		w.wakeLocked()
-	}
-}
+func (s *stream) wakeAllLocked() { s.wakeLocked(inOrder[:]...) }
 
 // wakeLocked is wakeAllLocked for some types.
 func (s *stream) wakeLocked(types ...string) {
