@@ -23,8 +23,6 @@ import (
 	"github.com/ztmesh/ztmesh/xds"
 )
 
-const ordersHost = "orders.shop.mesh"
-
 // closed says that a connection was ended by the other side: an answer that
 // merely does not come is not that.
 func closed(err error) bool {
@@ -274,6 +272,9 @@ func TestTCPBeforeAuthorization(t *testing.T) {
 	if _, err := io.ReadFull(web, b); err != nil || string(b) != "hello\nx" {
 		t.Errorf("an admitted peer got %q, %v", b, err)
 	}
+	if n := app.accepted.Load(); n != 1 {
+		t.Errorf("the application saw %d connections, want that of the admitted peer", n)
+	}
 }
 
 // TestMissing: what has not come, and what is gone, is closed.
@@ -283,7 +284,7 @@ func TestMissing(t *testing.T) {
 	conf := ordersConfig(newApp(t), newTCPApp(t).target)
 	orders := newProxy(t, p, c, conf, "policy/shop/orders/http", "gate/shop/orders/grpc")
 	web, public := p.svid(t, id("shop/web")), get("GET", ordersHost, "/public")
-	rpc := get("POST", "grpc."+ordersHost, "/pkg.S/M")
+	rpc := get("POST", grpcHost, "/pkg.S/M")
 	all := orders.build(conf)
 	policy, gate := all.Get(xds.ExtensionType, "policy/shop/orders/http"), all.Get(xds.ExtensionType, "gate/shop/orders/grpc")
 

@@ -92,7 +92,8 @@ func (b *builder) networkFilter(name string, m proto.Message) *listenerv3.Filter
 }
 
 // accessLog writes one line of JSON per request or connection. The query is
-// left out: it may carry what must not be logged.
+// left out: it may carry what must not be logged. Health checks of peers, every
+// few seconds each, are not logged.
 func (b *builder) accessLog(kind string) []*accesslogv3.AccessLog {
 	fields := map[string]*structpb.Value{
 		"log":      structpb.NewStringValue("ztmesh.access." + kind),
@@ -118,6 +119,9 @@ func (b *builder) accessLog(kind string) []*accesslogv3.AccessLog {
 	}
 	return []*accesslogv3.AccessLog{{
 		Name: "envoy.access_loggers.stdout",
+		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_NotHealthCheckFilter{
+			NotHealthCheckFilter: &accesslogv3.NotHealthCheckFilter{},
+		}},
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: b.any(&streamlogv3.StdoutAccessLog{
 			AccessLogFormat: &streamlogv3.StdoutAccessLog_LogFormat{LogFormat: &corev3.SubstitutionFormatString{
 				Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: &structpb.Struct{Fields: fields}},
