@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -40,11 +41,18 @@ type server struct {
 	address string
 	ca      *authority
 	metrics *prometheus.Registry
+	stop    func() // ends it; again does nothing
 }
 
 func newServer(t *testing.T, change ...func(*Config)) *server {
 	t.Helper()
-	s := &server{t: t, ca: newAuthority(t), metrics: prometheus.NewRegistry()}
+	return newServerOf(t, newAuthority(t), change...)
+}
+
+// newServerOf is newServer with a given authority: servers of one mesh.
+func newServerOf(t *testing.T, ca *authority, change ...func(*Config)) *server {
+	t.Helper()
+	s := &server{t: t, ca: ca, metrics: prometheus.NewRegistry()}
 	cfg := Config{Authorize: instanceOfPeer, Server: "test", Metrics: s.metrics}
 	for _, c := range change {
 		c(&cfg)
@@ -61,7 +69,7 @@ func newServer(t *testing.T, change ...func(*Config)) *server {
 		Certificates: []tls.Certificate{s.ca.issue(t, "spiffe://control.test/server/1")},
 		ClientAuth:   tls.RequireAndVerifyClientCert,
 		ClientCAs:    s.ca.pool,
-	})))
+	})), grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}))
 	s.Register(g)
 	s.RegisterSecrets(g)
 	var served sync.WaitGroup
@@ -70,11 +78,12 @@ func newServer(t *testing.T, change ...func(*Config)) *server {
 			t.Errorf("serve: %v", err)
 		}
 	})
-	t.Cleanup(func() {
+	s.stop = sync.OnceFunc(func() {
 		s.Close()
 		g.GracefulStop()
 		served.Wait()
 	})
+	t.Cleanup(s.stop)
 	return s
 }
 
