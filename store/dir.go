@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 	"golang.org/x/sys/unix"
 
 	"github.com/ztmesh/ztmesh/store/state"
@@ -80,17 +81,27 @@ func writeOnce(name, content string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-func openLog(dir string, logger hclog.Logger) (*wal.WAL, error) {
+// logStore is the log on disk, with the terms and votes.
+type logStore struct {
+	*wal.WAL
+	meta *metadb.BoltMetaDB // raft-wal leaves it open, and with it locked
+}
+
+func openLog(dir string, logger hclog.Logger) (*logStore, error) {
 	name := filepath.Join(dir, "log")
 	if err := os.MkdirAll(name, 0o700); err != nil {
 		return nil, err
 	}
-	log, err := wal.Open(name, wal.WithLogger(logger))
+	meta := &metadb.BoltMetaDB{}
+	log, err := wal.Open(name, wal.WithLogger(logger), wal.WithMetaStore(meta))
 	if err != nil {
-		return nil, fmt.Errorf("%w: log: %w", ErrUnreadable, err)
+		return nil, errors.Join(fmt.Errorf("%w: log: %w", ErrUnreadable, err), meta.Close())
 	}
-	return log, nil
+	return &logStore{log, meta}, nil
 }
+
+// Close is called when raft has stopped.
+func (l *logStore) Close() error { return errors.Join(l.WAL.Close(), l.meta.Close()) }
 
 // newestState reads the newest snapshot, or makes the first state. It does not
 // fall back to an older one: entries between the two may be gone from the log.
@@ -116,7 +127,7 @@ func newestState(snapshots raft.SnapshotStore) (*state.State, error) {
 // guardedLog is the log as raft sees it. A disk that has refused a write or a
 // sync is not asked again: what is on it is no longer known, so the store fails.
 type guardedLog struct {
-	*wal.WAL
+	*logStore
 	fail func(error)
 }
 
@@ -125,7 +136,7 @@ func (g *guardedLog) StoreLog(l *raft.Log) error { return g.StoreLogs([]*raft.Lo
 
 // StoreLogs is part of raft.LogStore. raft calls it from one goroutine.
 func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
-	err := g.WAL.StoreLogs(logs)
+	err := g.logStore.StoreLogs(logs)
 	if err != nil {
 		g.fail(fmt.Errorf("write log: %w", err))
 	}
