@@ -278,10 +278,13 @@ func (d *decoder) list(n *yaml.Node, l protoreflect.List, fd protoreflect.FieldD
 	if len(n.Content) == 0 {
 		d.fault(n, codeEmptyList, path, "", "the list is empty")
 	}
-	if most := maxItems(fd); most > 0 && len(n.Content) > most {
-		// The schema says so too, but after every item has been read and judged.
-		d.fault(n, codeTooLong, path, "", "the list has %d items, more than %d", len(n.Content), most)
-		return
+	if len(n.Content) > 256 {
+		// The schema says so too, but only after every item has been read and
+		// judged; it is left to do so for lists that are short.
+		if most := maxItems(fd); most > 0 && len(n.Content) > most {
+			d.fault(n, codeTooLong, path, "", "the list has %d items, more than %d", len(n.Content), most)
+			return
+		}
 	}
 	for i, item := range n.Content {
 		if d.problems.full() {

@@ -65,8 +65,8 @@ func (r *reader) file(f File) {
 	if r.problems.full() {
 		return
 	}
-	if p, ok := checkText(f.Content); !ok {
-		r.add(p.Code, p.Line, p.Column, "", "", p.Message)
+	if looksUTF16(f.Content) {
+		r.add(codeUTF16, 1, 1, "", "", "this is UTF-16 or UTF-32")
 		return
 	}
 	pieces(f.Content, func(p piece) bool { return r.bounded(p) && !r.problems.full() })
@@ -76,12 +76,13 @@ func (r *reader) file(f File) {
 // the file is not to be read: its sizes are no accident.
 func (r *reader) bounded(p piece) bool {
 	r.count++
-	marks, nesting := weigh(p.text)
-	switch {
+	if len(p.text) > maxDocument {
+		r.add(codeDocumentTooLarge, p.line, 1, "", "", fmt.Sprintf("the document is larger than %d bytes", maxDocument))
+		return false
+	}
+	switch marks, nesting := weigh(p.text); {
 	case r.count > maxDocuments:
 		r.add(codeTooManyDocuments, p.line, 1, "", "", fmt.Sprintf("this is document %d", r.count))
-	case len(p.text) > maxDocument:
-		r.add(codeDocumentTooLarge, p.line, 1, "", "", fmt.Sprintf("the document is larger than %d bytes", maxDocument))
 	case marks > maxMarks:
 		r.add(codeTooManyValues, p.line, 1, "", "", fmt.Sprintf("the document has %d lines and separators", marks))
 	case nesting > maxParseDepth:
@@ -97,6 +98,10 @@ func (r *reader) bounded(p piece) bool {
 
 // piece reads the text of one document.
 func (r *reader) piece(p piece) {
+	if bad, ok := checkText(p); !ok {
+		r.add(bad.Code, bad.Line, bad.Column, "", "", bad.Message)
+		return
+	}
 	if line := directive(p.text); line >= 0 {
 		r.add(codeTag, p.line+line, 1, "", "", "there is a directive")
 		return

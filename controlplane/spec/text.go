@@ -34,7 +34,7 @@ func pieces(text []byte, yield func(piece) bool) {
 	start, line := 0, 1 // of the piece
 	for at, n := 0, 1; at < len(text) && at-start <= maxDocument; n++ {
 		end, next := len(text), len(text)
-		if i := bytes.IndexAny(text[at:], "\r\n"); i >= 0 {
+		if i := bytes.IndexAny(text[at:min(at+maxDocument+1, len(text))], "\r\n"); i >= 0 {
 			end, next = at+i, at+i+1
 			if text[end] == '\r' && next < len(text) && text[next] == '\n' {
 				next++
@@ -119,12 +119,10 @@ func badRune(r rune) bool {
 	return false
 }
 
-// checkText is what makes text no text, with its position; ok when nothing does.
-func checkText(text []byte) (p Problem, ok bool) {
-	if looksUTF16(text) {
-		return Problem{Code: codeUTF16, Line: 1, Column: 1, Message: "this is UTF-16 or UTF-32"}, false
-	}
-	at := 0
+// checkText is the first thing that makes the piece no text, with its line and
+// column in the file; ok when nothing does.
+func checkText(from piece) (p Problem, ok bool) {
+	text, at := from.text, 0
 	for at < len(text) {
 		if c := text[at]; c >= 0x20 && c < 0x7f || c == '\n' {
 			at++
@@ -143,7 +141,7 @@ func checkText(text []byte) (p Problem, ok bool) {
 			continue
 		}
 		before := text[:at]
-		p.Line = 1 + bytes.Count(before, []byte("\n"))
+		p.Line = from.line + bytes.Count(before, []byte("\n"))
 		p.Column = 1 + utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:])
 		return p, false
 	}
