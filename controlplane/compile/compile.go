@@ -59,7 +59,7 @@ func Workload(ix *policy.Index, ref spec.Ref) (*xds.Config, error) {
 	}
 	slices.SortFunc(c.Inbound, func(a, b xds.Inbound) int { return strings.Compare(a.Name, b.Name) })
 	c.Destinations = destinations(ix, ref)
-	c.TCPCalls = tcpCalls(ix, w)
+	c.TCPCalls = tcpCalls(ix, ref)
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("workload %s: %w", ref, err)
 	}
@@ -147,14 +147,12 @@ func destinations(ix *policy.Index, ref spec.Ref) []xds.Destination {
 	return out
 }
 
-// tcpCalls is the calls of w that some grant lets it make. A call without one
-// has no listener, so that the application's connection is refused at once.
-func tcpCalls(ix *policy.Index, w *policy.Workload) []xds.TCPCall {
+// tcpCalls has no call without a grant: it gets no listener, so that the
+// application's connection is refused at once.
+func tcpCalls(ix *policy.Index, ref spec.Ref) []xds.TCPCall {
 	var out []xds.TCPCall
-	for _, c := range w.TCPCalls {
-		if p, ok := ix.CallPort(c); ok && ix.Admits(c.Service, p.Name, w.Ref) {
-			out = append(out, xds.TCPCall{LocalPort: c.LocalPort, Service: c.Service.String(), Port: p.Name})
-		}
+	for _, c := range ix.Calls(ref) {
+		out = append(out, xds.TCPCall{LocalPort: c.LocalPort, Service: c.Service.String(), Port: c.Port})
 	}
 	return out
 }

@@ -15,12 +15,25 @@ const (
 	maxListed = 4
 )
 
-// miss is how far a grant to the service is from allowing a request: one text
-// for each field that fails. What differs in one field comes first.
+// miss is how far a grant to the service is from allowing a request.
 type miss struct {
 	grant  spec.Ref
-	failed []string // "allows GET, not DELETE"
+	failed []string // a text for each field that fails: "allows GET, not DELETE"
 	change string   // the smallest change, when one field fails
+	caller bool     // the caller is one of those that fail
+}
+
+// compare orders the nearest first: by the number of fields, and of those with
+// one number the grants that are for the caller, since to widen what a caller
+// may do is less than to admit another.
+func (m miss) compare(o miss) int {
+	strangers := func(m miss) int {
+		if m.caller {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(len(m.failed), len(o.failed)), cmp.Compare(strangers(m), strangers(o)))
 }
 
 // hints names the grants that are nearest to allowing a request, and what of
@@ -43,11 +56,11 @@ func (ix *Index) hints(caller spec.Ref, w *Workload, p *Port, r Request) []strin
 			w.Ref, w.Ref.Namespace, caller, w.Ref.Name)}
 	}
 	slices.SortStableFunc(misses, func(a, b miss) int {
-		return cmp.Or(cmp.Compare(len(a.failed), len(b.failed)), a.grant.Compare(b.grant))
+		return cmp.Or(a.compare(b), a.grant.Compare(b.grant))
 	})
 	var hints []string
 	for _, m := range misses {
-		if len(hints) == maxHints || len(m.failed) > len(misses[0].failed) {
+		if len(hints) == maxHints || m.compare(misses[0]) > 0 {
 			break
 		}
 		hint := fmt.Sprintf("grant %s %s", m.grant, strings.Join(m.failed, " and "))
@@ -65,6 +78,7 @@ func (g *grant) miss(caller spec.Ref, w *Workload, p *Port, r Request) miss {
 	m := miss{grant: g.ref}
 	fail := func(what, change string) { m.failed, m.change = append(m.failed, what), change }
 	if !g.callers.Has(caller) {
+		m.caller = true
 		fail(fmt.Sprintf("is for %s, not %s", g.callers, caller), fmt.Sprintf("add %s to its callers", caller))
 	}
 	rule, ok := g.rule(w, p)

@@ -195,23 +195,40 @@ func (ix *Index) Destinations(caller spec.Ref) []Destination {
 	return out
 }
 
-// CallPort is the port that a TCP call leads to: the one that it names, or else
-// the only tcp port of the service. It says nothing about grants.
-func (ix *Index) CallPort(c TCPCall) (Port, bool) {
-	w, ok := ix.Workload(c.Service)
+// Calls is the tcp calls of caller that some grant lets it make, sorted by
+// LocalPort, each with the port that it leads to: the one that it names, or else
+// the only tcp port of the service. A call that leads nowhere is left out.
+func (ix *Index) Calls(caller spec.Ref) []TCPCall {
+	w, ok := ix.Workload(caller)
 	if !ok {
-		return Port{}, false
+		return nil
 	}
-	var found []Port
-	for _, p := range w.Ports {
-		if p.Protocol == TCP && (c.Port == "" || c.Port == p.Name) {
-			found = append(found, p)
+	var out []TCPCall
+	for _, c := range w.TCPCalls {
+		if p := ix.callPort(c); p != nil && ix.Admits(c.Service, p.Name, caller) {
+			c.Port = p.Name
+			out = append(out, c)
 		}
 	}
-	if len(found) != 1 {
-		return Port{}, false
+	return out
+}
+
+func (ix *Index) callPort(c TCPCall) *Port {
+	w, ok := ix.Workload(c.Service)
+	if !ok {
+		return nil
 	}
-	return found[0], true
+	var found *Port
+	for i, p := range w.Ports {
+		if p.Protocol != TCP || c.Port != "" && c.Port != p.Name {
+			continue
+		}
+		if found != nil {
+			return nil
+		}
+		found = &w.Ports[i]
+	}
+	return found
 }
 
 // port finds a port by name; nil when there is none.

@@ -34,8 +34,8 @@ type Port struct {
 	Protocol string // HTTP, HTTP2, GRPC or TCP
 }
 
-// TCPCall is a tcp service that a workload calls on a local port. Index.CallPort
-// finds the port that it leads to.
+// TCPCall is a tcp service that a workload calls on a local port. Index.Calls
+// says where it leads.
 type TCPCall struct {
 	Service   spec.Ref
 	Port      string // empty: the only tcp port of the service

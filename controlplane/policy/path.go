@@ -17,13 +17,14 @@ const HealthPath = "/.well-known/ztmesh/health"
 //
 //  1. "#" anywhere, also in the query, and control or non-ASCII bytes are refused
 //     (http_reject_path_with_fragment; the codecs).
-//  2. %2F, %5C (path_with_escaped_slashes_action) and %00 are refused in the path.
+//  2. %2F and %5C anywhere in the path, also as a part of something longer, are
+//     refused (path_with_escaped_slashes_action).
 //  3. "..;x" and ".;x" as a segment lose their parameter
 //     (strip_dotdot_segments_with_parameters); an encoded dot is no dot here.
 //  4. normalize_path (RFC 3986, section 6.2.2): "\" becomes "/", %xx of an
 //     unreserved character becomes that character, dot segments, also encoded
-//     ones, are resolved; "/a/.." is "/". Other characters that do not belong
-//     in a path become %xx.
+//     ones, are resolved; "/a/.." is "/". %00 is refused. Other characters that
+//     do not belong in a path become %xx.
 //  5. merge_slashes: "//" becomes "/". A path of nothing but slashes keeps two.
 //  6. The guard refuses what is not a letter, digit or one of -._~!$&'()*+,=:@/
 //     So what is still encoded is refused, and ";", on which servers differ.
@@ -37,6 +38,9 @@ func NormalizePath(raw string) (path string, ok bool) {
 		}
 	}
 	raw, _, _ = strings.Cut(raw, "?")
+	if escapesSlash(raw) {
+		return "", false
+	}
 	path, ok = resolve(stripDotParameters(raw))
 	if !ok {
 		return "", false
@@ -48,6 +52,16 @@ func NormalizePath(raw string) (path string, ok bool) {
 		}
 	}
 	return path, true
+}
+
+// escapesSlash is step 2.
+func escapesSlash(raw string) bool {
+	for _, s := range []string{"%2F", "%2f", "%5C", "%5c"} {
+		if strings.Contains(raw, s) {
+			return true
+		}
+	}
+	return false
 }
 
 // stripDotParameters is step 3. It splits at "/" only.
@@ -67,14 +81,14 @@ func stripDotParameters(raw string) string {
 	return strings.Join(segments, "/")
 }
 
-// resolve is steps 2 and 4, less the encoding of what does not belong: those
+// resolve is step 4, less the encoding of what does not belong: those
 // bytes stay as they are and fail the guard. So does a "%" that cannot be
 // decoded.
 func resolve(raw string) (string, bool) {
 	var out []byte
 	for i := 0; i < len(raw); {
 		c, width, decoded := next(raw[i:])
-		if decoded && (c == '/' || c == '\\' || c == 0) {
+		if decoded && c == 0 {
 			return "", false
 		}
 		switch {

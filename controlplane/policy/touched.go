@@ -51,9 +51,9 @@ func (ix *Index) Touched(old *Index, changed []spec.Key) []spec.Ref {
 			touched[e.caller], touched[e.callee] = true, true
 		}
 	}
-	for e := range d.calls {
-		if !touched[e.caller] && !slices.Equal(old.callPorts(e), ix.callPorts(e)) {
-			touched[e.caller] = true
+	for ref := range d.callers {
+		if !touched[ref] && !slices.Equal(old.Calls(ref), ix.Calls(ref)) {
+			touched[ref] = true
 		}
 	}
 	// A grant may name who is declared on neither side: nobody is told.
@@ -76,13 +76,13 @@ type delta struct {
 	own      map[spec.Ref]bool // workloads whose document changed
 	callees  map[spec.Ref]bool // workloads whose rules may differ
 	edges    map[edge]bool     // pairs that may reach one another differently
-	calls    map[edge]bool     // tcp calls that may lead elsewhere
+	callers  map[spec.Ref]bool // workloads whose tcp calls may lead elsewhere
 }
 
 func newDelta(old, now *Index, changed []spec.Key) *delta {
 	d := &delta{
 		old: old, now: now,
-		own: map[spec.Ref]bool{}, callees: map[spec.Ref]bool{}, edges: map[edge]bool{}, calls: map[edge]bool{},
+		own: map[spec.Ref]bool{}, callees: map[spec.Ref]bool{}, edges: map[edge]bool{}, callers: map[spec.Ref]bool{},
 	}
 	for _, k := range changed {
 		ref := spec.Ref{Namespace: k.Namespace, Name: k.Name}
@@ -118,7 +118,7 @@ func (d *delta) workload(ref spec.Ref) {
 				return true
 			})
 			walk(side.tcpCallers, key(ref), func(caller spec.Ref) bool {
-				d.calls[edge{caller, ref}] = true
+				d.callers[caller] = true
 				return true
 			})
 		}
@@ -218,29 +218,13 @@ func (ix *Index) reach(e edge) []reached {
 	return out
 }
 
-// callPorts is where the tcp calls of the caller of e to the callee lead.
-func (ix *Index) callPorts(e edge) []string {
-	w, ok := ix.Workload(e.caller)
-	if !ok {
-		return nil
-	}
-	var out []string
-	for _, c := range w.TCPCalls {
-		if c.Service == e.callee {
-			p, _ := ix.CallPort(c)
-			out = append(out, p.Name)
-		}
-	}
-	return out
-}
-
 func sameWorkload(old, now *Index, ref spec.Ref) bool {
 	before, was := old.Workload(ref)
 	after, is := now.Workload(ref)
 	if !was || !is {
 		return was == is
 	}
-	return slices.Equal(before.Ports, after.Ports) && slices.Equal(before.TCPCalls, after.TCPCalls)
+	return slices.Equal(before.Ports, after.Ports) && slices.Equal(old.Calls(ref), now.Calls(ref))
 }
 
 // sameRules tells whether the requests of every HTTP port are judged alike. A
