@@ -46,20 +46,25 @@ var table = map[string]row{
 	"controlplane/spec":      {pure: true},
 	"controlplane/policy":    {pure: true, imports: []string{"controlplane/spec"}},
 	"controlplane/compile":   {pure: true, imports: []string{"controlplane/spec", "controlplane/policy", "xds"}},
-	"controlplane/api":       {imports: []string{"controlplane/spec", "controlplane/policy", "controlplane/compile"}},
+	"controlplane/view": {imports: []string{
+		"controlplane/spec", "controlplane/policy", "controlplane/compile", "store/state",
+	}},
+	"controlplane/api": {imports: []string{
+		"controlplane/spec", "controlplane/policy", "controlplane/compile", "controlplane/view", "store/state",
+	}},
 	"controlplane/kube":      {imports: []string{"controlplane/spec"}},
 	"controlplane/decisions": {imports: []string{"controlplane/policy"}},
 	"controlplane/ui":        {},
 	"controlplane": {imports: []string{
 		"controlplane/api", "controlplane/compile", "controlplane/decisions", "controlplane/kube",
-		"controlplane/policy", "controlplane/spec", "controlplane/ui",
+		"controlplane/policy", "controlplane/spec", "controlplane/ui", "controlplane/view",
 		"identity", "store", "store/state", "xds", "xds/serve",
 	}},
 	"controlplane/zttest": {harness: true},
 
 	"agent": {imports: []string{"identity", "xds", "xds/serve"}},
 
-	"cmd/ztd": {imports: []string{"controlplane"}},
+	"cmd/ztd": {imports: []string{"controlplane", "store"}},
 	"cmd/ztctl": {imports: []string{
 		"controlplane/spec", "controlplane/policy", "controlplane/compile", "xds", "identity",
 	}},

@@ -2743,7 +2743,7 @@ func (x *AddAdminRequest) GetCsr() []byte {
 
 type AddAdminResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Leaf first, then the server's intermediate; DER.
+	// The leaf alone, signed by a root; DER.
 	Chain         [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
 	Roots         [][]byte               `protobuf:"bytes,2,rep,name=roots,proto3" json:"roots,omitempty"`
 	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`

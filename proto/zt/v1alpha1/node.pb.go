@@ -215,7 +215,7 @@ func (x *EnrolResponse) GetServers() []string {
 // Issued is what a server signed, and what the receiver must trust.
 type Issued struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Leaf first, then the server's intermediate; DER.
+	// The leaf alone, signed by a root; DER.
 	NodeChain    [][]byte               `protobuf:"bytes,1,rep,name=node_chain,json=nodeChain,proto3" json:"node_chain,omitempty"`
 	NodeNotAfter *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=node_not_after,json=nodeNotAfter,proto3" json:"node_not_after,omitempty"`
 	// Empty when no svid_csr was sent.

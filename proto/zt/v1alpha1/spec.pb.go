@@ -250,7 +250,7 @@ type Mesh struct {
 	// `ztd init` (SPIFFE-ID, section 2.1).
 	TrustDomain string `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	// Life of a workload's certificate. Default 2h.
-	SvidTtl *durationpb.Duration `protobuf:"bytes,2,opt,name=svid_ttl,json=svidTtl,proto3" json:"svid_ttl,omitempty"`
+	SvidTtl *durationpb.Duration `protobuf:"bytes,2,opt,name=svid_ttl,json=svidTTL,proto3" json:"svid_ttl,omitempty"`
 	// After this a connection between proxies is drained and closed. Default 30m.
 	MaxConnectionAge *durationpb.Duration `protobuf:"bytes,3,opt,name=max_connection_age,json=maxConnectionAge,proto3" json:"max_connection_age,omitempty"`
 	unknownFields    protoimpl.UnknownFields
@@ -902,7 +902,7 @@ const file_zt_v1alpha1_spec_proto_rawDesc = "" +
 	"\x04Mesh\x12P\n" +
 	"\ftrust_domain\x18\x01 \x01(\tB-\xbaH*r(\x10\x01\x18\xf7\x012!^[a-z0-9]([-a-z0-9._]*[a-z0-9])?$R\vtrustDomain\x12F\n" +
 	"\bsvid_ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xa3\x052\x02\b<R\asvidTtl\x12Y\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b<R\asvidTTL\x12Y\n" +
 	"\x12max_connection_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\n" +
 	"R\x10maxConnectionAge\"|\n" +

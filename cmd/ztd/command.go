@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ztmesh/ztmesh/controlplane"
+)
+
+// devTrustDomain is that of a cluster made by --dev.
+const devTrustDomain = "dev.example"
+
+func command(stdout, stderr io.Writer) *cobra.Command {
+	var dev bool
+	root := &cobra.Command{
+		Use:   "ztd",
+		Short: "Server of the ztmesh control plane",
+		Long: `ztd is a server of the ztmesh control plane. Three or five of them agree on one
+zero-trust spec and stream what it means to a fleet of Envoys.
+
+Every flag is also a key of the file that --config names, and a variable
+ZTD_<FLAG> in the environment (ZTD_DATA_DIR).`,
+		Example: `  # Everything in one process, with a new cluster in ./ztd-data:
+  ztd --dev
+
+  # The first server of a cluster, and a second one:
+  ztd init --trust-domain shop.example --data-dir /var/lib/ztd && ztd run --data-dir /var/lib/ztd
+  ztd join --server 10.0.0.1:7401 --token-file token --data-dir /var/lib/ztd && ztd run --data-dir /var/lib/ztd`,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       controlplane.Version,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !dev {
+				return cmd.Help()
+			}
+			return runDev(cmd, stdout, stderr)
+		},
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.Flags().BoolVar(&dev, "dev", false, "make a cluster of one server if there is none, listen on loopback, and serve")
+	configFlags(root.PersistentFlags())
+	root.AddCommand(initCommand(stdout, stderr), joinCommand(stdout, stderr), runCommand(stderr), versionCommand(stdout))
+	return root
+}
+
+func initCommand(stdout, stderr io.Writer) *cobra.Command {
+	var trustDomain string
+	cmd := &cobra.Command{
+		Use:   "init --trust-domain DOMAIN",
+		Short: "Make a new cluster with this server as its first",
+		Long: `init makes the cluster's root, this server's identity and the first admin's
+credential (admin.yaml, mode 0600) in the data directory. The trust domain is
+that of all workloads and cannot be changed. Nothing listens yet: ztd run does.`,
+		Example: "  ztd init --trust-domain shop.example --data-dir /var/lib/ztd",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			path, err := initialise(cmd.Context(), c, trustDomain, stderr)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(stdout, `cluster for trust domain %s made in %s
+admin credential: %s (mode 0600; keep it safe)
+next: ztd run --data-dir %s
+      ztctl context import %s
+`, trustDomain, c.DataDir, path, c.DataDir, path)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&trustDomain, "trust-domain", "", "SPIFFE trust domain of the workloads, such as shop.example (required)")
+	_ = cmd.MarkFlagRequired("trust-domain")
+	return cmd
+}
+
+func initialise(ctx context.Context, c config, trustDomain string, stderr io.Writer) (string, error) {
+	log, err := c.logger(stderr)
+	if err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return controlplane.Init(ctx, controlplane.InitConfig{DataDir: c.DataDir, TrustDomain: trustDomain, Logger: log})
+}
+
+func joinCommand(stdout, stderr io.Writer) *cobra.Command {
+	var server, tokenFile string
+	cmd := &cobra.Command{
+		Use:   "join --server HOST:PORT --token-file FILE",
+		Short: "Make this a further server of an existing cluster",
+		Long: `join redeems a one-use server token (ztctl token create --server) at the node
+port of any server of the cluster. The token pins the cluster's root, so that it
+is shown to no other. Afterwards ztd run makes this server a voter.`,
+		Example: "  ztd join --server 10.0.0.1:7401 --token-file token --data-dir /var/lib/ztd",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			token, err := os.ReadFile(tokenFile)
+			if err != nil {
+				return err
+			}
+			log, err := c.logger(stderr)
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
+			defer cancel()
+			err = controlplane.Join(ctx, controlplane.JoinConfig{
+				DataDir: c.DataDir, Server: server, Token: strings.TrimSpace(string(token)), Logger: log,
+			})
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(stdout, "enrolled as a server in %s\nnext: ztd run --data-dir %s\n", c.DataDir, c.DataDir)
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&server, "server", "", "node port of any server of the cluster (required)")
+	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with the server token (required)")
+	_ = cmd.MarkFlagRequired("server")
+	_ = cmd.MarkFlagRequired("token-file")
+	return cmd
+}
+
+func runCommand(stderr io.Writer) *cobra.Command {
+	return &cobra.Command{
+		Use:     "run",
+		Short:   "Serve from the data directory until interrupted",
+		Example: "  ztd run --data-dir /var/lib/ztd --advertise 10.0.0.1",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			log, err := c.logger(stderr)
+			if err != nil {
+				return err
+			}
+			s, err := controlplane.New(c.server(log))
+			if err != nil {
+				return err
+			}
+			return s.Run(cmd.Context())
+		},
+	}
+}
+
+// runDev is everything in one process: for a first look, and for tests.
+func runDev(cmd *cobra.Command, stdout, stderr io.Writer) error {
+	c, err := loadConfig(cmd.Flags())
+	if err != nil {
+		return err
+	}
+	for flag, address := range map[string]*string{"admin-listen": &c.AdminListen, "node-listen": &c.NodeListen, "cluster-listen": &c.ClusterListen} {
+		if !cmd.Flags().Changed(flag) {
+			*address = "127.0.0.1" + *address
+		}
+	}
+	if !cmd.Flags().Changed("election-timeout") {
+		c.ElectionTimeout = 100 * time.Millisecond // one server waits for nobody
+	}
+	if _, err := os.Stat(filepath.Join(c.DataDir, "server.json")); errors.Is(err, os.ErrNotExist) {
+		if _, err := initialise(cmd.Context(), c, devTrustDomain, stderr); err != nil {
+			return err
+		}
+	}
+	log, err := c.logger(stderr)
+	if err != nil {
+		return err
+	}
+	s, err := controlplane.New(c.server(log))
+	if err != nil {
+		return err
+	}
+	go func() {
+		select {
+		case <-s.Ready():
+			fmt.Fprintf(stdout, "ready; try: ztctl --config %s status\n", filepath.Join(c.DataDir, "admin.yaml"))
+		case <-cmd.Context().Done():
+		}
+	}()
+	return s.Run(cmd.Context())
+}
+
+func versionCommand(stdout io.Writer) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(stdout, controlplane.Version)
+			return err
+		},
+	}
+}

@@ -1,0 +1,100 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/spf13/pflag"
+	"github.com/spf13/viper"
+
+	"github.com/ztmesh/ztmesh/controlplane"
+	"github.com/ztmesh/ztmesh/store"
+)
+
+// config is the process's configuration: a YAML file, ZTD_* in the environment
+// (ZTD_DATA_DIR for data-dir) and flags, each over the one before.
+type config struct {
+	DataDir         string        `mapstructure:"data-dir"`
+	AdminListen     string        `mapstructure:"admin-listen"`
+	NodeListen      string        `mapstructure:"node-listen"`
+	ClusterListen   string        `mapstructure:"cluster-listen"`
+	LocalListen     string        `mapstructure:"local-listen"`
+	Advertise       string        `mapstructure:"advertise"`
+	ElectionTimeout time.Duration `mapstructure:"election-timeout"`
+	LogLevel        string        `mapstructure:"log-level"`
+}
+
+// configFlags declares every key as a flag, with its default.
+func configFlags(f *pflag.FlagSet) {
+	d := controlplane.Default()
+	f.String("config", "", "YAML file with these flags as keys")
+	f.String("data-dir", "ztd-data", "folder with this server's state")
+	f.String("admin-listen", d.AdminListen, "where administrators connect (gRPC and REST)")
+	f.String("node-listen", d.NodeListen, "where proxies and agents connect")
+	f.String("cluster-listen", d.ClusterListen, "where the other servers connect")
+	f.String("local-listen", d.LocalListen, "metrics, health and pprof; loopback only")
+	f.String("advertise", "", "host by which others reach this server (default: that of each listen address, or this machine's first address)")
+	f.Duration("election-timeout", time.Second, "silence of the leader after which another one is elected")
+	f.String("log-level", "info", "debug, info, warn or error")
+}
+
+// loadConfig decodes the configuration exactly: a key that is not known is an
+// error.
+func loadConfig(f *pflag.FlagSet) (config, error) {
+	var c config
+	v := viper.New()
+	v.SetEnvPrefix("ztd")
+	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
+	v.AutomaticEnv()
+	var err error
+	f.VisitAll(func(flag *pflag.Flag) {
+		if flag.Name != "config" && flag.Name != "help" && err == nil && knownKey(flag.Name) {
+			err = v.BindPFlag(flag.Name, flag)
+		}
+	})
+	if err != nil {
+		return c, err
+	}
+	file, err := f.GetString("config")
+	if err != nil {
+		return c, err
+	}
+	if file != "" {
+		v.SetConfigFile(file)
+		v.SetConfigType("yaml")
+		if err := v.ReadInConfig(); err != nil {
+			return c, fmt.Errorf("configuration: %w", err)
+		}
+	}
+	if err := v.UnmarshalExact(&c); err != nil {
+		return c, fmt.Errorf("configuration: %w", err)
+	}
+	return c, nil
+}
+
+// knownKey says whether a flag is of the configuration and not of one command.
+func knownKey(name string) bool {
+	known := pflag.NewFlagSet("", pflag.ContinueOnError)
+	configFlags(known)
+	return known.Lookup(name) != nil
+}
+
+func (c config) logger(w io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return nil, fmt.Errorf("log-level %q is not debug, info, warn or error", c.LogLevel)
+	}
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level})), nil
+}
+
+// server is the configuration of the library.
+func (c config) server(log *slog.Logger) controlplane.Config {
+	s := controlplane.Default()
+	s.DataDir, s.Logger, s.Advertise = c.DataDir, log, c.Advertise
+	s.AdminListen, s.NodeListen, s.ClusterListen, s.LocalListen = c.AdminListen, c.NodeListen, c.ClusterListen, c.LocalListen
+	s.Timing = store.Timing{Heartbeat: c.ElectionTimeout, Election: c.ElectionTimeout, Lease: c.ElectionTimeout / 2}
+	return s
+}

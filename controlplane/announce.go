@@ -1,0 +1,143 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/ztmesh/ztmesh/controlplane/api"
+	"github.com/ztmesh/ztmesh/identity"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// advertise is where others reach this server; it is written down for those who
+// look, and for the next start.
+func (s *Server) advertise(l listeners) (a Addresses, err error) {
+	for _, p := range []struct {
+		to *string
+		l  net.Listener
+	}{{&a.Admin, l.admin}, {&a.Node, l.node}, {&a.Cluster, l.cluster}} {
+		if *p.to, err = s.advertised(p.l); err != nil {
+			return a, err
+		}
+	}
+	a.Local = l.local.Addr().String()
+	return a, writeJSON(s.dir.addresses(), a)
+}
+
+// announce tells the cluster where this server is, again whenever the log does
+// not say so. A server that has just joined thereby becomes a voter.
+func (s *Server) announce(ctx context.Context, door *api.Server, others *cluster, agreedOn *store.Store) error {
+	self := &ztv1.Server{
+		Id: s.id, AdminAddress: s.addresses.Admin, NodeAddress: s.addresses.Node,
+		ClusterAddress: s.addresses.Cluster, Version: Version,
+	}
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for told := false; ; {
+		if !told || !s.announced(agreedOn, self) {
+			err := s.announceOnce(ctx, self, door, others, agreedOn)
+			if told = err == nil; err != nil {
+				s.cfg.Logger.Debug("not announced yet", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Server) announced(agreedOn *store.Store, self *ztv1.Server) bool {
+	e, ok := agreedOn.State().Server(s.id)
+	return ok && e.AdminAddress == self.AdminAddress && e.NodeAddress == self.NodeAddress &&
+		e.ClusterAddress == self.ClusterAddress && e.Version == self.Version &&
+		slices.ContainsFunc(agreedOn.Members(), func(m store.Member) bool {
+			return m.ID == s.id && m.Address == self.ClusterAddress
+		})
+}
+
+func (s *Server) announceOnce(ctx context.Context, self *ztv1.Server, door *api.Server, others *cluster, agreedOn *store.Store) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if agreedOn.IsLeader() {
+		return door.AnnounceSelf(ctx, self)
+	}
+	// Whoever is asked forwards to the leader.
+	ask := slices.Clone(s.peers)
+	for e := range agreedOn.State().Servers() {
+		if e.Id != s.id && e.ClusterAddress != "" && !slices.Contains(ask, e.ClusterAddress) {
+			ask = append(ask, e.ClusterAddress)
+		}
+	}
+	if _, leader := agreedOn.Leader(); leader != "" && leader != self.ClusterAddress {
+		ask = append([]string{leader}, ask...)
+	}
+	err := errors.New("no other server is known")
+	for _, address := range ask {
+		conn, cerr := others.conn(address)
+		if cerr != nil {
+			return cerr
+		}
+		if _, err = ztv1.NewPeerServiceClient(conn).Announce(ctx, &ztv1.AnnounceRequest{Server: self}); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// keepAdminContext writes the admin ports of the cluster into the credential that
+// Init made, as long as it lies in the data directory.
+func (s *Server) keepAdminContext(ctx context.Context, agreedOn *store.Store) error {
+	return agreedOn.Watch(ctx, func(st *state.State, changed state.Changes) error {
+		if !changed.Servers {
+			return nil
+		}
+		contexts, err := identity.LoadContexts(s.dir.adminContext())
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			s.cfg.Logger.Warn("admin context not kept up to date", "error", err)
+			return nil
+		}
+		servers := []string{s.addresses.Admin}
+		for e := range st.Servers() {
+			if e.Id != s.id && e.AdminAddress != "" {
+				servers = append(servers, e.AdminAddress)
+			}
+		}
+		for i := range contexts.Contexts {
+			contexts.Contexts[i].Servers = servers
+		}
+		if err := identity.SaveContexts(s.dir.adminContext(), contexts); err != nil {
+			s.cfg.Logger.Warn("admin context not kept up to date", "error", err)
+		}
+		return nil
+	})
+}
+
+// becomeReady closes ready once a state is served.
+func (s *Server) becomeReady(ctx context.Context, loop *reconciler) error {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, serves := loop.Served(); serves {
+			s.cfg.Logger.Info("ready", "server", s.id, "admin", s.addresses.Admin, "node", s.addresses.Node, "cluster", s.addresses.Cluster, "local", s.addresses.Local)
+			close(s.ready)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,169 @@
+// Package api is the door of the control plane: what people, pipelines, proxies
+// and other servers may ask, as gRPC and as REST. It owns authorization (one
+// table), validation before anything is proposed, and the mapping of errors to
+// codes. It refuses to know how things are stored, streamed or signed: it asks
+// small interfaces of its own for that.
+//
+// A mutation is validated here, on the leader, against the newest state, by one
+// applier at a time; the state machine checks that nothing has changed since
+// and the applier tries again if so. Other servers forward such calls.
+package api
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+
+	"github.com/ztmesh/ztmesh/controlplane/view"
+	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// maxApplyBytes bounds an apply, maxCallBytes every other call.
+const (
+	maxApplyBytes = 64 << 20
+	maxCallBytes  = 1 << 20
+)
+
+// Log is what was agreed, and the way to agree on more.
+type Log interface {
+	// State is the newest state that this server has applied.
+	State() *state.State
+	// Propose commits an entry. Its errors are ErrNoLeader and ErrUnknown; the
+	// answer of the state machine is in the result.
+	Propose(context.Context, *logv1.Entry) (state.Result, error)
+	// Barrier returns when State is at least as new as any answer given before
+	// the call; ErrNoLeader where this server cannot know.
+	Barrier(context.Context) error
+	// Watch calls f with the newest state whenever it changed, until ctx ends
+	// or f fails.
+	Watch(ctx context.Context, f func(*state.State, state.Changes) error) error
+	IsLeader() bool
+	// HeardLeader is when this server last heard a leader; now on the leader.
+	HeardLeader() time.Time
+}
+
+// Cluster is the other servers.
+type Cluster interface {
+	// LeaderConn is a connection to the leader's cluster port; ErrNoLeader
+	// when there is none to ask. The Cluster owns it.
+	LeaderConn() (grpc.ClientConnInterface, error)
+	Members() []*ztv1.Member
+	Add(ctx context.Context, id, address string) error
+	Remove(ctx context.Context, id string) error
+}
+
+// Proxies is every connected proxy, here and on the other servers.
+type Proxies interface {
+	// Local is what this server holds, and the revision that it serves.
+	Local() (revision uint64, proxies []*ztv1.Proxy)
+	// All is what every server holds; unreachable are ids of servers that did
+	// not answer.
+	All() (proxies []*ztv1.Proxy, unreachable []string)
+	// Watch calls f at once and after each change of Local or All, until ctx
+	// ends or f fails.
+	Watch(ctx context.Context, f func() error) error
+}
+
+// Issuer signs. A CSR gives its key and nothing else.
+type Issuer interface {
+	TrustDomain() string
+	Roots() [][]byte
+	Node(csr []byte, instance string) (chain [][]byte, notAfter time.Time, err error)
+	Workload(csr []byte, namespace, name string, ttl time.Duration) (chain [][]byte, notAfter time.Time, err error)
+	Admin(csr []byte, name string) (chain [][]byte, notAfter time.Time, err error)
+	Intermediate(csr []byte, server string) (certificate []byte, err error)
+	// KeyHash is the SHA-256 of the CSR's SPKI, after its signature was checked.
+	KeyHash(csr []byte) ([]byte, error)
+	// KeyEncryptionKey is for a joining server only. Secret.
+	KeyEncryptionKey() []byte
+	// NewToken returns the token as shown once, its id and the hash to store.
+	NewToken() (token, id string, secretHash []byte, err error)
+	// ParseToken returns what a token says; an error for every malformed one.
+	ParseToken(token string) (id string, secretHash []byte, err error)
+}
+
+// Config is what a Server needs. All fields without a stated default are
+// required.
+type Config struct {
+	ServerID string
+	Version  string
+	Log      Log
+	Cluster  Cluster
+	Proxies  Proxies
+	Issuer   Issuer
+	Views    *view.Cache
+	// Identify reads the principal out of a finished handshake. A connection
+	// without a client certificate is nobody, without an error.
+	Identify func(tls.ConnectionState) (Principal, error)
+	// Passthrough are streaming methods that other services on the same port
+	// judge themselves.
+	Passthrough map[string]bool
+	Logger      *slog.Logger
+	Metrics     prometheus.Registerer
+	Now         func() time.Time
+	// Deadline of a unary call. Default 30 s.
+	Deadline time.Duration
+}
+
+// Server implements the three services.
+type Server struct {
+	ztv1.UnimplementedAdminServiceServer
+	ztv1.UnimplementedNodeServiceServer
+	ztv1.UnimplementedPeerServiceServer
+
+	cfg      Config
+	applier  chan struct{} // holds one token: whoever has it may validate and propose
+	refusals *rate.Limiter // of log lines about refused calls
+	metrics  metrics
+}
+
+type metrics struct {
+	calls   *prometheus.CounterVec // by code, of failed calls
+	tokens  prometheus.Counter     // refused join tokens
+	applies prometheus.Counter
+}
+
+// New makes a Server.
+func New(cfg Config) *Server {
+	if cfg.Deadline == 0 {
+		cfg.Deadline = 30 * time.Second
+	}
+	s := &Server{
+		cfg:      cfg,
+		applier:  make(chan struct{}, 1),
+		refusals: rate.NewLimiter(1, 20),
+		metrics: metrics{
+			calls: prometheus.NewCounterVec(prometheus.CounterOpts{
+				Name: "zt_api_failed_calls_total", Help: "Calls answered with an error, by gRPC code.",
+			}, []string{"code"}),
+			tokens: prometheus.NewCounter(prometheus.CounterOpts{
+				Name: "zt_api_refused_tokens_total", Help: "Join tokens that were wrong, expired, used or bound to another workload.",
+			}),
+			applies: prometheus.NewCounter(prometheus.CounterOpts{
+				Name: "zt_api_applies_total", Help: "Applies that made a revision.",
+			}),
+		},
+	}
+	s.applier <- struct{}{}
+	cfg.Metrics.MustRegister(s.metrics.calls, s.metrics.tokens, s.metrics.applies)
+	return s
+}
+
+// propose commits one operation on behalf of the caller and unites the two
+// kinds of refusal: not agreed, and agreed on but refused by the state.
+func (s *Server) propose(ctx context.Context, e *logv1.Entry) (state.Result, error) {
+	e.Format = state.Format
+	e.Who = callOf(ctx).principal.String()
+	r, err := s.cfg.Log.Propose(ctx, e)
+	if err != nil {
+		return r, err
+	}
+	return r, r.Err
+}

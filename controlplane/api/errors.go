@@ -1,0 +1,101 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+
+	"github.com/ztmesh/ztmesh/controlplane/spec"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// What a Log answers, beside the errors of package state.
+var (
+	// ErrNoLeader is returned when this server is not, or no longer, the leader
+	// and nothing was proposed.
+	ErrNoLeader = errors.New("no leader")
+	// ErrUnknown is returned when a proposal may or may not take effect. Only a
+	// retry with the same idempotency key tells.
+	ErrUnknown = errors.New("outcome unknown")
+)
+
+// refusal is an error whose text is meant for the caller.
+type refusal struct {
+	code    codes.Code
+	message string
+	details []protoadapt.MessageV1
+}
+
+func (r *refusal) Error() string { return r.message }
+
+func refuse(code codes.Code, format string, args ...any) error {
+	return &refusal{code: code, message: fmt.Sprintf(format, args...)}
+}
+
+// invalid carries every problem to the caller.
+func invalid(problems spec.Problems) error {
+	detail := &ztv1.Problems{}
+	for _, p := range problems {
+		detail.Problems = append(detail.Problems, &ztv1.Problem{
+			Code: p.Code, File: p.File, Line: uint32(p.Line), Column: uint32(p.Column),
+			Path: p.Path, Message: p.Message, Hint: p.Hint,
+		})
+	}
+	n := "1 problem"
+	if len(problems) != 1 {
+		n = fmt.Sprintf("%d problems", len(problems))
+	}
+	return &refusal{
+		code:    codes.InvalidArgument,
+		message: n + "; nothing was applied",
+		details: []protoadapt.MessageV1{protoadapt.MessageV1Of(detail)},
+	}
+}
+
+// toStatus is the one place that maps errors to codes. What is not mapped is
+// Internal, and its text stays inside: the second value says whether to log it.
+func toStatus(err error) (*status.Status, bool) {
+	var r *refusal
+	var stale *state.StaleBaseError
+	switch {
+	case errors.As(err, &r):
+		st := status.New(r.code, r.message)
+		if len(r.details) > 0 {
+			if with, derr := st.WithDetails(r.details...); derr == nil {
+				st = with
+			}
+		}
+		return st, false
+	case errors.As(err, &stale):
+		st := status.New(codes.Aborted, "stale base: "+stale.Error())
+		if with, derr := st.WithDetails(protoadapt.MessageV1Of(&ztv1.StaleBase{Current: stale.Current})); derr == nil {
+			st = with
+		}
+		return st, false
+	case errors.Is(err, ErrNoLeader):
+		return status.New(codes.Unavailable, "no leader: the cluster has no quorum now, or is electing; nothing was changed"), false
+	case errors.Is(err, ErrUnknown):
+		return status.New(codes.DeadlineExceeded, "outcome unknown: the change may or may not take effect; retry with the same idempotency key"), false
+	case errors.Is(err, state.ErrTokenInvalid):
+		return status.New(codes.PermissionDenied, "token refused"), false
+	case errors.Is(err, state.ErrKeyReused):
+		return status.New(codes.AlreadyExists, "this idempotency key was used for another request"), false
+	case errors.Is(err, state.ErrLastAdmin):
+		return status.New(codes.FailedPrecondition, "this is the last admin with role admin; add another one first"), false
+	case errors.Is(err, state.ErrNotFound):
+		return status.New(codes.NotFound, "not found"), false
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.New(codes.DeadlineExceeded, "deadline exceeded"), false
+	case errors.Is(err, context.Canceled):
+		return status.New(codes.Canceled, "cancelled"), false
+	}
+	if st, ok := status.FromError(err); ok && err != nil {
+		return st, false // already a status: a forwarded call's answer
+	}
+	return status.New(codes.Internal, "internal error; the server's log has it"), true
+}

@@ -1,0 +1,51 @@
+package api
+
+import (
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+)
+
+// Envoy pings its control plane every other second; grpc-go's default policy
+// would answer with GOAWAY too_many_pings.
+var enforcement = keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}
+
+// Admin makes the gRPC server of the admin port.
+func (s *Server) Admin() *grpc.Server {
+	g := s.server(s.external, maxApplyBytes)
+	ztv1.RegisterAdminServiceServer(g, s)
+	return g
+}
+
+// Node makes the gRPC server of the node port; the caller adds the discovery
+// service to it.
+func (s *Server) Node(creds credentials.TransportCredentials) *grpc.Server {
+	g := s.server(s.external, maxCallBytes, grpc.Creds(creds))
+	ztv1.RegisterNodeServiceServer(g, s)
+	return g
+}
+
+// Internal makes the gRPC server for forwarded calls: of other servers (creds
+// has checked that the caller is one) or, without creds, of this process.
+func (s *Server) Internal(opts ...grpc.ServerOption) *grpc.Server {
+	g := s.server(s.internal, maxApplyBytes, opts...)
+	ztv1.RegisterAdminServiceServer(g, s)
+	ztv1.RegisterNodeServiceServer(g, s)
+	ztv1.RegisterPeerServiceServer(g, s)
+	return g
+}
+
+func (s *Server) server(who identify, maxBytes int, opts ...grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append(opts,
+		grpc.UnaryInterceptor(s.unary(who)),
+		grpc.StreamInterceptor(s.stream(who)),
+		grpc.MaxRecvMsgSize(maxBytes),
+		grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveEnforcementPolicy(enforcement),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+	)...)
+}

@@ -1,0 +1,78 @@
+package api
+
+import (
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+)
+
+// Role is the kind of a certificate's holder: what its SPIFFE ID in the control
+// trust domain says it is. A role alone gives no admin right.
+type Role string
+
+// The roles. Nobody is a caller without a client certificate.
+const (
+	RoleNobody Role = ""
+	RoleAdmin  Role = "admin"
+	RoleNode   Role = "node"
+	RoleServer Role = "server"
+)
+
+// Principal is who calls, as its certificate says.
+type Principal struct {
+	Role Role
+	Name string // an admin's name, an instance id or a server id
+}
+
+func (p Principal) String() string {
+	if p.Role == RoleNobody {
+		return "nobody"
+	}
+	return string(p.Role) + "/" + p.Name
+}
+
+// right is what an admin must have been given for a call.
+type right int
+
+const (
+	rightNone   right = iota // for callers that are not admins
+	rightViewer              // any admin
+	rightEditor              // admin, or editor; the handler checks the namespace of each item
+	rightAdmin               // admin
+)
+
+// method is one row of the table of who may call what. A method that is not in
+// the table is refused.
+type method struct {
+	caller Role  // the certificate that is required
+	right  right // for RoleAdmin: what the log must say of the caller
+	leader bool  // forwarded to the leader, unless the request says stale
+}
+
+// methods is the one table of authorization, for gRPC, REST and forwarded calls.
+var methods = map[string]method{
+	ztv1.AdminService_Apply_FullMethodName:              {RoleAdmin, rightEditor, true},
+	ztv1.AdminService_GetDocument_FullMethodName:        {RoleAdmin, rightViewer, true},
+	ztv1.AdminService_ListDocuments_FullMethodName:      {RoleAdmin, rightViewer, true},
+	ztv1.AdminService_WatchDocuments_FullMethodName:     {RoleAdmin, rightViewer, false},
+	ztv1.AdminService_ListRevisions_FullMethodName:      {RoleAdmin, rightViewer, true},
+	ztv1.AdminService_GetStatus_FullMethodName:          {RoleAdmin, rightViewer, false},
+	ztv1.AdminService_WatchReceipt_FullMethodName:       {RoleAdmin, rightViewer, false},
+	ztv1.AdminService_Can_FullMethodName:                {RoleAdmin, rightViewer, true},
+	ztv1.AdminService_CreateToken_FullMethodName:        {RoleAdmin, rightEditor, true},
+	ztv1.AdminService_ListTokens_FullMethodName:         {RoleAdmin, rightViewer, true},
+	ztv1.AdminService_DeleteToken_FullMethodName:        {RoleAdmin, rightEditor, true},
+	ztv1.AdminService_DeregisterInstance_FullMethodName: {RoleAdmin, rightEditor, true},
+	ztv1.AdminService_ListMembers_FullMethodName:        {RoleAdmin, rightViewer, false},
+	ztv1.AdminService_RemoveMember_FullMethodName:       {RoleAdmin, rightAdmin, true},
+	ztv1.AdminService_ListAdmins_FullMethodName:         {RoleAdmin, rightViewer, true},
+	ztv1.AdminService_AddAdmin_FullMethodName:           {RoleAdmin, rightAdmin, true},
+	ztv1.AdminService_RemoveAdmin_FullMethodName:        {RoleAdmin, rightAdmin, true},
+	ztv1.AdminService_GetServerInfo_FullMethodName:      {RoleAdmin, rightViewer, false},
+
+	ztv1.NodeService_Enrol_FullMethodName:       {RoleNobody, rightNone, true},
+	ztv1.NodeService_EnrolServer_FullMethodName: {RoleNobody, rightNone, true},
+	ztv1.NodeService_Renew_FullMethodName:       {RoleNode, rightNone, false},
+	ztv1.NodeService_Deregister_FullMethodName:  {RoleNode, rightNone, true},
+
+	ztv1.PeerService_Announce_FullMethodName:     {RoleServer, rightNone, true},
+	ztv1.PeerService_WatchProxies_FullMethodName: {RoleServer, rightNone, false},
+}

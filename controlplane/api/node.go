@@ -1,0 +1,209 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/ztmesh/ztmesh/controlplane/spec"
+	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// leaderSilence is how long a server renews certificates without having heard a
+// leader: what was revoked meanwhile is bounded by it.
+const leaderSilence = 5 * time.Minute
+
+// defaultEgress is where a workload's applications reach out by default.
+const defaultEgress = "127.0.0.1"
+
+// Enrol is NodeService.Enrol. Every refusal of a token reads the same. Nothing is
+// signed before the token is used up.
+func (s *Server) Enrol(ctx context.Context, req *ztv1.EnrolRequest) (*ztv1.EnrolResponse, error) {
+	id, hash, err := s.cfg.Issuer.ParseToken(req.Token)
+	if err != nil {
+		s.metrics.tokens.Inc()
+		return nil, state.ErrTokenInvalid
+	}
+	workload, err := spec.ParseRef(req.Workload, "")
+	if err != nil || workload.Namespace == "" {
+		return nil, refuse(codes.InvalidArgument, "workload %q is not namespace/name", req.Workload)
+	}
+	if req.Instance == "" {
+		return nil, refuse(codes.InvalidArgument, "instance is missing")
+	}
+	address, egress, err := addresses(callOf(ctx).address, req.Address, req.EgressAddress)
+	if err != nil {
+		return nil, err
+	}
+	keyHash, err := s.cfg.Issuer.KeyHash(req.NodeCsr)
+	if err == nil && len(req.SvidCsr) > 0 {
+		_, err = s.cfg.Issuer.KeyHash(req.SvidCsr)
+	}
+	if err != nil {
+		return nil, refuse(codes.InvalidArgument, "certificate request refused")
+	}
+	instance := &logv1.Instance{
+		Id: req.Instance, Workload: workload.String(), Address: address, EgressAddress: egress,
+		Agent: len(req.SvidCsr) > 0, KeyHash: keyHash, Enrolled: timestamppb.New(s.cfg.Now()),
+	}
+	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{Id: id, SecretHash: hash, Instance: instance}}})
+	if errors.Is(err, state.ErrTokenInvalid) {
+		s.metrics.tokens.Inc()
+	}
+	if err != nil {
+		return nil, err
+	}
+	issued, err := s.issue(instance, req.NodeCsr, req.SvidCsr)
+	if err != nil {
+		return nil, err
+	}
+	return &ztv1.EnrolResponse{
+		Instance: instance.Id, TrustDomain: s.cfg.Issuer.TrustDomain(), Certificates: issued,
+		Address: address, EgressAddress: egress, Servers: s.nodeAddresses(),
+	}, nil
+}
+
+// addresses checks what an instance says of itself: it listens where its session
+// comes from, and its applications reach out over loopback only.
+func addresses(session, address, egress string) (string, string, error) {
+	from, err := netip.ParseAddr(session)
+	if err != nil {
+		return "", "", refuse(codes.InvalidArgument, "this connection has no IP address")
+	}
+	from = from.Unmap()
+	if address == "" {
+		address = from.String()
+	}
+	if egress == "" {
+		egress = defaultEgress
+	}
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return "", "", refuse(codes.InvalidArgument, "address %q is not an IP address", address)
+	}
+	if a.Unmap() != from {
+		return "", "", refuse(codes.PermissionDenied, "address %s is not where this connection comes from (%s); enrol from the address that peers will dial", a, from)
+	}
+	e, err := netip.ParseAddr(egress)
+	if err != nil || !e.IsLoopback() {
+		return "", "", refuse(codes.InvalidArgument, "egress address %q is not a loopback IP address", egress)
+	}
+	return from.String(), e.Unmap().String(), nil
+}
+
+// issue signs for an instance what it sent requests for.
+func (s *Server) issue(i *logv1.Instance, nodeCSR, svidCSR []byte) (*ztv1.Issued, error) {
+	out := &ztv1.Issued{Roots: s.cfg.Issuer.Roots()}
+	if len(nodeCSR) > 0 {
+		chain, notAfter, err := s.cfg.Issuer.Node(nodeCSR, i.Id)
+		if err != nil {
+			return nil, err
+		}
+		out.NodeChain, out.NodeNotAfter = chain, timestamppb.New(notAfter)
+	}
+	if len(svidCSR) > 0 {
+		v, err := s.cfg.Views.At(s.cfg.Log.State())
+		if err != nil {
+			return nil, err
+		}
+		ref, err := spec.ParseRef(i.Workload, "")
+		if err != nil {
+			return nil, err
+		}
+		chain, notAfter, err := s.cfg.Issuer.Workload(svidCSR, ref.Namespace, ref.Name, v.Index.Mesh().SVIDTTL)
+		if err != nil {
+			return nil, err
+		}
+		out.SvidChain, out.SvidNotAfter = chain, timestamppb.New(notAfter)
+	}
+	return out, nil
+}
+
+// nodeAddresses is where the node port of every server is, this one first.
+func (s *Server) nodeAddresses() []string {
+	var out []string
+	for m := range s.cfg.Log.State().Servers() {
+		if m.Id == s.cfg.ServerID {
+			out = append([]string{m.NodeAddress}, out...)
+		} else {
+			out = append(out, m.NodeAddress)
+		}
+	}
+	return out
+}
+
+// Renew is NodeService.Renew.
+func (s *Server) Renew(ctx context.Context, req *ztv1.RenewRequest) (*ztv1.RenewResponse, error) {
+	if silence := s.cfg.Now().Sub(s.cfg.Log.HeardLeader()); silence > leaderSilence {
+		return nil, refuse(codes.Unavailable, "no leader heard for %v: this server does not renew now; ask another one", silence.Round(time.Second))
+	}
+	i, ok := s.cfg.Log.State().Instance(callOf(ctx).principal.Name)
+	if !ok {
+		return nil, refuse(codes.PermissionDenied, "not enrolled")
+	}
+	for _, csr := range [][]byte{req.NodeCsr, req.SvidCsr} {
+		if len(csr) == 0 {
+			continue
+		}
+		if _, err := s.cfg.Issuer.KeyHash(csr); err != nil {
+			return nil, refuse(codes.InvalidArgument, "certificate request refused")
+		}
+	}
+	if len(req.SvidCsr) > 0 && !i.Agent {
+		return nil, refuse(codes.PermissionDenied, "this instance takes its workload's certificate by SDS over ADS")
+	}
+	issued, err := s.issue(i, req.NodeCsr, req.SvidCsr)
+	if err != nil {
+		return nil, err
+	}
+	return &ztv1.RenewResponse{Certificates: issued, Servers: s.nodeAddresses()}, nil
+}
+
+// Deregister is NodeService.Deregister.
+func (s *Server) Deregister(ctx context.Context, _ *ztv1.DeregisterRequest) (*ztv1.DeregisterResponse, error) {
+	return &ztv1.DeregisterResponse{}, s.deregister(ctx, callOf(ctx).principal.Name)
+}
+
+// EnrolServer is NodeService.EnrolServer.
+func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) (*ztv1.EnrolServerResponse, error) {
+	id, hash, err := s.cfg.Issuer.ParseToken(req.Token)
+	if err != nil {
+		s.metrics.tokens.Inc()
+		return nil, state.ErrTokenInvalid
+	}
+	if req.Server == "" {
+		return nil, refuse(codes.InvalidArgument, "server is missing")
+	}
+	if _, err := s.cfg.Issuer.KeyHash(req.IntermediateCsr); err != nil {
+		return nil, refuse(codes.InvalidArgument, "certificate request refused")
+	}
+	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{
+		Id: id, SecretHash: hash, Server: &logv1.Server{Id: req.Server},
+	}}})
+	if errors.Is(err, state.ErrTokenInvalid) {
+		s.metrics.tokens.Inc()
+	}
+	if err != nil {
+		return nil, err
+	}
+	intermediate, err := s.cfg.Issuer.Intermediate(req.IntermediateCsr, req.Server)
+	if err != nil {
+		return nil, err
+	}
+	resp := &ztv1.EnrolServerResponse{
+		TrustDomain: s.cfg.Issuer.TrustDomain(), Intermediate: intermediate, Roots: s.cfg.Issuer.Roots(),
+		KeyEncryptionKey: s.cfg.Issuer.KeyEncryptionKey(),
+	}
+	for m := range s.cfg.Log.State().Servers() {
+		if m.ClusterAddress != "" {
+			resp.Peers = append(resp.Peers, m.ClusterAddress)
+		}
+	}
+	return resp, nil
+}

@@ -1,0 +1,53 @@
+package api
+
+import (
+	"context"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+)
+
+// Announce is PeerService.Announce: an enrolled server becomes a member, or
+// tells its new addresses. A server that was removed stays out.
+func (s *Server) Announce(ctx context.Context, req *ztv1.AnnounceRequest) (*ztv1.AnnounceResponse, error) {
+	if req.GetServer().GetId() != callOf(ctx).principal.Name {
+		return nil, refuse(codes.PermissionDenied, "a server announces itself only")
+	}
+	return &ztv1.AnnounceResponse{}, s.announce(ctx, req.GetServer())
+}
+
+// AnnounceSelf is Announce of the leader by itself.
+func (s *Server) AnnounceSelf(ctx context.Context, self *ztv1.Server) error {
+	self = proto.CloneOf(self)
+	self.Id = s.cfg.ServerID
+	ctx = context.WithValue(ctx, callKey{}, call{principal: Principal{Role: RoleServer, Name: s.cfg.ServerID}})
+	return s.announce(ctx, self)
+}
+
+func (s *Server) announce(ctx context.Context, a *ztv1.Server) error {
+	had, enrolled := s.cfg.Log.State().Server(a.Id)
+	if !enrolled {
+		return refuse(codes.PermissionDenied, "this server is not, or no longer, of the cluster; join again with a new token and a new data directory")
+	}
+	now := &logv1.Server{
+		Id: a.Id, AdminAddress: a.AdminAddress, NodeAddress: a.NodeAddress,
+		ClusterAddress: a.ClusterAddress, Version: a.Version,
+	}
+	if !proto.Equal(had, now) {
+		if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{Server: now}}}); err != nil {
+			return err
+		}
+	}
+	return s.cfg.Cluster.Add(ctx, a.Id, a.ClusterAddress)
+}
+
+// WatchProxies is PeerService.WatchProxies.
+func (s *Server) WatchProxies(_ *ztv1.WatchProxiesRequest, stream ztv1.PeerService_WatchProxiesServer) error {
+	return s.cfg.Proxies.Watch(stream.Context(), func() error {
+		revision, proxies := s.cfg.Proxies.Local()
+		return stream.Send(&ztv1.WatchProxiesResponse{Revision: revision, Proxies: proxies})
+	})
+}

@@ -1,0 +1,250 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/ztmesh/ztmesh/controlplane/api"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// cluster is the other servers: connections to them, what they say of the
+// proxies that they hold, and the membership.
+type cluster struct {
+	self  string
+	store *store.Store
+	tls   *tls.Config // towards the cluster port of others
+	log   *slog.Logger
+	moved *broadcast // whenever what a peer says has changed
+
+	mu    sync.Mutex                  // guards what follows; never held while calling out
+	conns map[string]*grpc.ClientConn // by address
+	peers map[string]*peer            // by server id
+}
+
+// peer is one other server.
+type peer struct {
+	address string
+	stop    context.CancelFunc
+
+	// guarded by cluster.mu
+	reachable bool
+	revision  uint64
+	proxies   []*ztv1.Proxy
+}
+
+func newCluster(self string, s *store.Store, t *tls.Config, log *slog.Logger) *cluster {
+	return &cluster{
+		self: self, store: s, tls: t, log: log, moved: newBroadcast(),
+		conns: map[string]*grpc.ClientConn{}, peers: map[string]*peer{},
+	}
+}
+
+// Run follows the membership and listens to every other server, until ctx ends.
+func (c *cluster) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer c.close()
+	return c.store.Watch(ctx, func(st *state.State, changed state.Changes) error {
+		if !changed.Servers && len(c.peers) > 0 {
+			return nil
+		}
+		known := map[string]string{}
+		for s := range st.Servers() {
+			if s.Id != c.self && s.ClusterAddress != "" {
+				known[s.Id] = s.ClusterAddress
+			}
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for id, p := range c.peers {
+			if known[id] != p.address {
+				p.stop()
+				delete(c.peers, id)
+			}
+		}
+		for id, address := range known {
+			if c.peers[id] == nil {
+				ctx, stop := context.WithCancel(ctx)
+				p := &peer{address: address, stop: stop}
+				c.peers[id] = p
+				wg.Go(func() { c.listen(ctx, id, p) })
+			}
+		}
+		return nil
+	})
+}
+
+// listen keeps what one peer says of its proxies up to date.
+func (c *cluster) listen(ctx context.Context, id string, p *peer) {
+	const pause = 500 * time.Millisecond
+	for ctx.Err() == nil {
+		err := c.follow(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		c.mu.Lock()
+		was := p.reachable
+		p.reachable, p.proxies = false, nil
+		c.mu.Unlock()
+		if was {
+			c.log.Warn("server out of reach", "server", id, "address", p.address, "error", err)
+			c.moved.send()
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (c *cluster) follow(ctx context.Context, p *peer) error {
+	conn, err := c.conn(p.address)
+	if err != nil {
+		return err
+	}
+	stream, err := ztv1.NewPeerServiceClient(conn).WatchProxies(ctx, &ztv1.WatchProxiesRequest{})
+	if err != nil {
+		return err
+	}
+	for {
+		said, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		c.mu.Lock()
+		p.reachable, p.revision, p.proxies = true, said.Revision, said.Proxies
+		c.mu.Unlock()
+		c.moved.send()
+	}
+}
+
+// conn is the one connection to an address; made when it is first needed.
+func (c *cluster) conn(address string) (*grpc.ClientConn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if conn := c.conns[address]; conn != nil {
+		return conn, nil
+	}
+	conn, err := grpc.NewClient("passthrough:///"+address,
+		grpc.WithTransportCredentials(credentials.NewTLS(c.tls)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+			MinConnectTimeout: 2 * time.Second,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 2 * time.Second, Timeout: 2 * time.Second, PermitWithoutStream: true}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)),
+	)
+	if err != nil {
+		return nil, err
+	}
+	c.conns[address] = conn
+	return conn, nil
+}
+
+func (c *cluster) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		_ = conn.Close()
+	}
+	c.conns = map[string]*grpc.ClientConn{}
+}
+
+// LeaderConn is api.Cluster.
+func (c *cluster) LeaderConn() (grpc.ClientConnInterface, error) {
+	id, address := c.store.Leader()
+	if id == "" || id == c.self {
+		return nil, api.ErrNoLeader
+	}
+	return c.conn(address)
+}
+
+// Members is api.Cluster: the servers, sorted by id.
+func (c *cluster) Members() []*ztv1.Member {
+	st := c.store.State()
+	leader, _ := c.store.Leader()
+	voters := map[string]bool{}
+	for _, m := range c.store.Members() {
+		voters[m.ID] = m.Voter
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []*ztv1.Member
+	for s := range st.Servers() {
+		m := &ztv1.Member{
+			Id: s.Id, AdminAddress: s.AdminAddress, NodeAddress: s.NodeAddress, ClusterAddress: s.ClusterAddress,
+			Version: s.Version, Leader: s.Id == leader, Voter: voters[s.Id],
+		}
+		if s.Id == c.self {
+			m.Reachable, m.Revision = true, st.Revision()
+		} else if p := c.peers[s.Id]; p != nil {
+			m.Reachable, m.Revision = p.reachable, p.revision
+		}
+		out = append(out, m)
+	}
+	return out
+}
+
+// Add is api.Cluster.
+func (c *cluster) Add(ctx context.Context, id, address string) error {
+	for _, m := range c.store.Members() {
+		if m.ID == id && m.Address == address && m.Voter {
+			return nil
+		}
+	}
+	return storeError(c.store.AddVoter(ctx, id, address))
+}
+
+// Remove is api.Cluster.
+func (c *cluster) Remove(ctx context.Context, id string) error {
+	return storeError(c.store.RemoveServer(ctx, id))
+}
+
+// others is what every reachable peer holds, and the ids of those out of reach.
+func (c *cluster) others() (proxies []*ztv1.Proxy, unreachable []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, p := range c.peers {
+		if !p.reachable {
+			unreachable = append(unreachable, id)
+		}
+		proxies = append(proxies, p.proxies...)
+	}
+	slices.Sort(unreachable)
+	return proxies, unreachable
+}
+
+// broadcast tells any number of waiters that something has changed; who is busy
+// hears of many changes once.
+type broadcast struct {
+	mu sync.Mutex // guards ch
+	ch chan struct{}
+}
+
+func newBroadcast() *broadcast { return &broadcast{ch: make(chan struct{})} }
+
+// next is closed by the next send.
+func (b *broadcast) next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ch
+}
+
+func (b *broadcast) send() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.ch)
+	b.ch = make(chan struct{})
+}

@@ -1,0 +1,225 @@
+// Package controlplane is the whole control plane as a library: [Init] makes a
+// cluster, [Join] a further server of it, and [New] with [Server.Run] serves. It
+// is the composition root: the one place where what was agreed (store), what
+// proxies are told (xds, xds/serve) and who is who (identity) meet, and the one
+// reconcile loop that leads from one to the other.
+//
+// Several servers may run in one process; nothing is global.
+package controlplane
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ztmesh/ztmesh/identity"
+	"github.com/ztmesh/ztmesh/store"
+)
+
+// Version is that of this program; set by the linker.
+var Version = "0.1.0-dev"
+
+// leaderSilence is how long this server goes on issuing without having heard a
+// leader.
+const leaderSilence = 5 * time.Minute
+
+// Config is how a server runs. Default gives a usable one, save the DataDir.
+type Config struct {
+	// DataDir was made by Init or Join.
+	DataDir string
+	// Where to listen, host:port; port 0 is any free one, kept over restarts.
+	AdminListen, NodeListen, ClusterListen string
+	// LocalListen is for metrics, health and pprof: loopback only.
+	LocalListen string
+	// Advertise is the host that others reach this server by. Default: the host
+	// of each address above, or this machine's first address where that is none.
+	Advertise string
+	// Timing and Liveness may be left empty.
+	Timing   store.Timing
+	Liveness Liveness
+	Logger   *slog.Logger
+	Now      func() time.Time
+}
+
+// Default is the configuration of a server on its own machine.
+func Default() Config {
+	return Config{
+		AdminListen: ":7400", NodeListen: ":7401", ClusterListen: ":7402", LocalListen: "127.0.0.1:7403",
+		Logger: slog.New(slog.DiscardHandler), Now: time.Now,
+	}
+}
+
+// Validate joins everything that is wrong.
+func (c Config) Validate() error {
+	var errs []error
+	if c.DataDir == "" {
+		errs = append(errs, errors.New("data directory is missing"))
+	}
+	for _, a := range []struct{ name, address string }{
+		{"admin", c.AdminListen}, {"node", c.NodeListen}, {"cluster", c.ClusterListen}, {"local", c.LocalListen},
+	} {
+		if _, err := net.ResolveTCPAddr("tcp", a.address); err != nil {
+			errs = append(errs, fmt.Errorf("%s listen address %q: %w", a.name, a.address, err))
+		}
+	}
+	if host, _, err := net.SplitHostPort(c.LocalListen); err == nil {
+		if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
+			errs = append(errs, fmt.Errorf("local listen address %q must be loopback: metrics and pprof have no authentication", c.LocalListen))
+		}
+	}
+	if c.Logger == nil || c.Now == nil {
+		errs = append(errs, errors.New("logger or clock is missing"))
+	}
+	return errors.Join(errs...)
+}
+
+// Server is one server of a cluster. New makes it, Run runs it once.
+type Server struct {
+	cfg       Config
+	dir       dataDir
+	id        string
+	td        string
+	peers     []string // cluster ports to be found by, until the log names them
+	roots     []*x509.Certificate
+	kek       identity.KEK
+	authority *identity.Authority
+	journal   *identity.Journal
+	current   identity.Current // what this server shows
+	metrics   *prometheus.Registry
+	ready     chan struct{} // closed when it serves
+	addresses Addresses     // set before ready is closed
+}
+
+// New reads the data directory. The error says what is wrong with it or with the
+// configuration.
+func New(cfg Config) (*Server, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	d := dataDir(cfg.DataDir)
+	who, err := d.load()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{
+		cfg: cfg, dir: d, id: who.ID, td: who.TrustDomain, peers: who.Peers,
+		metrics: prometheus.NewRegistry(), ready: make(chan struct{}),
+	}
+	if s.roots, err = d.loadRoots(); err != nil {
+		return nil, err
+	}
+	if s.kek, err = identity.LoadKEK(d.kek()); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// ID is this server's, 32 hex digits.
+func (s *Server) ID() string { return s.id }
+
+// Ready is closed when every port is open and the state is served.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Addresses are where this server listens, once it is ready.
+func (s *Server) Addresses() Addresses { return s.addresses }
+
+// trust is what this server knows and shows on every TLS connection.
+func (s *Server) trust() identity.Trust {
+	return identity.Trust{
+		TrustDomain: s.td, Roots: func() []*x509.Certificate { return s.roots },
+		Certificate: s.current.Certificate, Now: s.cfg.Now,
+	}
+}
+
+// openIdentity loads the intermediate and makes this server's certificate.
+func (s *Server) openIdentity() error {
+	journal, err := identity.OpenJournal(s.dir.journal())
+	if err != nil {
+		return err
+	}
+	s.journal = journal
+	pair, err := identity.LoadKeyPair(s.dir.intermediate())
+	if err != nil {
+		return err
+	}
+	if s.authority, err = identity.NewAuthority(s.roots[0], pair, s.id, s.signing()); err != nil {
+		return err
+	}
+	own, err := s.authority.MakeServer()
+	if err != nil {
+		return fmt.Errorf("this server's certificate: %w; if it was down for more than 7 days, join again with a new data directory", err)
+	}
+	s.current.Set(own)
+	return nil
+}
+
+func (s *Server) signing() identity.Signing {
+	return identity.Signing{Now: s.cfg.Now, Log: s.journal.Append}
+}
+
+// renewer keeps the intermediate, and with it this server's certificate, fresh.
+func (s *Server) renewer(i *issuer) *identity.Renewer {
+	leaf := s.authority.Intermediate().Leaf()
+	return &identity.Renewer{
+		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, Now: s.cfg.Now,
+		Renew: func(context.Context) (notBefore, notAfter time.Time, err error) {
+			root, err := i.root()
+			if err != nil {
+				return notBefore, notAfter, err
+			}
+			pair, err := newIntermediate(func(key identity.PrivateKey) (*x509.Certificate, error) {
+				return root.SignIntermediate(key.Public(), s.id)
+			})
+			if err != nil {
+				return notBefore, notAfter, err
+			}
+			if err := errors.Join(pair.Save(s.dir.intermediate()), s.authority.Replace(s.roots[0], pair)); err != nil {
+				return notBefore, notAfter, err
+			}
+			own, err := s.authority.MakeServer()
+			if err != nil {
+				return notBefore, notAfter, err
+			}
+			s.current.Set(own)
+			return pair.Leaf().NotBefore, pair.Leaf().NotAfter, nil
+		},
+		Report: func(r identity.Renewal) {
+			if r.Err != nil {
+				s.cfg.Logger.Error("intermediate not renewed", "notAfter", r.NotAfter, "expired", r.Expired, "next", r.Next, "error", r.Err)
+				return
+			}
+			s.cfg.Logger.Info("intermediate renewed", "notAfter", r.NotAfter)
+		},
+	}
+}
+
+// advertised is the address by which others reach a listener.
+func (s *Server) advertised(l net.Listener) (string, error) {
+	host, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		return "", err
+	}
+	if s.cfg.Advertise != "" {
+		return net.JoinHostPort(s.cfg.Advertise, port), nil
+	}
+	if ip, err := netip.ParseAddr(host); err == nil && !ip.IsUnspecified() {
+		return l.Addr().String(), nil
+	}
+	ifaces, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", err
+	}
+	for _, a := range ifaces {
+		if n, ok := a.(*net.IPNet); ok && !n.IP.IsLoopback() && !n.IP.IsLinkLocalUnicast() {
+			return net.JoinHostPort(n.IP.String(), port), nil
+		}
+	}
+	return net.JoinHostPort("127.0.0.1", port), nil
+}

@@ -1,0 +1,112 @@
+package controlplane
+
+import (
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/ztmesh/ztmesh/identity"
+)
+
+// dataDir is the folder that makes a server what it is. Everything in it is of
+// mode 0600, the folder of 0700.
+type dataDir string
+
+func (d dataDir) path(name string) string { return filepath.Join(string(d), name) }
+
+func (d dataDir) identityFile() string { return d.path("server.json") }
+func (d dataDir) kek() string          { return d.path("kek") }
+func (d dataDir) roots() string        { return d.path("roots.pem") }
+func (d dataDir) intermediate() string { return d.path("intermediate.pem") }
+func (d dataDir) journal() string      { return d.path("issuance.log") }
+func (d dataDir) raft() string         { return d.path("raft") }
+func (d dataDir) addresses() string    { return d.path("addresses.json") }
+func (d dataDir) adminContext() string { return d.path("admin.yaml") }
+
+// serverFile is server.json: who this server is. It is written last, so that a
+// folder with it is complete.
+type serverFile struct {
+	ID          string   `json:"id"`
+	TrustDomain string   `json:"trustDomain"`
+	Peers       []string `json:"peers,omitempty"` // cluster ports, to be found by at first
+}
+
+// Addresses are the ports that a server has taken (host:port).
+type Addresses struct {
+	Admin   string `json:"admin"`
+	Node    string `json:"node"`
+	Cluster string `json:"cluster"`
+	Local   string `json:"local"` // metrics, health, pprof
+}
+
+// create makes the folder, and refuses one that is a server already.
+func (d dataDir) create() error {
+	if _, err := os.Stat(d.identityFile()); err == nil {
+		return fmt.Errorf("%s is the data directory of a server already; choose another one, or remove it", string(d))
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.MkdirAll(string(d), 0o700)
+}
+
+func (d dataDir) load() (serverFile, error) {
+	var s serverFile
+	b, err := os.ReadFile(d.identityFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, fmt.Errorf("%s is not the data directory of a server: run `ztd init` for a new cluster, or `ztd join` with a server token", string(d))
+	}
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		return s, fmt.Errorf("%s: %w", d.identityFile(), err)
+	}
+	return s, nil
+}
+
+func (d dataDir) loadRoots() ([]*x509.Certificate, error) {
+	b, err := os.ReadFile(d.roots())
+	if err != nil {
+		return nil, err
+	}
+	roots, err := identity.ParsePEM(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.roots(), err)
+	}
+	return roots, nil
+}
+
+func (d dataDir) loadAddresses() Addresses {
+	var a Addresses
+	if b, err := os.ReadFile(d.addresses()); err == nil {
+		_ = json.Unmarshal(b, &a) // a damaged file is as good as none: it only keeps ports stable
+	}
+	return a
+}
+
+// writeJSON replaces a file in one step.
+func writeJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeFile(path, append(b, '\n'))
+}
+
+func writeFile(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,261 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/ztmesh/ztmesh/identity"
+	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// FirstAdmin is the name of the admin that Init makes.
+const FirstAdmin = "admin"
+
+// InitConfig is what a new cluster is made of.
+type InitConfig struct {
+	DataDir     string
+	TrustDomain string // of the workloads: "shop.example"; fixed for the life of the cluster
+	Logger      *slog.Logger
+	Now         func() time.Time // default time.Now
+}
+
+// Init makes a new cluster with one server: its root, its first entry, and the
+// first admin's credential. It returns the path of that credential, a contexts
+// file of mode 0600 without addresses: a running server fills them in. The folder
+// must not be a server's already. Afterwards, New and Run serve from the folder.
+func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if err := identity.ValidTrustDomain(cfg.TrustDomain); err != nil {
+		return "", fmt.Errorf("trust domain: %w", err)
+	}
+	d := dataDir(cfg.DataDir)
+	if err := d.create(); err != nil {
+		return "", err
+	}
+	journal, err := identity.OpenJournal(d.journal())
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, journal.Close()) }()
+
+	id := newID()
+	kek := identity.NewKEK()
+	root, err := identity.NewRoot(cfg.TrustDomain, identity.Signing{Now: cfg.Now, Log: journal.Append})
+	if err != nil {
+		return "", err
+	}
+	sealed, err := root.Seal(kek)
+	if err != nil {
+		return "", err
+	}
+	intermediate, err := newIntermediate(func(key identity.PrivateKey) (*x509.Certificate, error) {
+		return root.SignIntermediate(key.Public(), id)
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(
+		kek.Save(d.kek()),
+		intermediate.Save(d.intermediate()),
+		writeFile(d.roots(), identity.EncodePEM([]*x509.Certificate{root.Certificate()})),
+		writeAdmin(d, root),
+	); err != nil {
+		return "", err
+	}
+	if err := bootstrap(ctx, cfg, d, id,
+		&logv1.Entry{Format: state.Format, Who: "init", Op: &logv1.Entry_Init{Init: &logv1.Init{
+			TrustDomain: cfg.TrustDomain, ClusterId: newID(),
+			Roots: [][]byte{root.Certificate().Raw}, SealedRootKey: sealed,
+			Admin: &logv1.Admin{Name: FirstAdmin, Role: "admin"},
+		}}},
+		&logv1.Entry{Format: state.Format, Who: "init", Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{
+			Server: &logv1.Server{Id: id},
+		}}},
+	); err != nil {
+		return "", err
+	}
+	return d.adminContext(), writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: cfg.TrustDomain})
+}
+
+// newID is 128 random bits, as all ids of servers, clusters and instances are.
+func newID() string {
+	b := make([]byte, 16)
+	rand.Read(b) // never fails (Go 1.24)
+	return hex.EncodeToString(b)
+}
+
+func newIntermediate(sign func(identity.PrivateKey) (*x509.Certificate, error)) (*identity.KeyPair, error) {
+	key, err := identity.NewKey()
+	if err != nil {
+		return nil, err
+	}
+	cert, err := sign(key)
+	if err != nil {
+		return nil, err
+	}
+	return identity.NewKeyPair(key, []*x509.Certificate{cert})
+}
+
+// writeAdmin makes the first admin's credential.
+func writeAdmin(d dataDir, root *identity.Root) error {
+	key, err := identity.NewKey()
+	if err != nil {
+		return err
+	}
+	chain, err := root.IssueAdmin(key.Public(), FirstAdmin)
+	if err != nil {
+		return err
+	}
+	pem, err := key.PEM()
+	if err != nil {
+		return err
+	}
+	contexts := &identity.Contexts{}
+	contexts.Put(identity.Context{
+		Name: root.TrustDomain(), TrustDomain: root.TrustDomain(),
+		Servers:     []string{defaultAdminContextServer},
+		Roots:       string(identity.EncodePEM([]*x509.Certificate{root.Certificate()})),
+		Certificate: string(identity.EncodePEM(chain)),
+		Key:         identity.ContextKey(pem.Reveal()),
+	})
+	return identity.SaveContexts(d.adminContext(), contexts)
+}
+
+// defaultAdminContextServer stands in a new context until a server runs and
+// writes where it listens.
+const defaultAdminContextServer = "127.0.0.1:7400"
+
+// bootstrap commits the first entries in a store of one server that nobody can
+// reach.
+func bootstrap(ctx context.Context, cfg InitConfig, d dataDir, id string, entries ...*logv1.Entry) error {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	s, err := store.Open(store.Config{
+		ID: id, Dir: d.raft(), Bootstrap: true, Address: l.Addr().String(), Listener: l,
+		Dial: func(context.Context, string) (net.Conn, error) {
+			return nil, errors.New("a cluster in the making has no peers")
+		},
+		Logger: cfg.Logger, Now: cfg.Now,
+		Timing: store.Timing{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond},
+	})
+	if err != nil {
+		return err
+	}
+	err = waitLeader(ctx, s)
+	for _, e := range entries {
+		if err != nil {
+			break
+		}
+		var r state.Result
+		if r, err = s.Propose(ctx, e); err == nil {
+			err = r.Err
+		}
+	}
+	return errors.Join(err, s.Close())
+}
+
+// JoinConfig is what a new server of an existing cluster needs.
+type JoinConfig struct {
+	DataDir string
+	Server  string // node port of any server of the cluster, host:port
+	Token   string // a server token
+	Logger  *slog.Logger
+	Now     func() time.Time // default time.Now
+}
+
+// Join makes a data directory for a new server of an existing cluster, with a
+// one-use server token, which also pins the cluster's root: it is sent to nobody
+// else. Afterwards, New and Run serve from the folder.
+func Join(ctx context.Context, cfg JoinConfig) error {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	d := dataDir(cfg.DataDir)
+	if err := d.create(); err != nil {
+		return err
+	}
+	token, err := identity.ParseToken(cfg.Token)
+	if err != nil {
+		return err
+	}
+	tlsConfig, err := identity.PinnedClientConfig(token.Pin, cfg.Now, nil)
+	if err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient("passthrough:///"+cfg.Server, grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig)))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+
+	id := newID()
+	key, err := identity.NewKey()
+	if err != nil {
+		return err
+	}
+	csr, err := identity.NewCSR(key)
+	if err != nil {
+		return err
+	}
+	resp, err := ztv1.NewNodeServiceClient(conn).EnrolServer(ctx, &ztv1.EnrolServerRequest{
+		Token: token.Reveal(), Server: id, IntermediateCsr: csr,
+	})
+	if err != nil {
+		return fmt.Errorf("join by %s: %w", cfg.Server, err)
+	}
+	return saveJoined(d, id, key, token.Pin, resp)
+}
+
+// saveJoined writes what the cluster has answered, after checking that it is of
+// the cluster that the token pins.
+func saveJoined(d dataDir, id string, key identity.PrivateKey, pin identity.Pin, resp *ztv1.EnrolServerResponse) error {
+	roots, err := identity.ParseDER(resp.Roots)
+	if err != nil {
+		return err
+	}
+	if len(roots) == 0 || identity.PinOf(roots[0]) != pin {
+		return errors.New("the answer names another root than the token")
+	}
+	certs, err := identity.ParseDER([][]byte{resp.Intermediate})
+	if err != nil {
+		return err
+	}
+	intermediate, err := identity.NewKeyPair(key, certs)
+	if err != nil {
+		return err
+	}
+	kek, err := identity.KEKFrom(resp.KeyEncryptionKey)
+	if err != nil {
+		return err
+	}
+	// What an earlier try has left is of another enrolment.
+	for _, f := range []string{d.kek(), d.intermediate(), d.roots()} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return errors.Join(
+		kek.Save(d.kek()),
+		intermediate.Save(d.intermediate()),
+		writeFile(d.roots(), identity.EncodePEM(roots)),
+		writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: resp.TrustDomain, Peers: resp.Peers}),
+	)
+}

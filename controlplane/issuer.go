@@ -1,0 +1,123 @@
+package controlplane
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ztmesh/ztmesh/identity"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// issuer signs for the API: workloads and this server by the intermediate that
+// is here, everything longer-lived by the cluster's root, which is unsealed for
+// the one call.
+type issuer struct {
+	authority *identity.Authority
+	kek       identity.KEK
+	signing   identity.Signing
+	roots     []*x509.Certificate
+	state     func() *state.State
+}
+
+func (i *issuer) TrustDomain() string { return i.authority.TrustDomain() }
+
+func (i *issuer) Roots() [][]byte { return identity.DER(i.roots) }
+
+func (i *issuer) KeyEncryptionKey() []byte { return i.kek.Reveal() }
+
+// root opens the root key that the log holds sealed.
+func (i *issuer) root() (*identity.Root, error) {
+	st := i.state()
+	roots, err := identity.ParseDER(st.Roots())
+	if err != nil {
+		return nil, err
+	}
+	if len(roots) == 0 {
+		return nil, errors.New("this server has not learnt the cluster's root yet")
+	}
+	return identity.OpenRoot(roots[0], st.SealedRootKey(), i.kek, i.signing)
+}
+
+// byRoot signs with the root, for the key of a request.
+func (i *issuer) byRoot(csr []byte, sign func(*identity.Root, crypto.PublicKey) ([]*x509.Certificate, error)) ([][]byte, time.Time, error) {
+	pub, err := identity.CheckCSR(csr)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	root, err := i.root()
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return encoded(sign(root, pub))
+}
+
+func encoded(chain []*x509.Certificate, err error) ([][]byte, time.Time, error) {
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return identity.DER(chain), chain[0].NotAfter, nil
+}
+
+func (i *issuer) Node(csr []byte, instance string) ([][]byte, time.Time, error) {
+	return i.byRoot(csr, func(r *identity.Root, pub crypto.PublicKey) ([]*x509.Certificate, error) {
+		return r.IssueNode(pub, instance)
+	})
+}
+
+func (i *issuer) Admin(csr []byte, name string) ([][]byte, time.Time, error) {
+	return i.byRoot(csr, func(r *identity.Root, pub crypto.PublicKey) ([]*x509.Certificate, error) {
+		return r.IssueAdmin(pub, name)
+	})
+}
+
+func (i *issuer) Workload(csr []byte, namespace, name string, ttl time.Duration) ([][]byte, time.Time, error) {
+	pub, err := identity.CheckCSR(csr)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return encoded(i.authority.IssueWorkload(pub, identity.WorkloadID(i.TrustDomain(), namespace, name), ttl))
+}
+
+func (i *issuer) Intermediate(csr []byte, server string) ([]byte, error) {
+	chain, _, err := i.byRoot(csr, func(r *identity.Root, pub crypto.PublicKey) ([]*x509.Certificate, error) {
+		c, err := r.SignIntermediate(pub, server)
+		return []*x509.Certificate{c}, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return chain[0], nil
+}
+
+func (i *issuer) KeyHash(csr []byte) ([]byte, error) {
+	pub, err := identity.CheckCSR(csr)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKIXPublicKey(pub)
+	if err != nil {
+		return nil, fmt.Errorf("key of the request: %w", err)
+	}
+	h := sha256.Sum256(der)
+	return h[:], nil
+}
+
+func (i *issuer) NewToken() (token, id string, secretHash []byte, err error) {
+	t, err := identity.NewToken(identity.PinOf(i.roots[0]))
+	if err != nil {
+		return "", "", nil, err
+	}
+	return t.Reveal(), t.ID, t.Hash(), nil
+}
+
+func (i *issuer) ParseToken(token string) (id string, secretHash []byte, err error) {
+	t, err := identity.ParseToken(token)
+	if err != nil {
+		return "", nil, err
+	}
+	return t.ID, t.Hash(), nil
+}

@@ -1,0 +1,381 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ztmesh/ztmesh/controlplane/compile"
+	"github.com/ztmesh/ztmesh/controlplane/spec"
+	"github.com/ztmesh/ztmesh/controlplane/view"
+	"github.com/ztmesh/ztmesh/identity"
+	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	"github.com/ztmesh/ztmesh/store/state"
+	"github.com/ztmesh/ztmesh/xds"
+	"github.com/ztmesh/ztmesh/xds/serve"
+)
+
+// reconciler turns what was agreed into what the connected proxies are told. It
+// is called from three sides: the store's watch (a new state), the fleet (a proxy
+// connects) and a clock (certificates and gates age); one lock makes them one
+// loop.
+//
+// What it serves always comes from one state that compiled as a whole. If a newer
+// one does not, it keeps the last good one and says so.
+type reconciler struct {
+	fleet     *serve.Fleet
+	views     *view.Cache
+	authority *identity.Authority
+	roots     []*x509.Certificate
+	// mayIssue says whether this server has heard a leader lately enough.
+	mayIssue func() bool
+	log      *slog.Logger
+	now      func() time.Time
+	skew     prometheus.Gauge
+
+	mu        sync.Mutex               // guards what follows; held while the fleet is told
+	state     *state.State             // the last good one; nil before the first
+	view      *view.View               // of state
+	gates     gates                    // closed at state
+	configs   map[spec.Ref]*xds.Config // compiled at state, of workloads with a connected instance
+	connected map[string]*svid         // by instance
+}
+
+// svid is when a proxy without an agent is due for a certificate from here. One
+// with an agent never is.
+type svid struct {
+	agent   bool
+	renewAt time.Time
+}
+
+// newReconciler completes what start has filled in.
+func newReconciler(r *reconciler, metrics prometheus.Registerer) *reconciler {
+	r.gates = gates{}
+	r.configs = map[spec.Ref]*xds.Config{}
+	r.connected = map[string]*svid{}
+	r.skew = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "zt_controlplane_stuck", Help: "1 while the newest revision does not compile here and an older one is served.",
+	})
+	metrics.MustRegister(r.skew)
+	return r
+}
+
+// OnState is the store's watch. Its error ends the process.
+func (r *reconciler) OnState(st *state.State, _ state.Changes) error {
+	if !st.Initialized() {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.advance(st); err != nil {
+		r.skew.Set(1)
+		r.log.Error("revision not served; the last good one is", "revision", st.Revision(), "error", err)
+		return nil
+	}
+	r.skew.Set(0)
+	return nil
+}
+
+// advance makes st the state that is served. On error nothing has changed.
+func (r *reconciler) advance(st *state.State) error {
+	next, err := r.views.At(st)
+	if err != nil {
+		return err
+	}
+	first := r.state == nil
+	was, old := r.state, r.view
+	if first {
+		was, old = state.New(), view.New(st.TrustDomain())
+	}
+	changed := state.Diff(was, st)
+	keys := keysOf(changed.Keys)
+	touched := next.Index.Touched(old.Index, keys)
+
+	configs := map[spec.Ref]*xds.Config{}
+	for _, ref := range touched {
+		if _, served := r.configs[ref]; !served {
+			continue // nobody of it is connected here
+		}
+		if _, exists := next.Index.Workload(ref); !exists {
+			continue // its instances are gone, too
+		}
+		if configs[ref], err = compile.Workload(next.Index, ref); err != nil {
+			return fmt.Errorf("compile %s: %w", ref, err)
+		}
+	}
+	tell := map[string]*xds.Resources{}
+	for id := range r.connected {
+		i, enrolled := st.Instance(id)
+		if !enrolled {
+			tell[id] = nil
+			continue
+		}
+		ref, err := spec.ParseRef(i.Workload, "")
+		if err != nil {
+			return err
+		}
+		if c := configs[ref]; c != nil {
+			if tell[id], err = build(c, i); err != nil {
+				return err
+			}
+		}
+	}
+	closed := r.gates.clone()
+	if first {
+		closed, err = gatesFromHistory(st, next, r.now())
+	} else {
+		closed.update(old.Index, next.Index, keys, r.now())
+	}
+	if err != nil {
+		return err
+	}
+
+	// Nothing can fail from here on.
+	r.state, r.view, r.gates = st, next, closed
+	for _, ref := range touched {
+		if _, exists := next.Index.Workload(ref); !exists {
+			delete(r.configs, ref)
+		} else if c := configs[ref]; c != nil {
+			r.configs[ref] = c
+		}
+	}
+	r.fleet.SetEndpoints(r.endpoints(was, changed, touched, first))
+	for id := range r.connected {
+		if i, ok := st.Instance(id); ok {
+			r.tellGates(i, touched)
+		} else {
+			delete(r.connected, id)
+		}
+	}
+	r.fleet.Set(st.Revision(), tell)
+	return nil
+}
+
+func keysOf(keys []state.Key) []spec.Key {
+	out := make([]spec.Key, len(keys))
+	for i, k := range keys {
+		out[i] = spec.Key(k)
+	}
+	return out
+}
+
+func build(c *xds.Config, i *logv1.Instance) (*xds.Resources, error) {
+	source := xds.FromADS
+	if i.Agent {
+		source = xds.FromAgent
+	}
+	return xds.Build(c, xds.Instance{ID: i.Id, Address: i.Address, Egress: i.EgressAddress, Secrets: source})
+}
+
+// endpoints are the clusters whose endpoints a change may have moved: those of
+// workloads that were touched, or of which an instance came, went or moved.
+func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched []spec.Ref, all bool) map[string]*xds.Resource {
+	refs := map[string]bool{}
+	for _, ref := range touched {
+		refs[ref.String()] = true
+	}
+	for _, id := range changed.InstanceIDs {
+		for _, st := range []*state.State{was, r.state} {
+			if i, ok := st.Instance(id); ok {
+				refs[i.Workload] = true
+			}
+		}
+	}
+	if all {
+		for i := range r.state.Instances() {
+			refs[i.Workload] = true
+		}
+	}
+	out := map[string]*xds.Resource{}
+	for name := range refs {
+		ref, err := spec.ParseRef(name, "")
+		if err != nil {
+			continue // the door lets no such workload in
+		}
+		w, ok := r.view.Index.Workload(ref)
+		if !ok {
+			continue // no cluster names it any more
+		}
+		for _, port := range w.Ports {
+			cluster := xds.ClusterName(name, port.Name)
+			var eps []xds.Endpoint
+			for i := range r.state.InstancesOf(name) {
+				if !i.Withdrawn {
+					eps = append(eps, xds.Endpoint{Address: i.Address, Port: port.Number})
+				}
+			}
+			out[cluster] = xds.Endpoints(cluster, eps)
+		}
+	}
+	return out
+}
+
+// tellGates sends the closed gates of an instance's workload if they may have
+// changed.
+func (r *reconciler) tellGates(i *logv1.Instance, touched []spec.Ref) {
+	if slices.ContainsFunc(touched, func(ref spec.Ref) bool { return ref.String() == i.Workload }) {
+		r.fleet.SetGates(i.Id, xds.Gates(r.gates.keys(i.Workload)))
+	}
+}
+
+var errNotEnrolled = errors.New("not enrolled")
+
+// OnConnect is the fleet's: an instance has come, and is told everything.
+func (r *reconciler) OnConnect(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.connect(id); err != nil {
+		r.log.Error("proxy not served", "instance", id, "error", err)
+		r.fleet.Set(r.fleet.Revision(), map[string]*xds.Resources{id: nil})
+	}
+}
+
+func (r *reconciler) connect(id string) error {
+	if r.state == nil {
+		return errors.New("no state yet")
+	}
+	i, ok := r.state.Instance(id)
+	if !ok {
+		return errNotEnrolled
+	}
+	ref, err := spec.ParseRef(i.Workload, "")
+	if err != nil {
+		return err
+	}
+	c := r.configs[ref]
+	if c == nil {
+		if c, err = compile.Workload(r.view.Index, ref); err != nil {
+			return err
+		}
+	}
+	resources, err := build(c, i)
+	if err != nil {
+		return err
+	}
+	r.configs[ref] = c
+	r.connected[id] = &svid{agent: i.Agent}
+	r.issue(id) // without a certificate its listeners stay closed, and all else waits ready
+	r.fleet.SetGates(id, xds.Gates(r.gates.keys(i.Workload)))
+	r.fleet.Set(r.state.Revision(), map[string]*xds.Resources{id: resources})
+	return nil
+}
+
+// issue gives an instance what it takes from here: nothing if it has an agent,
+// otherwise its workload's certificate, made now, and the bundle. Where that is
+// not possible now, it is tried again.
+func (r *reconciler) issue(id string) {
+	s := r.connected[id]
+	if s.agent {
+		r.fleet.SetSecrets(id, []*xds.Resource{})
+		return
+	}
+	secrets, leaf, err := r.secrets(id)
+	if err != nil {
+		r.log.Error("certificate of a proxy not issued", "instance", id, "error", err)
+		s.renewAt = r.now().Add(issueAgain)
+		return
+	}
+	s.renewAt = identity.RenewAt(leaf.NotBefore, leaf.NotAfter, 0)
+	r.fleet.SetSecrets(id, secrets)
+}
+
+// issueAgain is how soon a certificate that could not be issued is tried again.
+const issueAgain = 5 * time.Second
+
+func (r *reconciler) secrets(id string) ([]*xds.Resource, *x509.Certificate, error) {
+	if !r.mayIssue() {
+		return nil, nil, errors.New("no leader heard for too long")
+	}
+	i, ok := r.state.Instance(id)
+	if !ok {
+		return nil, nil, errNotEnrolled
+	}
+	ref, err := spec.ParseRef(i.Workload, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	td := r.state.TrustDomain()
+	pair, err := r.authority.MakeSVID(identity.WorkloadID(td, ref.Namespace, ref.Name), r.view.Index.Mesh().SVIDTTL)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := pair.Key.PEM()
+	if err != nil {
+		return nil, nil, err
+	}
+	return []*xds.Resource{
+		xds.SVID(identity.EncodePEM(pair.Chain), key.Reveal()),
+		xds.Bundle(td, identity.EncodePEM(r.roots)),
+	}, pair.Leaf(), nil
+}
+
+// OnDisconnect is the fleet's: the last stream of an instance has ended.
+func (r *reconciler) OnDisconnect(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.connected, id)
+	if r.state == nil {
+		return
+	}
+	used := map[string]bool{}
+	for other := range r.connected {
+		if i, ok := r.state.Instance(other); ok {
+			used[i.Workload] = true
+		}
+	}
+	for ref := range r.configs {
+		if !used[ref.String()] {
+			delete(r.configs, ref)
+		}
+	}
+}
+
+// Run lets certificates and gates age, until ctx ends.
+func (r *reconciler) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			r.age()
+		}
+	}
+}
+
+func (r *reconciler) age() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state == nil {
+		return
+	}
+	now := r.now()
+	for id, s := range r.connected {
+		if !s.agent && !now.Before(s.renewAt) {
+			r.issue(id)
+		}
+	}
+	for _, workload := range r.gates.expire(now) {
+		for i := range r.state.InstancesOf(workload) {
+			r.fleet.SetGates(i.Id, xds.Gates(r.gates.keys(workload)))
+		}
+	}
+}
+
+// Served is the revision that is served here, and false before the first.
+func (r *reconciler) Served() (uint64, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.state == nil {
+		return 0, false
+	}
+	return r.state.Revision(), true
+}

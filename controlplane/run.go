@@ -1,0 +1,278 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	grpcpeer "google.golang.org/grpc/peer"
+
+	"github.com/ztmesh/ztmesh/controlplane/api"
+	"github.com/ztmesh/ztmesh/controlplane/view"
+	"github.com/ztmesh/ztmesh/identity"
+	"github.com/ztmesh/ztmesh/store"
+	"github.com/ztmesh/ztmesh/store/state"
+	"github.com/ztmesh/ztmesh/xds/serve"
+)
+
+// listeners are the four ports, all taken before anything is served.
+type listeners struct{ admin, node, cluster, local net.Listener }
+
+func (s *Server) listen() (l listeners, err error) {
+	last := s.dir.loadAddresses()
+	for _, p := range []struct {
+		to                  *net.Listener
+		name, address, last string
+	}{
+		{&l.admin, "admin", s.cfg.AdminListen, last.Admin},
+		{&l.node, "node", s.cfg.NodeListen, last.Node},
+		{&l.cluster, "cluster", s.cfg.ClusterListen, last.Cluster},
+		{&l.local, "local", s.cfg.LocalListen, last.Local},
+	} {
+		if *p.to, err = listen(p.name, p.address, p.last); err != nil {
+			l.close()
+			return l, err
+		}
+	}
+	return l, nil
+}
+
+func (l listeners) close() {
+	for _, p := range []net.Listener{l.admin, l.node, l.cluster, l.local} {
+		if p != nil {
+			p.Close()
+		}
+	}
+}
+
+// Run serves until ctx ends (then it returns nil) or something that it cannot do
+// without fails. It hands leadership over before it goes.
+func (s *Server) Run(ctx context.Context) error {
+	l, err := s.listen()
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	if err := s.openIdentity(); err != nil {
+		return err
+	}
+	defer s.journal.Close()
+	if s.addresses, err = s.advertise(l); err != nil {
+		return err
+	}
+
+	clusterTLS, err := identity.ClusterServerConfig(s.trust())
+	if err != nil {
+		return err
+	}
+	port := newClusterPort(l.cluster, clusterTLS, s.td, s.cfg.Logger)
+	raftTLS, err := identity.ClusterClientConfig(s.trust(), identity.ALPNRaft)
+	if err != nil {
+		return err
+	}
+	agreedOn, err := store.Open(store.Config{
+		ID: s.id, Dir: s.dir.raft(), Address: s.addresses.Cluster, Listener: port.raft,
+		Dial: func(ctx context.Context, address string) (net.Conn, error) {
+			return (&tls.Dialer{Config: raftTLS}).DialContext(ctx, "tcp", address)
+		},
+		Logger: s.cfg.Logger, Now: s.cfg.Now, Metrics: s.metrics, Timing: s.cfg.Timing,
+	})
+	if err != nil {
+		return err
+	}
+	return s.serve(ctx, l, port, agreedOn)
+}
+
+// serve runs everything. The parts fail together; the store and its port go last,
+// since handing leadership over needs both.
+func (s *Server) serve(ctx context.Context, l listeners, port *clusterPort, agreedOn *store.Store) error {
+	port.member = func(id string) bool { return memberOf(agreedOn.State(), s.id, id) }
+	portCtx, stopPort := context.WithCancel(context.Background())
+	portDone := make(chan error, 1)
+	go func() { portDone <- port.Run(portCtx) }()
+
+	g, ctx := errgroup.WithContext(ctx)
+	err := s.start(ctx, g, l, port, agreedOn)
+	if err != nil {
+		g.Go(func() error { return err })
+	}
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	err = errors.Join(err, agreedOn.Close())
+	stopPort()
+	if e := <-portDone; !errors.Is(e, context.Canceled) {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+// memberOf says whether this server should talk to another. One that has not
+// caught up so far as to know itself cannot tell, and believes the certificate.
+func memberOf(st *state.State, self, id string) bool {
+	if _, knowsItself := st.Server(self); !knowsItself {
+		return true
+	}
+	_, ok := st.Server(id)
+	return ok
+}
+
+// discovery are the streams that the fleet judges itself.
+var discovery = map[string]bool{
+	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName:  true,
+	discoveryv3.AggregatedDiscoveryService_StreamAggregatedResources_FullMethodName: true,
+}
+
+// start wires the parts together; it reads as the architecture.
+func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port *clusterPort, agreedOn *store.Store) error {
+	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	peerTLS, err := identity.ClusterClientConfig(s.trust(), identity.ALPNHTTP2)
+	if err != nil {
+		return err
+	}
+	serverTLS, err := identity.ServerConfig(s.trust())
+	if err != nil {
+		return err
+	}
+	views := view.NewCache()
+	signer := &issuer{authority: s.authority, kek: s.kek, signing: s.signing(), roots: s.roots, state: agreedOn.State}
+	others := newCluster(s.id, agreedOn, peerTLS, s.cfg.Logger)
+
+	var loop *reconciler
+	fleet := serve.New(serve.Config{
+		Authorize:    func(ctx context.Context) (string, error) { return s.instance(ctx, agreedOn) },
+		OnConnect:    func(id string) { loop.OnConnect(id) },
+		OnDisconnect: func(id string) { loop.OnDisconnect(id) },
+		Server:       s.id, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
+	})
+	loop = newReconciler(&reconciler{
+		fleet: fleet, views: views, authority: s.authority, roots: s.roots, log: s.cfg.Logger, now: s.cfg.Now,
+		mayIssue: func() bool { return s.cfg.Now().Sub(agreedOn.LastContact()) <= leaderSilence },
+	}, s.metrics)
+	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
+	door := api.New(api.Config{
+		ServerID: s.id, Version: Version, Log: agreed{agreedOn}, Cluster: others, Proxies: held, Issuer: signer,
+		Views: views, Identify: s.identify, Passthrough: discovery, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
+	})
+	handler, err := door.NewHandler()
+	if err != nil {
+		return err
+	}
+	node := door.Node(credentials.NewTLS(serverTLS))
+	fleet.Register(node)
+	internal := door.Internal(grpc.Creds(handshaken{credentials.NewTLS(serverTLS)}))
+
+	g.Go(func() error { return agreedOn.Wait(ctx) })
+	g.Go(func() error { return others.Run(ctx) })
+	g.Go(func() error { return held.Run(ctx) })
+	g.Go(func() error { return agreedOn.Watch(ctx, loop.OnState) })
+	g.Go(func() error { return loop.Run(ctx) })
+	g.Go(func() error { return s.renewer(signer).Run(ctx) })
+	g.Go(func() error {
+		return watchLiveness(ctx, s.cfg.Liveness.withDefaults(), agreedOn, held, s.cfg.Logger, s.cfg.Now)
+	})
+	g.Go(func() error { return s.announce(ctx, door, others, agreedOn) })
+	g.Go(func() error { return s.keepAdminContext(ctx, agreedOn) })
+	g.Go(func() error { return serveGRPC(ctx, internal, port.grpc, nil) })
+	g.Go(func() error { return serveGRPC(ctx, node, l.node, fleet.Close) })
+	g.Go(func() error {
+		defer handler.Close()
+		return serveHTTP(ctx, tls.NewListener(l.admin, serverTLS), handler)
+	})
+	g.Go(func() error { return serveHTTP(ctx, l.local, s.local(agreedOn, loop)) })
+	g.Go(func() error { return s.becomeReady(ctx, loop) })
+	return nil
+}
+
+// instance is the proxy whose stream this is, if it is enrolled.
+func (s *Server) instance(ctx context.Context, agreedOn *store.Store) (string, error) {
+	p, ok := grpcpeer.FromContext(ctx)
+	if !ok {
+		return "", errors.New("no connection")
+	}
+	info, ok := p.AuthInfo.(credentials.TLSInfo)
+	if !ok {
+		return "", errors.New("no TLS")
+	}
+	who, ok, err := identity.PeerPrincipal(info.State, s.td)
+	if err != nil {
+		return "", err
+	}
+	if !ok || who.Role != identity.Node {
+		return "", errors.New("not a node's certificate")
+	}
+	if _, enrolled := agreedOn.State().Instance(who.Name); !enrolled {
+		return "", fmt.Errorf("instance %s is not enrolled", who.Name)
+	}
+	return who.Name, nil
+}
+
+// identify is the API's way to read a certificate.
+func (s *Server) identify(cs tls.ConnectionState) (api.Principal, error) {
+	who, ok, err := identity.PeerPrincipal(cs, s.td)
+	if err != nil || !ok {
+		return api.Principal{}, err
+	}
+	return api.Principal{Role: api.Role(who.Role), Name: who.Name}, nil
+}
+
+// serveGRPC serves until ctx ends. before is called ahead of the stop.
+func serveGRPC(ctx context.Context, srv *grpc.Server, l net.Listener, before func()) error {
+	stop := context.AfterFunc(ctx, func() {
+		if before != nil {
+			before()
+		}
+		srv.Stop()
+	})
+	defer stop()
+	if err := srv.Serve(l); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: handshakeTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return ctx.Err()
+}
+
+// local is what is served on loopback: metrics, health and profiles.
+func (s *Server) local(agreedOn *store.Store, loop *reconciler) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
+		revision, serves := loop.Served()
+		leader, _ := agreedOn.Leader()
+		switch {
+		case !serves:
+			http.Error(w, "no state is served yet", http.StatusServiceUnavailable)
+		case leader == "":
+			http.Error(w, fmt.Sprintf("no leader; revision %d is served on", revision), http.StatusServiceUnavailable)
+		default:
+			fmt.Fprintf(w, "ok revision=%d leader=%s\n", revision, leader)
+		}
+	})
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}

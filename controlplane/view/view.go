@@ -1,0 +1,176 @@
+// Package view is what a state means: its documents decoded, and the policy
+// index of them. The state holds bytes, the policy wants documents; this package
+// is where the two meet, so that the door (api) and the reconcile loop read the
+// same thing.
+//
+// A View never changes. Making the next one costs what has changed.
+package view
+
+import (
+	"bytes"
+	"fmt"
+	"sync"
+
+	iradix "github.com/hashicorp/go-immutable-radix/v2"
+
+	"github.com/ztmesh/ztmesh/controlplane/compile"
+	"github.com/ztmesh/ztmesh/controlplane/policy"
+	"github.com/ztmesh/ztmesh/controlplane/spec"
+	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// View is the documents of one revision and their index.
+type View struct {
+	Index *policy.Index
+	docs  *iradix.Tree[*spec.Document]
+}
+
+// New is the view of no documents.
+func New(trustDomain string) *View {
+	return &View{Index: policy.New(trustDomain, nil), docs: iradix.New[*spec.Document]()}
+}
+
+// With is the view after a change.
+func (v *View) With(puts []*spec.Document, deletes []spec.Key) *View {
+	txn := v.docs.Txn()
+	for _, d := range puts {
+		txn.Insert(radixKey(d.Key()), d)
+	}
+	for _, k := range deletes {
+		txn.Delete(radixKey(k))
+	}
+	return &View{Index: v.Index.With(puts, deletes), docs: txn.Commit()}
+}
+
+// Document returns one document.
+func (v *View) Document(k spec.Key) (*spec.Document, bool) { return v.docs.Get(radixKey(k)) }
+
+// Documents returns all documents, sorted by key. The slice is the caller's.
+func (v *View) Documents() []*spec.Document {
+	out := make([]*spec.Document, 0, v.docs.Len())
+	it := v.docs.Root().Iterator()
+	for _, d, ok := it.Next(); ok; _, d, ok = it.Next() {
+		out = append(out, d)
+	}
+	return out
+}
+
+// Undo is the view before a revision, of the view right after it.
+func (v *View) Undo(r *logv1.Revision) (*View, error) {
+	var puts []*spec.Document
+	var deletes []spec.Key
+	for _, c := range r.GetChanges() {
+		if len(c.GetBefore()) == 0 {
+			deletes = append(deletes, KeyOf(c.GetKey()))
+			continue
+		}
+		d, err := spec.Decode(c.GetBefore())
+		if err != nil {
+			return nil, fmt.Errorf("revision %d: %s: %w", r.GetRevision(), KeyOf(c.GetKey()), err)
+		}
+		puts = append(puts, d)
+	}
+	return v.With(puts, deletes), nil
+}
+
+// KeyOf is a key of the log as a key of the spec.
+func KeyOf(k *logv1.Key) spec.Key {
+	return spec.Key{Kind: k.GetKind(), Namespace: k.GetNamespace(), Name: k.GetName()}
+}
+
+func radixKey(k spec.Key) []byte {
+	return []byte(k.Kind + "\x00" + k.Namespace + "\x00" + k.Name)
+}
+
+// CompileError is returned when the documents of a workload have no valid
+// configuration: a mistake of this program, or a spec that another version
+// accepted.
+type CompileError struct {
+	Workload spec.Ref
+	Err      error
+}
+
+func (e *CompileError) Error() string { return fmt.Sprintf("compile %s: %v", e.Workload, e.Err) }
+
+// Unwrap returns the cause.
+func (e *CompileError) Unwrap() error { return e.Err }
+
+// Problem is the error as a refusal of an apply.
+func (e *CompileError) Problem() spec.Problem {
+	return spec.Problem{
+		Code: "ZT3001", Path: "Workload " + e.Workload.String(), Message: e.Error(),
+		Hint: "this spec has no valid proxy configuration; please report it",
+	}
+}
+
+// Affected are the workloads whose configuration differs between two views,
+// sorted; changed are the keys in which the views differ. It compiles what the
+// change touches, before and after, and nothing else.
+func Affected(old, next *View, changed []spec.Key) ([]spec.Ref, error) {
+	var out []spec.Ref
+	for _, ref := range next.Index.Touched(old.Index, changed) {
+		after, err := fingerprint(next, ref)
+		if err != nil {
+			return nil, err
+		}
+		before, err := fingerprint(old, ref)
+		if err != nil || !bytes.Equal(before, after) {
+			out = append(out, ref)
+		}
+	}
+	return out, nil
+}
+
+// fingerprint is the configuration of a workload in comparable form; empty for
+// a workload that does not exist.
+func fingerprint(v *View, ref spec.Ref) ([]byte, error) {
+	if _, ok := v.Index.Workload(ref); !ok {
+		return nil, nil
+	}
+	c, err := compile.Workload(v.Index, ref)
+	if err != nil {
+		return nil, &CompileError{Workload: ref, Err: err}
+	}
+	return []byte(c.YAML()), nil
+}
+
+// Cache holds the newest view that was asked for, so that the next one is made
+// from it. It is safe for concurrent use.
+type Cache struct {
+	mu    sync.Mutex // guards the rest; held while a view is made
+	state *state.State
+	view  *View
+}
+
+// NewCache makes an empty Cache.
+func NewCache() *Cache { return &Cache{} }
+
+// At is the view of a state. The error is that of a document which this version
+// cannot read (version skew): the state has no view here.
+func (c *Cache) At(st *state.State) (*View, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.view == nil || c.state.TrustDomain() != st.TrustDomain() {
+		c.state, c.view = state.New(), New(st.TrustDomain())
+	}
+	if c.state.Revision() == st.Revision() {
+		return c.view, nil
+	}
+	var puts []*spec.Document
+	var deletes []spec.Key
+	for _, k := range state.Diff(c.state, st).Keys {
+		stored, ok := st.Document(k)
+		if !ok {
+			deletes = append(deletes, spec.Key(k))
+			continue
+		}
+		d, err := spec.Decode(stored.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", k, err)
+		}
+		puts = append(puts, d)
+	}
+	c.state, c.view = st, c.view.With(puts, deletes)
+	return c.view, nil
+}
