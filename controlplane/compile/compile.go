@@ -4,9 +4,10 @@
 // It owns that lowering and nothing else: what a spec means is policy's, how
 // Envoy is told is xds's. It refuses to know instances, addresses, certificates
 // and time. The result depends on the documents alone: the same set in any order
-// gives the same bytes. Nothing here decides: every list is what policy.Index
-// says, so a difference between policy.Decide and a configuration is a bug of
-// this package or of xds.
+// gives the same bytes, since every list keeps the order of policy.Index: by
+// namespace, name and port. Nothing here decides either: every list is what
+// policy.Index says, so a difference between policy.Decide and a configuration
+// is a bug of this package or of xds.
 //
 // It is called from the reconcile loop, from the applier's dry run and by ztctl,
 // and is safe for concurrent use.
@@ -96,15 +97,16 @@ func inbound(ix *policy.Index, w *policy.Workload, p policy.Port) xds.Inbound {
 	return in
 }
 
-// gate is sorted by ID: IDs of one trust domain sort as their refs do, but for
-// the bytes below "/", so it is sorted again.
 func gate(ix *policy.Index, ref spec.Ref, port string) []xds.GateEntry {
-	var entries []xds.GateEntry
-	for _, caller := range ix.Callers(ref, port) {
-		id := policy.ID(ix.TrustDomain(), caller)
-		entries = append(entries, xds.GateEntry{ID: id, Key: policy.GateKey(ref, port, id)})
+	callers := ix.Callers(ref, port)
+	if len(callers) == 0 {
+		return nil
 	}
-	slices.SortFunc(entries, func(a, b xds.GateEntry) int { return strings.Compare(a.ID, b.ID) })
+	entries := make([]xds.GateEntry, len(callers))
+	for i, caller := range callers {
+		id := policy.ID(ix.TrustDomain(), caller)
+		entries[i] = xds.GateEntry{ID: id, Key: policy.GateKey(ref, port, id)}
+	}
 	return entries
 }
 
@@ -116,8 +118,6 @@ func rule(trustDomain string, r policy.Rule) xds.Rule {
 	for _, ns := range r.Callers.Namespaces {
 		out.Callers.Prefixes = append(out.Callers.Prefixes, policy.IDPrefix(trustDomain, ns))
 	}
-	slices.Sort(out.Callers.IDs)
-	slices.Sort(out.Callers.Prefixes)
 	for _, p := range r.Paths {
 		out.Paths = append(out.Paths, xds.Path{Value: p.Value, Kind: pathKinds[p.Kind]})
 	}
@@ -130,20 +130,19 @@ var pathKinds = map[policy.PathKind]xds.PathKind{
 	policy.OneSegment: xds.OneSegment,
 }
 
-// destinations is sorted by cluster, as the receipts of two builds are compared.
 func destinations(ix *policy.Index, ref spec.Ref) []xds.Destination {
-	var out []xds.Destination
-	for _, d := range ix.Destinations(ref) {
-		aliases := slices.Clone(d.Hosts[1:])
-		if len(aliases) == 0 {
-			aliases = nil
+	reached := ix.Destinations(ref)
+	out := make([]xds.Destination, 0, len(reached))
+	for _, d := range reached {
+		var aliases []string
+		if len(d.Hosts) > 1 {
+			aliases = slices.Clone(d.Hosts[1:])
 		}
 		out = append(out, xds.Destination{
 			Service: d.Service.String(), Port: d.Port.Name, ID: d.ID, Protocol: xds.Protocol(d.Port.Protocol),
 			Host: d.Hosts[0], Aliases: aliases, Number: d.Port.Number,
 		})
 	}
-	slices.SortFunc(out, func(a, b xds.Destination) int { return strings.Compare(a.Cluster(), b.Cluster()) })
 	return out
 }
 
