@@ -19,7 +19,7 @@ import (
 const patience = 60 * time.Second
 
 var fast = Timing{
-	Heartbeat: 150 * time.Millisecond, Election: 150 * time.Millisecond, Lease: 100 * time.Millisecond, Commit: 5 * time.Millisecond,
+	Heartbeat: 500 * time.Millisecond, Election: 500 * time.Millisecond, Lease: 400 * time.Millisecond, Commit: 5 * time.Millisecond,
 	SnapshotInterval: time.Hour, SnapshotEntries: 1 << 30, TrailingEntries: 8,
 }
 

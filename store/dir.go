@@ -81,27 +81,19 @@ func writeOnce(name, content string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// logStore is the log on disk, with the terms and votes.
-type logStore struct {
-	*wal.WAL
-	meta *metadb.BoltMetaDB // raft-wal leaves it open, and with it locked
-}
-
-func openLog(dir string, logger hclog.Logger) (*logStore, error) {
+// openLog opens the log on disk, which holds the terms and votes, too.
+func openLog(dir string, logger hclog.Logger) (*wal.WAL, error) {
 	name := filepath.Join(dir, "log")
 	if err := os.MkdirAll(name, 0o700); err != nil {
 		return nil, err
 	}
-	meta := &metadb.BoltMetaDB{}
+	meta := &metadb.BoltMetaDB{} // wal.Open leaves it open, and locked, when it fails.
 	log, err := wal.Open(name, wal.WithLogger(logger), wal.WithMetaStore(meta))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: log: %w", ErrUnreadable, err), meta.Close())
 	}
-	return &logStore{log, meta}, nil
+	return log, nil
 }
-
-// Close is called when raft has stopped.
-func (l *logStore) Close() error { return errors.Join(l.WAL.Close(), l.meta.Close()) }
 
 // newestState reads the newest snapshot, or makes the first state. It does not
 // fall back to an older one: entries between the two may be gone from the log.
@@ -127,7 +119,7 @@ func newestState(snapshots raft.SnapshotStore) (*state.State, error) {
 // guardedLog is the log as raft sees it. A disk that has refused a write or a
 // sync is not asked again: what is on it is no longer known, so the store fails.
 type guardedLog struct {
-	*logStore
+	*wal.WAL
 	fail func(error)
 }
 
@@ -136,7 +128,7 @@ func (g *guardedLog) StoreLog(l *raft.Log) error { return g.StoreLogs([]*raft.Lo
 
 // StoreLogs is part of raft.LogStore. raft calls it from one goroutine.
 func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
-	err := g.logStore.StoreLogs(logs)
+	err := g.WAL.StoreLogs(logs)
 	if err != nil {
 		g.fail(fmt.Errorf("write log: %w", err))
 	}

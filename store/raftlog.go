@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -61,9 +63,20 @@ func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 		return
 	}
 	if held > 0 {
-		args = append(args[:len(args):len(args)], "held_back", held)
+		args = append(slices.Clone(args), "held_back", held)
 	}
-	l.to.Log(ctx, to, msg, append(l.with[:len(l.with):len(l.with)], args...)...)
+	l.to.Log(ctx, to, msg, append(l.with[:len(l.with):len(l.with)], plain(args)...)...)
+}
+
+// plain returns arguments as slog prints them.
+func plain(args []any) []any {
+	args = slices.Clone(args)
+	for i, a := range args {
+		if f, ok := a.(hclog.Format); ok && len(f) > 0 {
+			args[i] = fmt.Sprintf(fmt.Sprint(f[0]), f[1:]...)
+		}
+	}
+	return args
 }
 
 // admit tells whether a message may be logged, and how many of it were not since

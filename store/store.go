@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ztmesh/ztmesh/store/state"
@@ -115,7 +116,7 @@ type Store struct {
 	cfg     Config
 	fsm     *fsm
 	raft    *raft.Raft
-	log     *logStore
+	log     *wal.WAL
 	lock    *dirLock
 	lead    leadership
 	metrics *metrics
@@ -189,7 +190,7 @@ func open(cfg Config) (_ *Store, err error) {
 	s.fsm = newFSM(restored, s.failed.set, s.metrics.snapshots.Inc)
 	transport := newTransport(cfg, logger)
 	conf := raftConfig(cfg, logger, s.notify)
-	log := &guardedLog{logStore: s.log, fail: s.failed.set}
+	log := &guardedLog{WAL: s.log, fail: s.failed.set}
 	if cfg.Bootstrap {
 		err := raft.BootstrapCluster(conf, log, s.log, snapshots, transport, raft.Configuration{Servers: []raft.Server{
 			{ID: raft.ServerID(cfg.ID), Address: raft.ServerAddress(cfg.Address), Suffrage: raft.Voter},

@@ -70,7 +70,7 @@ func TestOpenRefuses(t *testing.T) {
 		if err == nil {
 			_ = other.Close()
 		}
-		if !errors.Is(err, want) || want == nil && err == nil {
+		if err == nil || want != nil && !errors.Is(err, want) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if cfg.Listener != nil {
