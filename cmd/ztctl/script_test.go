@@ -22,11 +22,13 @@ func TestScript(t *testing.T) {
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", env.Getenv("WORK")+"/home")
+			newWorld(env)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code": code,
-			"mode": mode,
+			"code":   code,
+			"mode":   mode,
+			"server": server, "envoy": runEnvoy, "port": port, "expand": expand, "eventually": eventually,
 		},
 	})
 }
