@@ -300,7 +300,7 @@ func TestAnotherConfiguration(t *testing.T) {
 
 func TestFirstStartWantsWhatToEnrolAs(t *testing.T) {
 	err := start(t, agent.Config{DataDir: shortDir(t)}).fails(t)
-	for _, want := range []string{"the workload to enrol", "the servers to enrol", "the token file to enrol"} {
+	for _, want := range []string{"the workload is missing", "the address of a server is missing", "the file with the token is missing"} {
 		if !errors.Is(err, agent.ErrNotEnrolled) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not say %q", err, want)
 		}

@@ -36,10 +36,10 @@ func (a *Agent) first(ctx context.Context) error {
 		name    string
 		missing bool
 	}{
-		{"workload", a.cfg.Workload == ""}, {"servers", len(a.cfg.Servers) == 0}, {"token file", a.cfg.TokenFile == ""},
+		{"workload", a.cfg.Workload == ""}, {"address of a server", len(a.cfg.Servers) == 0}, {"file with the token", a.cfg.TokenFile == ""},
 	} {
 		if f.missing {
-			errs = append(errs, fmt.Errorf("%s: %w, and the %s to enrol with is missing", a.dir, ErrNotEnrolled, f.name))
+			errs = append(errs, fmt.Errorf("%s: %w, and to enrol the %s is missing", a.dir, ErrNotEnrolled, f.name))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
