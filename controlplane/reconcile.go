@@ -40,9 +40,10 @@ type reconciler struct {
 	now      func() time.Time
 	skew     prometheus.Gauge
 
-	mu        sync.Mutex               // guards what follows; held while the fleet is told
-	state     *state.State             // the last good one; nil before the first
-	view      *view.View               // of state
+	mu        sync.Mutex   // guards what follows; held while the fleet is told
+	state     *state.State // the last good one; nil before the first
+	view      *view.View   // of state
+	shared    *pool
 	gates     gates                    // closed at state
 	configs   map[spec.Ref]*xds.Config // compiled at state, of workloads with a connected instance
 	connected map[string]*svid         // by instance
@@ -57,7 +58,7 @@ type svid struct {
 
 // newReconciler completes what start has filled in.
 func newReconciler(r *reconciler, metrics prometheus.Registerer) *reconciler {
-	r.gates = gates{}
+	r.gates, r.shared = gates{}, newPool()
 	r.configs = map[spec.Ref]*xds.Config{}
 	r.connected = map[string]*svid{}
 	r.skew = prometheus.NewGauge(prometheus.GaugeOpts{
@@ -122,7 +123,7 @@ func (r *reconciler) advance(st *state.State) error {
 			return err
 		}
 		if c := configs[ref]; c != nil {
-			if tell[id], err = build(c, i); err != nil {
+			if tell[id], err = r.build(c, i); err != nil {
 				return err
 			}
 		}
@@ -166,12 +167,17 @@ func keysOf(keys []state.Key) []spec.Key {
 	return out
 }
 
-func build(c *xds.Config, i *logv1.Instance) (*xds.Resources, error) {
+func (r *reconciler) build(c *xds.Config, i *logv1.Instance) (*xds.Resources, error) {
 	source := xds.FromADS
 	if i.Agent {
 		source = xds.FromAgent
 	}
-	return xds.Build(c, xds.Instance{ID: i.Id, Address: i.Address, Egress: i.EgressAddress, Secrets: source})
+	built, err := xds.Build(c, xds.Instance{ID: i.Id, Address: i.Address, Egress: i.EgressAddress, Secrets: source})
+	if err != nil {
+		return nil, err
+	}
+	r.shared.share(built)
+	return built, nil
 }
 
 // endpoints are the clusters whose endpoints a change may have moved: those of
@@ -255,7 +261,7 @@ func (r *reconciler) connect(id string) error {
 			return err
 		}
 	}
-	resources, err := build(c, i)
+	resources, err := r.build(c, i)
 	if err != nil {
 		return err
 	}
