@@ -24,19 +24,10 @@ var laterFields = map[protoreflect.Name][]string{
 // kinds are the kinds that this version takes.
 var kinds = []string{KindMesh, KindWorkload, KindGrant, KindAssertion}
 
-// fieldName is how a user writes fd: its JSON name, with the field's own
-// spelling of an initialism.
-func fieldName(fd protoreflect.FieldDescriptor) string {
-	if fd.FullName() == "zt.v1alpha1.Mesh.svid_ttl" {
-		return "svidTTL"
-	}
-	return fd.JSONName()
-}
-
 // fieldNamed is the field of md that a user writes as name, or nil.
 func fieldNamed(md protoreflect.MessageDescriptor, name string) protoreflect.FieldDescriptor {
 	for i := range md.Fields().Len() {
-		if fd := md.Fields().Get(i); fieldName(fd) == name {
+		if fd := md.Fields().Get(i); fd.JSONName() == name {
 			return fd
 		}
 	}

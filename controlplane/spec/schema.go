@@ -87,7 +87,7 @@ func userPath(md protoreflect.MessageDescriptor, elements []*validate.FieldPathE
 		name := e.GetFieldName()
 		if md != nil {
 			if fd := md.Fields().ByName(protoreflect.Name(name)); fd != nil {
-				name = fieldName(fd)
+				name = fd.JSONName()
 				if fd.ContainingOneof() != nil {
 					name = string(fd.ContainingOneof().Name())
 				}

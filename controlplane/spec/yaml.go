@@ -53,7 +53,7 @@ func mapping(m protoreflect.Message) *yaml.Node {
 	fields := m.Descriptor().Fields()
 	for i := range fields.Len() {
 		if fd := fields.Get(i); m.Has(fd) {
-			n.Content = append(n.Content, text(fieldName(fd)), value(m.Get(fd), fd))
+			n.Content = append(n.Content, text(fd.JSONName()), value(m.Get(fd), fd))
 		}
 	}
 	return n
