@@ -233,6 +233,23 @@ func waitIndex(t testing.TB, s *Store, index uint64) {
 	}
 }
 
+// waitDocuments waits until a server has so many documents more.
+func waitDocuments(t testing.TB, s *Store, more int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	want := s.State().NumDocuments() + more
+	err := s.Watch(ctx, func(now *state.State, _ state.Changes) error {
+		if now.NumDocuments() >= want {
+			return errDone
+		}
+		return nil
+	})
+	if !errors.Is(err, errDone) {
+		t.Fatalf("%s has %d documents, not %d: %v", s.cfg.ID, s.State().NumDocuments(), want, err)
+	}
+}
+
 func initEntry() *logv1.Entry {
 	return &logv1.Entry{Op: &logv1.Entry_Init{Init: &logv1.Init{
 		TrustDomain: "shop.example", ClusterId: "c1", Admin: &logv1.Admin{Name: "root", Role: "admin"},
