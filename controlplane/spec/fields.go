@@ -38,7 +38,7 @@ func fieldNamed(md protoreflect.MessageDescriptor, name string) protoreflect.Fie
 func fieldNames(md protoreflect.MessageDescriptor) []string {
 	names := make([]string, md.Fields().Len())
 	for i := range names {
-		names[i] = fieldName(md.Fields().Get(i))
+		names[i] = md.Fields().Get(i).JSONName()
 	}
 	return names
 }
