@@ -23,10 +23,9 @@ import (
 // the state before that entry, and refuses everything after it, snapshots too,
 // so that no later start takes the hole for the truth.
 type fsm struct {
-	state    atomic.Pointer[state.State]
-	fail     func(error)
-	snapshot func() // counts
-	broken   error  // only in raft's goroutine
+	state  atomic.Pointer[state.State]
+	hooks  fsmHooks
+	broken error // only in raft's goroutine
 
 	mu       sync.Mutex            // guards what follows; never held while calling out
 	watchers map[*watcher]struct{} // each gets every change; see Watch
@@ -34,10 +33,17 @@ type fsm struct {
 	advanced chan struct{}         // closed and replaced when applied grows
 }
 
+// fsmHooks is what the fsm tells the store. None of them may block.
+type fsmHooks struct {
+	fail       func(error)              // it is broken
+	snapshot   func()                   // a snapshot was written
+	configured func(raft.Configuration) // a configuration is committed
+}
+
 var _ raft.BatchingFSM = (*fsm)(nil)
 
-func newFSM(s *state.State, fail func(error), snapshot func()) *fsm {
-	f := &fsm{fail: fail, snapshot: snapshot, watchers: make(map[*watcher]struct{}), applied: s.Index(), advanced: make(chan struct{})}
+func newFSM(s *state.State, hooks fsmHooks) *fsm {
+	f := &fsm{hooks: hooks, watchers: make(map[*watcher]struct{}), applied: s.Index(), advanced: make(chan struct{})}
 	f.state.Store(s)
 	return f
 }
@@ -58,7 +64,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 			next, result, err := apply(s, l)
 			if err != nil {
 				f.broken = err
-				f.fail(err)
+				f.hooks.fail(err)
 			} else {
 				s, answers[i] = next, result
 				if !result.Changed.Empty() {
@@ -69,6 +75,9 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 		if f.broken != nil {
 			answers[i] = f.broken
 			continue
+		}
+		if l.Type == raft.LogConfiguration {
+			f.hooks.configured(raft.DecodeConfiguration(l.Data))
 		}
 		applied = l.Index
 	}
@@ -118,7 +127,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if f.broken != nil {
 		return nil, f.broken
 	}
-	return &snapshot{s: f.state.Load(), done: f.snapshot}, nil
+	return &snapshot{s: f.state.Load(), done: f.hooks.snapshot}, nil
 }
 
 // Restore replaces the state by that of a leader which this server is too far

@@ -49,16 +49,15 @@ func (s *Store) runLeadership() {
 				r = s.begin()
 			}
 			s.lead.set(r)
-			if !leads && s.raft.State() == raft.Shutdown {
-				select {
-				case <-s.closed:
-				default:
-					s.failed.set(ErrRemoved) // No effect if it has failed otherwise.
-				}
+		case <-s.removed:
+			if !s.isMember() { // It may have been added again since.
+				s.failed.set(ErrRemoved)
 			}
 		case <-failed:
 			failed = nil
-			s.raft.Shutdown() // A broken server must not lead; Close waits for it.
+			if err := s.shutdown(); err != nil { // A server that has failed must not lead.
+				s.cfg.Logger.Error("shut down", "error", err)
+			}
 		case <-s.closed:
 			s.lead.set(reign{})
 			return

@@ -2,7 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/raft"
 )
@@ -40,6 +42,23 @@ func (s *Store) voters() int {
 	return n
 }
 
+func (s *Store) isMember() bool {
+	return slices.ContainsFunc(s.Members(), func(m Member) bool { return m.ID == s.cfg.ID })
+}
+
+// configured is told by the fsm which configuration is committed now. One that
+// lacks this server means removal, but only after one that had it: a server that
+// joins sees all those of before its time.
+func (s *Store) configured(c raft.Configuration) {
+	member := slices.ContainsFunc(c.Servers, func(v raft.Server) bool { return v.ID == raft.ServerID(s.cfg.ID) })
+	if was := s.member.Swap(member); was && !member {
+		select {
+		case s.removed <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // AddVoter makes a server a voting member, or changes the address of one. It does
 // nothing if the server is a voter at that address already. It returns when the
 // change is committed, with the errors of Propose.
@@ -67,7 +86,7 @@ func (s *Store) RemoveServer(ctx context.Context, id string) error {
 		return err
 	}
 	f := s.raft.RemoveServer(raft.ServerID(id), 0, enqueueTimeout)
-	if err := s.await(ctx, f); err != nil {
+	if err := s.await(ctx, f); err != nil && !errors.Is(err, ErrRemoved) {
 		return fmt.Errorf("remove server %s: %w", id, proposeError(err))
 	}
 	return nil

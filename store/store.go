@@ -25,6 +25,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -121,11 +122,14 @@ type Store struct {
 	lead    leadership
 	metrics *metrics
 
-	notify chan bool      // raft → runLeadership
-	failed *failure       // set once by whoever finds that the store cannot go on
-	closed chan struct{}  // closed when Close begins to take things down
-	once   sync.Once      // guards closing of closed
-	tasks  sync.WaitGroup // runLeadership
+	notify   chan bool      // raft → runLeadership
+	member   atomic.Bool    // the last committed configuration has this server
+	removed  chan struct{}  // fsm → runLeadership: a committed configuration lacks this server; holds one
+	shutdown func() error   // stops raft and its transport once, and waits for them
+	failed   *failure       // set once by whoever finds that the store cannot go on
+	closed   chan struct{}  // closed when Close begins to take things down
+	once     sync.Once      // guards closing of closed
+	tasks    sync.WaitGroup // runLeadership
 }
 
 // Open opens or makes the data directory, restores the newest snapshot, and joins
@@ -164,7 +168,7 @@ func open(cfg Config) (_ *Store, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, notify: make(chan bool, 16), failed: newFailure(), closed: make(chan struct{})}
+	s := &Store{cfg: cfg, notify: make(chan bool, 16), removed: make(chan struct{}, 1), failed: newFailure(), closed: make(chan struct{})}
 	s.lead.changed = make(chan struct{})
 	defer func() {
 		if err != nil && s.raft == nil {
@@ -187,7 +191,9 @@ func open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	s.metrics = newMetrics(cfg.Metrics)
-	s.fsm = newFSM(restored, s.failed.set, s.metrics.snapshots.Inc)
+	s.fsm = newFSM(restored, fsmHooks{
+		fail: s.failed.set, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
+	})
 	transport := newTransport(cfg, logger)
 	conf := raftConfig(cfg, logger, s.notify)
 	log := &guardedLog{WAL: s.log, fail: s.failed.set}
@@ -202,6 +208,10 @@ func open(cfg Config) (_ *Store, err error) {
 	if s.raft, err = raft.NewRaft(conf, s.fsm, log, s.log, snapshots, transport); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnreadable, err), transport.Close())
 	}
+	if s.isMember() {
+		s.member.Store(true) // by a configuration that this start may not apply again
+	}
+	s.shutdown = sync.OnceValue(func() error { return s.raft.Shutdown().Error() })
 	s.tasks.Go(s.runLeadership)
 	if err := s.metrics.register(s); err != nil {
 		return nil, errors.Join(err, s.stop())
@@ -232,7 +242,7 @@ func raftConfig(cfg Config, logger *raftLogger, notify chan<- bool) *raft.Config
 	if c.TrailingLogs == 0 {
 		c.TrailingLogs = 2048
 	}
-	c.ShutdownOnRemove = true
+	c.ShutdownOnRemove = false        // runLeadership does it, in a way that can be waited for.
 	c.NoSnapshotRestoreOnStart = true // Open has done it, and has refused a damaged one.
 	c.NoLegacyTelemetry = true
 	c.Logger = logger
@@ -274,7 +284,7 @@ func (s *Store) stop() error {
 	var err error
 	s.once.Do(func() {
 		close(s.closed)
-		err = s.raft.Shutdown().Error() // closes the transport, and with it the listener
+		err = s.shutdown()
 		s.tasks.Wait()
 		err = errors.Join(err, s.release())
 	})

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -38,11 +39,42 @@ type address string
 func (a address) Network() string { return "tcp" }
 func (a address) String() string  { return string(a) }
 
-func newTransport(cfg Config, logger hclog.Logger) *raft.NetworkTransport {
-	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+// transport is raft's own, save that no heartbeat is handled once it is closed:
+// raft handles heartbeats in the goroutine of their connection, also after it has
+// shut down, and writes the terms that they bring to a log that is closed by then.
+type transport struct {
+	*raft.NetworkTransport
+	mu     sync.RWMutex // held for reading while a heartbeat is handled
+	closed bool         // guarded by mu
+}
+
+// SetHeartbeatHandler is called by raft when it starts.
+func (t *transport) SetHeartbeatHandler(handle func(raft.RPC)) {
+	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {
+		t.mu.RLock()
+		defer t.mu.RUnlock()
+		if t.closed {
+			rpc.Respond(nil, raft.ErrTransportShutdown)
+			return
+		}
+		handle(rpc)
+	})
+}
+
+// Close is called by raft when it has shut down. It waits for heartbeats that are
+// being handled.
+func (t *transport) Close() error {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	return t.NetworkTransport.Close()
+}
+
+func newTransport(cfg Config, logger hclog.Logger) *transport {
+	return &transport{NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  &streams{Listener: cfg.Listener, address: address(cfg.Address), dial: cfg.Dial},
 		MaxPool: maxPool,
 		Timeout: rpcTimeout,
 		Logger:  logger,
-	})
+	})}
 }
