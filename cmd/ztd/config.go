@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"time"
 
@@ -69,10 +71,23 @@ func loadConfig(f *pflag.FlagSet) (config, error) {
 			return c, fmt.Errorf("configuration: %w", err)
 		}
 	}
-	if err := v.UnmarshalExact(&c); err != nil {
+	if err := errors.Join(v.UnmarshalExact(&c), unknownVariables(os.Environ())); err != nil {
 		return c, fmt.Errorf("configuration: %w", err)
 	}
 	return c, nil
+}
+
+// unknownVariables names each ZTD_* that is not a key.
+func unknownVariables(environ []string) error {
+	var errs []error
+	for _, e := range environ {
+		name, _, _ := strings.Cut(e, "=")
+		key, ours := strings.CutPrefix(name, "ZTD_")
+		if ours && !knownKey(strings.ReplaceAll(strings.ToLower(key), "_", "-")) {
+			errs = append(errs, fmt.Errorf("environment variable %s is not known", name))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // knownKey says whether a flag is of the configuration and not of one command.
