@@ -31,9 +31,20 @@ var (
 	paths      = []string{"/", "/a", "/a/", "/a/b", "/a/**", "/a/b/**", "/**"}
 )
 
-// Any makes a set of documents with distinct keys, each well formed by itself.
+// Any makes a set of documents with distinct keys, each well formed by itself:
+// most of the workloads that there are names for, and some more documents.
 func Any(t *rapid.T) []*spec.Document {
-	return distinct(rapid.SliceOfN(rapid.Custom(Document), 0, 24).Draw(t, "docs"))
+	var docs []*spec.Document
+	for _, ns := range namespaces {
+		for _, name := range names {
+			if rapid.IntRange(0, 4).Draw(t, "declared") > 0 {
+				d := &ztv1.Document{ApiVersion: spec.APIVersion, Kind: spec.KindWorkload, Metadata: &ztv1.Metadata{Namespace: ns, Name: name}}
+				d.Spec = &ztv1.Document_Workload{Workload: workload(t)}
+				docs = append(docs, &spec.Document{Document: d})
+			}
+		}
+	}
+	return distinct(append(docs, rapid.SliceOfN(rapid.Custom(Document), 0, 16).Draw(t, "docs")...))
 }
 
 // Sound makes a set of documents that passes spec.Check, by leaving out what
@@ -56,11 +67,11 @@ func Sound(t *rapid.T) []*spec.Document {
 // Document makes one document.
 func Document(t *rapid.T) *spec.Document {
 	d := &ztv1.Document{ApiVersion: spec.APIVersion}
-	switch rapid.IntRange(0, 20).Draw(t, "kind") {
-	case 0:
+	switch rapid.IntRange(0, 12).Draw(t, "kind") {
+	case 12:
 		d.Kind, d.Metadata = spec.KindMesh, &ztv1.Metadata{Namespace: spec.MeshNamespace, Name: "mesh"}
 		d.Spec = &ztv1.Document_Mesh{Mesh: mesh(t)}
-	case 1, 2, 3, 4, 5, 6, 7, 8, 9:
+	case 10, 11:
 		d.Kind, d.Metadata = spec.KindWorkload, metadata(t, names)
 		d.Spec = &ztv1.Document_Workload{Workload: workload(t)}
 	default:
