@@ -1,0 +1,177 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
+	wal "github.com/hashicorp/raft-wal"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+const (
+	benchWriters = 64
+	benchEntries = 1024 // proposed in one round
+)
+
+// BenchmarkPropose compares one server's Propose with bare raft over the same log
+// store on the same disk: as many writers, as many bytes, in rounds by turns.
+//
+//	go test -run '^$' -bench Propose ./store
+func BenchmarkPropose(b *testing.B) {
+	c := newTestCluster(b, loopback())
+	s := c.begin("a")
+	entry := func(i int) *logv1.Entry {
+		v := &logv1.Server{Id: fmt.Sprint("s", i%100), AdminAddress: "192.0.2.1:7400", NodeAddress: "192.0.2.1:7401", Version: fmt.Sprint(i)}
+		return &logv1.Entry{Who: "spiffe://control.shop.example/server/a", Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{Server: v}}}
+	}
+	bare := bareRaft(b)
+	ctx := context.Background()
+	var ours, theirs []time.Duration
+	for b.Loop() {
+		theirs = append(theirs, round(b, func(i int) error {
+			e := entry(i)
+			e.Format, e.When = state.Format, timestamppb.New(time.Now())
+			data, err := proto.Marshal(e)
+			if err != nil {
+				return err
+			}
+			return bare.Apply(data, 0).Error()
+		}))
+		ours = append(ours, round(b, func(i int) error {
+			r, err := s.Propose(ctx, entry(i))
+			if err != nil {
+				return err
+			}
+			return r.Err
+		}))
+	}
+	ratio := float64(median(theirs)) / float64(median(ours))
+	verdict := "met"
+	if ratio < 0.7 {
+		verdict = "short"
+	}
+	b.ReportMetric(benchEntries/median(ours).Seconds(), "proposals/s")
+	b.ReportMetric(benchEntries/median(theirs).Seconds(), "bare/s")
+	fmt.Printf("figure store-propose-ratio %.2f x goal >= 0.7 %s\n", ratio, verdict)
+}
+
+func round(b *testing.B, do func(i int) error) time.Duration {
+	start := time.Now()
+	var wg sync.WaitGroup
+	for w := range benchWriters {
+		wg.Go(func() {
+			for i := w; i < benchEntries; i += benchWriters {
+				if err := do(i); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return time.Since(start)
+}
+
+func median(d []time.Duration) time.Duration {
+	d = slices.Sorted(slices.Values(d))
+	return d[len(d)/2]
+}
+
+// bareRaft is one server of raft's with an FSM that does nothing.
+func bareRaft(b *testing.B) *raft.Raft {
+	dir := b.TempDir()
+	log, err := openLog(dir, hclog.NewNullLogger())
+	if err != nil {
+		b.Fatal(err)
+	}
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(dir, 1, hclog.NewNullLogger())
+	if err != nil {
+		b.Fatal(err)
+	}
+	notify := make(chan bool, 16)
+	conf := raftConfig(Config{ID: "bare", Timing: fast}, nil, notify)
+	conf.Logger = hclog.NewNullLogger()
+	addr, transport := raft.NewInmemTransport("")
+	one := raft.Configuration{Servers: []raft.Server{{ID: "bare", Address: addr}}}
+	if err := raft.BootstrapCluster(conf, log, log, snapshots, transport, one); err != nil {
+		b.Fatal(err)
+	}
+	r, err := raft.NewRaft(conf, nothing{}, log, log, snapshots, transport)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := r.Shutdown().Error(); err != nil {
+			b.Error(err)
+		}
+		if err := log.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	<-notify
+	return r
+}
+
+type nothing struct{}
+
+func (nothing) Apply(*raft.Log) any                 { return nil }
+func (nothing) ApplyBatch(l []*raft.Log) []any      { return make([]any, len(l)) }
+func (nothing) Snapshot() (raft.FSMSnapshot, error) { return nil, raft.ErrNothingNewToSnapshot }
+func (nothing) Restore(r io.ReadCloser) error       { return r.Close() }
+
+// BenchmarkLogStore compares the two log stores of docs/adr/0007 on this disk:
+// appends of 1 and of 64 entries of 4 KiB, each append fsynced, by turns.
+//
+//	go test -run '^$' -bench LogStore ./store
+func BenchmarkLogStore(b *testing.B) {
+	for _, batch := range []uint64{1, 64} {
+		b.Run(fmt.Sprint(batch), func(b *testing.B) {
+			segments, err := wal.Open(b.TempDir(), wal.WithLogger(hclog.NewNullLogger()))
+			if err != nil {
+				b.Fatal(err)
+			}
+			bolt, err := raftboltdb.NewBoltStore(filepath.Join(b.TempDir(), "raft.db"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer segments.Close()
+			defer bolt.Close()
+			next := uint64(1)
+			var w, o []time.Duration
+			for b.Loop() {
+				logs := make([]*raft.Log, batch)
+				for i := range logs {
+					logs[i] = &raft.Log{Index: next + uint64(i), Term: 1, Data: make([]byte, 4<<10)}
+				}
+				next += batch
+				for _, to := range []struct {
+					store raft.LogStore
+					took  *[]time.Duration
+				}{{segments, &w}, {bolt, &o}} {
+					start := time.Now()
+					if err := to.store.StoreLogs(logs); err != nil {
+						b.Fatal(err)
+					}
+					*to.took = append(*to.took, time.Since(start))
+				}
+			}
+			b.ReportMetric(float64(median(w).Microseconds()), "wal-µs")
+			b.ReportMetric(float64(median(o).Microseconds()), "bolt-µs")
+			fmt.Printf("figure log-store-append-%d %.2f x goal >= 1 %s\n", batch, float64(median(o))/float64(median(w)),
+				map[bool]string{true: "met", false: "short"}[median(o) >= median(w)])
+		})
+	}
+}
