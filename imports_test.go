@@ -47,7 +47,7 @@ var table = map[string]row{
 	"controlplane/policy":    {pure: true, imports: []string{"controlplane/spec"}},
 	"controlplane/compile":   {pure: true, imports: []string{"controlplane/spec", "controlplane/policy", "xds"}},
 	"controlplane/view": {imports: []string{
-		"controlplane/spec", "controlplane/policy", "controlplane/compile", "store/state",
+		"controlplane/spec", "controlplane/policy", "controlplane/compile", "store/state", "xds",
 	}},
 	"controlplane/api": {imports: []string{
 		"controlplane/spec", "controlplane/policy", "controlplane/compile", "controlplane/view", "store/state",

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -99,35 +98,6 @@ func (r *reconciler) advance(st *state.State) error {
 	keys := keysOf(changed.Keys)
 	touched := next.Index.Touched(old.Index, keys)
 
-	configs := map[spec.Ref]*xds.Config{}
-	for _, ref := range touched {
-		if _, served := r.configs[ref]; !served {
-			continue // nobody of it is connected here
-		}
-		if _, exists := next.Index.Workload(ref); !exists {
-			continue // its instances are gone, too
-		}
-		if configs[ref], err = compile.Workload(next.Index, ref); err != nil {
-			return fmt.Errorf("compile %s: %w", ref, err)
-		}
-	}
-	tell := map[string]*xds.Resources{}
-	for id := range r.connected {
-		i, enrolled := st.Instance(id)
-		if !enrolled {
-			tell[id] = nil
-			continue
-		}
-		ref, err := spec.ParseRef(i.Workload, "")
-		if err != nil {
-			return err
-		}
-		if c := configs[ref]; c != nil {
-			if tell[id], err = r.build(c, i); err != nil {
-				return err
-			}
-		}
-	}
 	closed := r.gates.clone()
 	if first {
 		closed, err = gatesFromHistory(st, next, r.now())
@@ -137,26 +107,57 @@ func (r *reconciler) advance(st *state.State) error {
 	if err != nil {
 		return err
 	}
+	configs, tell, err := r.compile(st, next, touched)
+	if err != nil {
+		return err
+	}
 
 	// Nothing can fail from here on.
 	r.state, r.view, r.gates = st, next, closed
-	for _, ref := range touched {
-		if _, exists := next.Index.Workload(ref); !exists {
-			delete(r.configs, ref)
-		} else if c := configs[ref]; c != nil {
-			r.configs[ref] = c
-		}
-	}
-	r.fleet.SetEndpoints(r.endpoints(was, changed, touched, first))
-	for id := range r.connected {
-		if i, ok := st.Instance(id); ok {
-			r.tellGates(i, touched)
-		} else {
+	for _, id := range changed.InstanceIDs {
+		if _, enrolled := st.Instance(id); !enrolled && r.connected[id] != nil {
+			tell[id] = nil
 			delete(r.connected, id)
 		}
 	}
+	r.fleet.SetEndpoints(r.endpoints(was, changed, touched, first))
+	for _, ref := range touched {
+		delete(r.configs, ref)
+		if c := configs[ref]; c != nil {
+			r.configs[ref] = c
+		}
+		r.tellGates(ref.String())
+	}
 	r.fleet.Set(st.Revision(), tell)
 	return nil
+}
+
+// compile makes what the connected instances of the touched workloads are told,
+// all of it or nothing.
+func (r *reconciler) compile(st *state.State, next *view.View, touched []spec.Ref) (map[spec.Ref]*xds.Config, map[string]*xds.Resources, error) {
+	configs, tell := map[spec.Ref]*xds.Config{}, map[string]*xds.Resources{}
+	for _, ref := range touched {
+		if r.configs[ref] == nil {
+			continue // nobody of it is connected here
+		}
+		if _, exists := next.Index.Workload(ref); !exists {
+			continue // its instances are gone, too
+		}
+		c, err := compile.Workload(next.Index, ref)
+		if err != nil {
+			return nil, nil, fmt.Errorf("compile %s: %w", ref, err)
+		}
+		configs[ref] = c
+		for i := range st.InstancesOf(ref.String()) {
+			if r.connected[i.Id] == nil {
+				continue
+			}
+			if tell[i.Id], err = r.build(c, i); err != nil {
+				return nil, nil, fmt.Errorf("build %s: %w", ref, err)
+			}
+		}
+	}
+	return configs, tell, nil
 }
 
 func keysOf(keys []state.Key) []spec.Key {
@@ -223,11 +224,13 @@ func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched 
 	return out
 }
 
-// tellGates sends the closed gates of an instance's workload if they may have
-// changed.
-func (r *reconciler) tellGates(i *logv1.Instance, touched []spec.Ref) {
-	if slices.ContainsFunc(touched, func(ref spec.Ref) bool { return ref.String() == i.Workload }) {
-		r.fleet.SetGates(i.Id, xds.Gates(r.gates.keys(i.Workload)))
+// tellGates sends a workload's connected instances its closed gates.
+func (r *reconciler) tellGates(workload string) {
+	gates := xds.Gates(r.gates.keys(workload))
+	for i := range r.state.InstancesOf(workload) {
+		if r.connected[i.Id] != nil {
+			r.fleet.SetGates(i.Id, gates)
+		}
 	}
 }
 
@@ -330,16 +333,17 @@ func (r *reconciler) OnDisconnect(id string) {
 	if r.state == nil {
 		return
 	}
-	used := map[string]bool{}
-	for other := range r.connected {
-		if i, ok := r.state.Instance(other); ok {
-			used[i.Workload] = true
+	gone, ok := r.state.Instance(id)
+	if !ok {
+		return // its workload's configuration goes with the next change, or with its last instance
+	}
+	for i := range r.state.InstancesOf(gone.Workload) {
+		if r.connected[i.Id] != nil {
+			return
 		}
 	}
-	for ref := range r.configs {
-		if !used[ref.String()] {
-			delete(r.configs, ref)
-		}
+	if ref, err := spec.ParseRef(gone.Workload, ""); err == nil {
+		delete(r.configs, ref)
 	}
 }
 
@@ -370,9 +374,7 @@ func (r *reconciler) age() {
 		}
 	}
 	for _, workload := range r.gates.expire(now) {
-		for i := range r.state.InstancesOf(workload) {
-			r.fleet.SetGates(i.Id, xds.Gates(r.gates.keys(workload)))
-		}
+		r.tellGates(workload)
 	}
 }
 

@@ -7,8 +7,8 @@
 package view
 
 import (
-	"bytes"
 	"fmt"
+	"reflect"
 	"sync"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
@@ -18,6 +18,7 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	"github.com/ztmesh/ztmesh/store/state"
+	"github.com/ztmesh/ztmesh/xds"
 )
 
 // View is the documents of one revision and their index.
@@ -110,21 +111,20 @@ func (e *CompileError) Problem() spec.Problem {
 func Affected(old, next *View, changed []spec.Key) ([]spec.Ref, error) {
 	var out []spec.Ref
 	for _, ref := range next.Index.Touched(old.Index, changed) {
-		after, err := fingerprint(next, ref)
+		after, err := next.config(ref)
 		if err != nil {
 			return nil, err
 		}
-		before, err := fingerprint(old, ref)
-		if err != nil || !bytes.Equal(before, after) {
+		before, err := old.config(ref)
+		if err != nil || !reflect.DeepEqual(before, after) {
 			out = append(out, ref)
 		}
 	}
 	return out, nil
 }
 
-// fingerprint is the configuration of a workload in comparable form; empty for
-// a workload that does not exist.
-func fingerprint(v *View, ref spec.Ref) ([]byte, error) {
+// config is the configuration of a workload; nil for one that does not exist.
+func (v *View) config(ref spec.Ref) (*xds.Config, error) {
 	if _, ok := v.Index.Workload(ref); !ok {
 		return nil, nil
 	}
@@ -132,7 +132,7 @@ func fingerprint(v *View, ref spec.Ref) ([]byte, error) {
 	if err != nil {
 		return nil, &CompileError{Workload: ref, Err: err}
 	}
-	return []byte(c.YAML()), nil
+	return c, nil
 }
 
 // Cache holds the newest view that was asked for, so that the next one is made
