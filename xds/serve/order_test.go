@@ -44,6 +44,25 @@ func TestMakeBeforeBreak(t *testing.T) {
 	s.status("web-1", func(p ProxyStatus) bool { return p.AckedRevision == 3 })
 }
 
+// A listener that goes takes its cluster with it only when it has gone.
+func TestRemovedListenerGoesBeforeItsCluster(t *testing.T) {
+	s := newServer(t)
+	c := s.connected("web-1")
+	s.Set(2, map[string]*xds.Resources{"web-1": without(without(base(), xds.ListenerType, "in/http"), xds.ClusterType, "app/http")})
+	gone := c.recv(xds.ListenerType, "-in/http")
+	s.Set(3, map[string]*xds.Resources{"web-1": without(without(with("extension policy/http@3"), xds.ListenerType, "in/http"), xds.ClusterType, "app/http")})
+	c.accept(xds.ExtensionType, "+policy/http@3")
+	c.silent()
+	c.must(c.Ack(gone))
+	removed := c.recv(xds.ClusterType, "-app/http")
+	c.silent()
+	if got := s.Status()[0]; got.SentRevision != 3 || got.AckedRevision != 1 {
+		t.Errorf("the removal is not ACKed yet: %+v", got)
+	}
+	c.must(c.Ack(removed))
+	s.status("web-1", func(p ProxyStatus) bool { return p.AckedRevision == 3 })
+}
+
 // A refused listener keeps the cluster that the old one leads to.
 func TestRefusedListenerKeepsItsClusters(t *testing.T) {
 	s := newServer(t)

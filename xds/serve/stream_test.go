@@ -345,6 +345,36 @@ func TestNeverReads(t *testing.T) {
 	}
 }
 
+// One that does not read is ended at once when it is deregistered.
+func TestDeregisteredWhileNotReading(t *testing.T) {
+	s := newServer(t)
+	s.connected("web-1")
+	next := heavy("2")
+	(*next)[xds.RouteType]["out/http"] = res(xds.RouteType, "out/http", "2")
+	s.Set(2, map[string]*xds.Resources{"web-1": next})
+	s.status("web-1", func(p ProxyStatus) bool { return p.SentRevision == 2 }) // the second one is being sent
+	s.Set(3, map[string]*xds.Resources{"web-1": nil})
+	s.until("its end", func() bool { return len(s.Connected()) == 0 })
+	if n := s.count("zt_serve_refused_streams_total", refusedUnread); n != 0 {
+		t.Errorf("it was ended by its timeout")
+	}
+}
+
+// Also where what is set outlives the streams, an instance that is no more
+// leaves nothing.
+func TestDeregisteredIsForgotten(t *testing.T) {
+	s := newServer(t, func(c *Config) { c.Retain = true })
+	c := s.connected("web-1")
+	s.Set(2, map[string]*xds.Resources{"web-1": nil})
+	c.refused(codes.PermissionDenied)
+	s.until("its end", func() bool { return len(s.Connected()) == 0 })
+	c = s.connect("web-1")
+	c.subscribe(xds.ClusterType)
+	s.await("web-1")
+	s.SetSecrets("web-1", []*xds.Resource{})
+	c.silent()
+}
+
 // The agent's use: secrets only, set before the Envoy comes and kept after it
 // goes, on several streams.
 func TestSecretsService(t *testing.T) {
