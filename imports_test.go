@@ -43,9 +43,9 @@ var table = map[string]row{
 	"xds/serve":   {imports: []string{"xds"}},
 
 	// What joins them.
-	"controlplane/spec":      {pure: true},
-	"controlplane/policy":    {pure: true, imports: []string{"controlplane/spec"}},
-	"controlplane/compile":   {pure: true, imports: []string{"controlplane/spec", "controlplane/policy", "xds"}},
+	"controlplane/spec":    {pure: true},
+	"controlplane/policy":  {pure: true, imports: []string{"controlplane/spec"}},
+	"controlplane/compile": {pure: true, imports: []string{"controlplane/spec", "controlplane/policy", "xds"}},
 	"controlplane/view": {imports: []string{
 		"controlplane/spec", "controlplane/policy", "controlplane/compile", "store/state", "xds",
 	}},
