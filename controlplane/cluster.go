@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"slices"
 	"sync"
@@ -29,7 +30,7 @@ type cluster struct {
 	moved *broadcast // whenever what a peer says has changed
 
 	mu    sync.Mutex                  // guards what follows; never held while calling out
-	conns map[string]*grpc.ClientConn // by address
+	conns map[string]*grpc.ClientConn // by address; nil once closed
 	peers map[string]*peer            // by server id
 }
 
@@ -134,6 +135,9 @@ func (c *cluster) follow(ctx context.Context, p *peer) error {
 func (c *cluster) conn(address string) (*grpc.ClientConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.conns == nil {
+		return nil, errors.New("this server is stopping")
+	}
 	if conn := c.conns[address]; conn != nil {
 		return conn, nil
 	}
@@ -159,7 +163,7 @@ func (c *cluster) close() {
 	for _, conn := range c.conns {
 		_ = conn.Close()
 	}
-	c.conns = map[string]*grpc.ClientConn{}
+	c.conns = nil
 }
 
 // LeaderConn is api.Cluster.

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +42,9 @@ type Config struct {
 	// Advertise is the host that others reach this server by. Default: the host
 	// of each address above, or this machine's first address where that is none.
 	Advertise string
+	// Handshake is how long a connection may stay silent before it has said who it
+	// is. Default 10 s.
+	Handshake time.Duration
 	// Timing and Liveness may be left empty.
 	Timing   store.Timing
 	Liveness Liveness
@@ -93,8 +97,9 @@ type Server struct {
 	journal   *identity.Journal
 	current   identity.Current // what this server shows
 	metrics   *prometheus.Registry
-	ready     chan struct{} // closed when it serves
-	addresses Addresses     // set before ready is closed
+	agreedOn  atomic.Pointer[store.Store] // nil until it is open
+	ready     chan struct{}               // closed when it serves
+	addresses Addresses                   // set before ready is closed
 }
 
 // New reads the data directory. The error says what is wrong with it or with the
@@ -102,6 +107,9 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if cfg.Handshake == 0 {
+		cfg.Handshake = 10 * time.Second
 	}
 	d := dataDir(cfg.DataDir)
 	who, err := d.load()

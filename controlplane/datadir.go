@@ -5,9 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/ztmesh/ztmesh/identity"
 )
@@ -43,14 +46,40 @@ type Addresses struct {
 	Local   string `json:"local"` // metrics, health, pprof
 }
 
-// create makes the folder, and refuses one that is a server already.
-func (d dataDir) create() error {
-	if _, err := os.Stat(d.identityFile()); err == nil {
-		return fmt.Errorf("%s is the data directory of a server already; choose another one, or remove it", string(d))
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
+// lock holds the folder for this process until it is closed or the process ends.
+// Two servers of one folder would each go on from their own last line of the
+// journal and of the log.
+func (d dataDir) lock() (io.Closer, error) {
+	f, err := os.OpenFile(d.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
 	}
-	return os.MkdirAll(string(d), 0o700)
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close() // nothing was written to it
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("data directory %s is in use by another process", string(d))
+		}
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return f, nil
+}
+
+// create makes the folder and locks it. It refuses one that is a server already.
+func (d dataDir) create() (io.Closer, error) {
+	if err := os.MkdirAll(string(d), 0o700); err != nil {
+		return nil, err
+	}
+	lock, err := d.lock()
+	if err != nil {
+		return nil, err
+	}
+	if _, err = os.Stat(d.identityFile()); err == nil {
+		err = fmt.Errorf("%s is the data directory of a server already; choose another one, or remove it", string(d))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return lock, nil
+	}
+	return nil, errors.Join(err, lock.Close())
 }
 
 func (d dataDir) load() (serverFile, error) {

@@ -45,9 +45,11 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 		return "", fmt.Errorf("trust domain: %w", err)
 	}
 	d := dataDir(cfg.DataDir)
-	if err := d.create(); err != nil {
+	lock, err := d.create()
+	if err != nil {
 		return "", err
 	}
+	defer lock.Close()
 	journal, err := identity.OpenJournal(d.journal())
 	if err != nil {
 		return "", err
@@ -189,9 +191,11 @@ func Join(ctx context.Context, cfg JoinConfig) error {
 		cfg.Now = time.Now
 	}
 	d := dataDir(cfg.DataDir)
-	if err := d.create(); err != nil {
+	lock, err := d.create()
+	if err != nil {
 		return err
 	}
+	defer lock.Close()
 	token, err := identity.ParseToken(cfg.Token)
 	if err != nil {
 		return err

@@ -15,10 +15,6 @@ import (
 	"github.com/ztmesh/ztmesh/identity"
 )
 
-// handshakeTimeout bounds how long a connection may stay silent before it has
-// said who it is.
-const handshakeTimeout = 10 * time.Second
-
 // listen takes a port. A port 0 becomes the one that was taken last time, if it
 // is free, so that addresses which others know outlive a restart.
 func listen(name, address, last string) (net.Listener, error) {
@@ -37,24 +33,35 @@ func listen(name, address, last string) (net.Listener, error) {
 }
 
 // clusterPort divides the connections of the cluster port by the protocol that
-// the TLS handshake agreed on: Raft's own, or gRPC.
+// the TLS handshake agreed on: Raft's own, or gRPC. It keeps those of members
+// only, also after they were accepted.
 type clusterPort struct {
 	raft, grpc *branch
 	listener   net.Listener
 	tls        *tls.Config
+	td         string
 	// member says whether a server, known by its certificate, is of the cluster.
-	member func(id string) bool
-	td     string
-	log    *slog.Logger
-	wg     sync.WaitGroup // of handshakes under way
+	member    func(id string) bool
+	handshake time.Duration
+	log       *slog.Logger
+	wg        sync.WaitGroup // of handshakes under way
+
+	mu   sync.Mutex             // guards open
+	open map[*peerConn]struct{} // passed on, and not closed yet
 }
 
-func newClusterPort(l net.Listener, cfg *tls.Config, td string, log *slog.Logger) *clusterPort {
-	return &clusterPort{
-		raft: newBranch(l.Addr()), grpc: newBranch(l.Addr()),
-		listener: l, tls: cfg, td: td, log: log,
-		member: func(string) bool { return true },
-	}
+// peerConn is a connection whose other end is known.
+type peerConn struct {
+	*tls.Conn
+	server string // its id
+	port   *clusterPort
+}
+
+func (c *peerConn) Close() error {
+	c.port.mu.Lock()
+	delete(c.port.open, c)
+	c.port.mu.Unlock()
+	return c.Conn.Close()
 }
 
 // Run accepts until ctx ends or the listener fails.
@@ -64,23 +71,34 @@ func (p *clusterPort) Run(ctx context.Context) error {
 	defer p.wg.Wait()
 	defer p.raft.Close()
 	defer p.grpc.Close()
+	const minPause, maxPause = 5 * time.Millisecond, time.Second
+	pause := minPause
 	for {
 		conn, err := p.listener.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
+		switch {
+		case err == nil:
+			pause = minPause
+			p.wg.Go(func() { p.hand(ctx, conn) })
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("cluster port: %w", err)
+		default: // out of file descriptors, or the peer has gone already
+			p.log.Warn("cluster connection not accepted", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(pause):
+			}
+			pause = min(2*pause, maxPause)
 		}
-		p.wg.Go(func() { p.hand(ctx, conn) })
 	}
 }
 
 // hand finds out who is there and passes the connection on, or closes it.
 func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, p.handshake)
 	defer cancel()
-	conn := tls.Server(raw, p.tls)
+	conn := &peerConn{Conn: tls.Server(raw, p.tls), port: p}
 	if err := conn.HandshakeContext(ctx); err != nil {
 		p.log.Debug("cluster handshake refused", "from", raw.RemoteAddr().String(), "error", err)
 		raw.Close()
@@ -88,7 +106,16 @@ func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
 	}
 	state := conn.ConnectionState()
 	who, ok, err := identity.PeerPrincipal(state, p.td)
-	if err != nil || !ok || who.Role != identity.Server || !p.member(who.Name) {
+	if err != nil || !ok || who.Role != identity.Server {
+		p.log.Warn("cluster connection refused", "from", raw.RemoteAddr().String(), "who", who.String())
+		conn.Close()
+		return
+	}
+	conn.server = who.Name
+	p.mu.Lock()
+	p.open[conn] = struct{}{} // from now on cut sees it
+	p.mu.Unlock()
+	if !p.member(who.Name) {
 		p.log.Warn("cluster connection refused", "from", raw.RemoteAddr().String(), "who", who.String())
 		conn.Close()
 		return
@@ -98,6 +125,22 @@ func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
 		to = p.raft
 	}
 	to.put(conn)
+}
+
+// cut closes the connections of servers that are not members any more.
+func (p *clusterPort) cut() {
+	p.mu.Lock()
+	var gone []*peerConn
+	for c := range p.open {
+		if !p.member(c.server) {
+			gone = append(gone, c)
+		}
+	}
+	p.mu.Unlock()
+	for _, c := range gone {
+		p.log.Info("connection of a removed server cut", "server", c.server)
+		c.NetConn().Close() // without a word: it may not be listening
+	}
 }
 
 // branch is a net.Listener fed with connections that were accepted elsewhere.
@@ -143,9 +186,9 @@ type handshaken struct {
 }
 
 func (handshaken) ServerHandshake(c net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	t, ok := c.(*tls.Conn)
+	t, ok := c.(*peerConn)
 	if !ok {
-		return nil, nil, errors.New("not a TLS connection")
+		return nil, nil, errors.New("not a connection of the cluster port")
 	}
 	return c, credentials.TLSInfo{
 		State:          t.ConnectionState(),

@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"time"
 
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
@@ -100,6 +101,10 @@ func lead(ctx context.Context, rule Liveness, s *store.Store, p *proxies, log *s
 			seen[a.Instance] = now()
 		}
 		st := s.State()
+		maps.DeleteFunc(seen, func(id string, _ time.Time) bool {
+			_, enrolled := st.Instance(id)
+			return !enrolled
+		})
 		if e := rule.judge(instances(st), seen, elected, now()); len(e.Withdraw)+len(e.Restore) > 0 {
 			_, err := s.Propose(ctx, &logv1.Entry{Who: "liveness", Op: &logv1.Entry_Endpoints{Endpoints: e}})
 			if err != nil {

@@ -28,6 +28,8 @@ func storeError(err error) error {
 	switch {
 	case errors.Is(err, store.ErrUnknown):
 		return fmt.Errorf("%w: %w", api.ErrUnknown, err)
+	case errors.Is(err, store.ErrTooLarge):
+		return fmt.Errorf("%w: %w", api.ErrTooLarge, err)
 	case errors.Is(err, store.ErrNotLeader), errors.Is(err, store.ErrBusy), errors.Is(err, store.ErrClosed):
 		return fmt.Errorf("%w: %w", api.ErrNoLeader, err)
 	}

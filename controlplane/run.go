@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -59,6 +60,11 @@ func (l listeners) close() {
 // Run serves until ctx ends (then it returns nil) or something that it cannot do
 // without fails. It hands leadership over before it goes.
 func (s *Server) Run(ctx context.Context) error {
+	lock, err := s.dir.lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	l, err := s.listen()
 	if err != nil {
 		return err
@@ -76,8 +82,11 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	port := newClusterPort(l.cluster, clusterTLS, s.td, s.cfg.Logger)
-	raftTLS, err := identity.ClusterClientConfig(s.trust(), identity.ALPNRaft)
+	port := &clusterPort{
+		raft: newBranch(l.cluster.Addr()), grpc: newBranch(l.cluster.Addr()), listener: l.cluster, tls: clusterTLS,
+		td: s.td, member: s.member, handshake: s.cfg.Handshake, log: s.cfg.Logger, open: map[*peerConn]struct{}{},
+	}
+	raftTLS, err := s.peerTLS(identity.ALPNRaft)
 	if err != nil {
 		return err
 	}
@@ -91,18 +100,27 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.agreedOn.Store(agreedOn)
 	return s.serve(ctx, l, port, agreedOn)
 }
 
 // serve runs everything. The parts fail together; the store and its port go last,
 // since handing leadership over needs both.
 func (s *Server) serve(ctx context.Context, l listeners, port *clusterPort, agreedOn *store.Store) error {
-	port.member = func(id string) bool { return memberOf(agreedOn.State(), s.id, id) }
+	g, ctx := errgroup.WithContext(ctx)
 	portCtx, stopPort := context.WithCancel(context.Background())
+	defer stopPort()
 	portDone := make(chan error, 1)
 	go func() { portDone <- port.Run(portCtx) }()
-
-	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		select {
+		case err := <-portDone:
+			portDone <- nil
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
 	err := s.start(ctx, g, l, port, agreedOn)
 	if err != nil {
 		g.Go(func() error { return err })
@@ -117,6 +135,40 @@ func (s *Server) serve(ctx context.Context, l listeners, port *clusterPort, agre
 		err = errors.Join(err, e)
 	}
 	return err
+}
+
+// member says whether a server, known by its certificate, is of the cluster, as
+// far as this one knows.
+func (s *Server) member(id string) bool {
+	agreedOn := s.agreedOn.Load()
+	return agreedOn == nil || memberOf(agreedOn.State(), s.id, id)
+}
+
+// peerTLS is how this server dials the cluster port of others: of members only.
+func (s *Server) peerTLS(protocol string) (*tls.Config, error) {
+	c, err := identity.ClusterClientConfig(s.trust(), protocol)
+	if err != nil {
+		return nil, err
+	}
+	verify := c.VerifyConnection
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		if err := verify(cs); err != nil {
+			return err
+		}
+		uri, err := identity.URI(cs.PeerCertificates[0])
+		if err != nil {
+			return err
+		}
+		who, err := identity.ParseControlID(uri, s.td)
+		if err != nil {
+			return err
+		}
+		if !s.member(who.Name) {
+			return fmt.Errorf("%s is not of this cluster", who)
+		}
+		return nil
+	}
+	return c, nil
 }
 
 // memberOf says whether this server should talk to another. One that has not
@@ -138,7 +190,7 @@ var discovery = map[string]bool{
 // start wires the parts together; it reads as the architecture.
 func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port *clusterPort, agreedOn *store.Store) error {
 	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	peerTLS, err := identity.ClusterClientConfig(s.trust(), identity.ALPNHTTP2)
+	peerTLS, err := s.peerTLS(identity.ALPNHTTP2)
 	if err != nil {
 		return err
 	}
@@ -165,6 +217,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	door := api.New(api.Config{
 		ServerID: s.id, Version: Version, Log: agreed{agreedOn}, Cluster: others, Proxies: held, Issuer: signer,
 		Views: views, Identify: s.identify, Passthrough: discovery, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
+		Handshake: s.cfg.Handshake,
 	})
 	handler, err := door.NewHandler()
 	if err != nil {
@@ -178,6 +231,14 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	g.Go(func() error { return others.Run(ctx) })
 	g.Go(func() error { return held.Run(ctx) })
 	g.Go(func() error { return agreedOn.Watch(ctx, loop.OnState) })
+	g.Go(func() error {
+		return agreedOn.Watch(ctx, func(_ *state.State, changed state.Changes) error {
+			if changed.Servers {
+				port.cut()
+			}
+			return nil
+		})
+	})
 	g.Go(func() error { return loop.Run(ctx) })
 	g.Go(func() error { return s.renewer(signer).Run(ctx) })
 	g.Go(func() error {
@@ -189,9 +250,9 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	g.Go(func() error { return serveGRPC(ctx, node, l.node, fleet.Close) })
 	g.Go(func() error {
 		defer handler.Close()
-		return serveHTTP(ctx, tls.NewListener(l.admin, serverTLS), handler)
+		return s.serveHTTP(ctx, tls.NewListener(l.admin, serverTLS), handler)
 	})
-	g.Go(func() error { return serveHTTP(ctx, l.local, s.local(agreedOn, loop)) })
+	g.Go(func() error { return s.serveHTTP(ctx, l.local, s.local(agreedOn, loop)) })
 	g.Go(func() error { return s.becomeReady(ctx, loop) })
 	return nil
 }
@@ -243,8 +304,11 @@ func serveGRPC(ctx context.Context, srv *grpc.Server, l net.Listener, before fun
 	return ctx.Err()
 }
 
-func serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: handshakeTimeout, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}
+func (s *Server) serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: s.cfg.Handshake, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		ErrorLog: slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug), // what strangers do is nothing to act on
+	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {

@@ -167,12 +167,12 @@ func runDev(cmd *cobra.Command, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for flag, address := range map[string]*string{"admin-listen": &c.AdminListen, "node-listen": &c.NodeListen, "cluster-listen": &c.ClusterListen} {
-		if !cmd.Flags().Changed(flag) {
+	for _, address := range []*string{&c.AdminListen, &c.NodeListen, &c.ClusterListen} {
+		if strings.HasPrefix(*address, ":") { // any address: the default, unless somebody has named one
 			*address = "127.0.0.1" + *address
 		}
 	}
-	if !cmd.Flags().Changed("election-timeout") {
+	if f := cmd.Flag("election-timeout"); !f.Changed && c.ElectionTimeout.String() == f.DefValue {
 		c.ElectionTimeout = 100 * time.Millisecond // one server waits for nobody
 	}
 	if _, err := os.Stat(filepath.Join(c.DataDir, "server.json")); errors.Is(err, os.ErrNotExist) {

@@ -67,7 +67,7 @@ func (s *Server) CreateToken(ctx context.Context, req *ztv1.CreateTokenRequest) 
 
 func (s *Server) mayMakeToken(ctx context.Context, st *state.State, req *ztv1.CreateTokenRequest) error {
 	if req.Server {
-		if callOf(ctx).admin.GetRole() != "admin" {
+		if a, ok := st.Admin(callOf(ctx).principal.Name); !ok || a.Role != "admin" {
 			return refuse(codes.PermissionDenied, "a server token needs role admin")
 		}
 		return nil
@@ -76,7 +76,7 @@ func (s *Server) mayMakeToken(ctx context.Context, st *state.State, req *ztv1.Cr
 	if err != nil || ref.Namespace == "" {
 		return refuse(codes.InvalidArgument, "workload %q is not namespace/name", req.Workload)
 	}
-	if err := callOf(ctx).may(ref.Namespace); err != nil {
+	if err := s.may(ctx, st, ref.Namespace); err != nil {
 		return err
 	}
 	if _, ok := st.Document(state.Key{Kind: "Workload", Namespace: ref.Namespace, Name: ref.Name}); !ok {
@@ -114,7 +114,7 @@ func (s *Server) DeleteToken(ctx context.Context, req *ztv1.DeleteTokenRequest) 
 	if !ok {
 		return nil, refuse(codes.NotFound, "no token %q", req.Id)
 	}
-	if err := callOf(ctx).may(namespaceOf(t.Workload)); err != nil {
+	if err := s.may(ctx, st, namespaceOf(t.Workload)); err != nil {
 		return nil, err
 	}
 	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_DeleteToken{DeleteToken: &logv1.DeleteToken{Id: req.Id}}})
@@ -141,7 +141,7 @@ func (s *Server) DeregisterInstance(ctx context.Context, req *ztv1.DeregisterIns
 	if !ok {
 		return nil, refuse(codes.NotFound, "no instance %q", req.Instance)
 	}
-	if err := callOf(ctx).may(namespaceOf(i.Workload)); err != nil {
+	if err := s.may(ctx, st, namespaceOf(i.Workload)); err != nil {
 		return nil, err
 	}
 	return &ztv1.DeregisterInstanceResponse{}, s.deregister(ctx, req.Instance)
@@ -154,9 +154,19 @@ func (s *Server) deregister(ctx context.Context, instance string) error {
 
 // RemoveMember is AdminService.RemoveMember.
 func (s *Server) RemoveMember(ctx context.Context, req *ztv1.RemoveMemberRequest) (*ztv1.RemoveMemberResponse, error) {
-	known := slices.ContainsFunc(s.cfg.Cluster.Members(), func(m *ztv1.Member) bool { return m.Id == req.Id })
-	if !known {
+	// An announcement in between would bring the record back.
+	s.membership.Lock()
+	defer s.membership.Unlock()
+	known, others := false, false
+	for _, m := range s.cfg.Cluster.Members() {
+		known = known || m.Id == req.Id
+		others = others || m.Id != req.Id && m.Voter
+	}
+	switch {
+	case !known:
 		return nil, refuse(codes.NotFound, "no member %q", req.Id)
+	case !others:
+		return nil, refuse(codes.FailedPrecondition, "this is the last voting server; without it there is no cluster")
 	}
 	// First the record, by which the others believe its certificate; then the
 	// vote. A crash in between leaves a member that may not speak.

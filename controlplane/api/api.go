@@ -13,6 +13,7 @@ import (
 	"context"
 	"crypto/tls"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -110,6 +111,9 @@ type Config struct {
 	Now         func() time.Time
 	// Deadline of a unary call. Default 30 s.
 	Deadline time.Duration
+	// Handshake is how long a connection may stay silent before it has said who
+	// it is. Default 10 s.
+	Handshake time.Duration
 }
 
 // Server implements the three services.
@@ -118,10 +122,12 @@ type Server struct {
 	ztv1.UnimplementedNodeServiceServer
 	ztv1.UnimplementedPeerServiceServer
 
-	cfg      Config
-	applier  chan struct{} // holds one token: whoever has it may validate and propose
-	refusals *rate.Limiter // of log lines about refused calls
-	metrics  metrics
+	cfg     Config
+	applier chan struct{} // holds one token: whoever has it may validate and propose
+	// membership makes one of each look at the members and change of them.
+	membership sync.Mutex
+	refusals   *rate.Limiter // of log lines about refused calls
+	metrics    metrics
 }
 
 type metrics struct {
@@ -134,6 +140,9 @@ type metrics struct {
 func New(cfg Config) *Server {
 	if cfg.Deadline == 0 {
 		cfg.Deadline = 30 * time.Second
+	}
+	if cfg.Handshake == 0 {
+		cfg.Handshake = 10 * time.Second
 	}
 	s := &Server{
 		cfg:      cfg,

@@ -30,10 +30,8 @@ func (s *Server) Apply(ctx context.Context, req *ztv1.ApplyRequest) (*ztv1.Apply
 	for _, d := range docs {
 		named[d.Key().Namespace] = true
 	}
-	for _, ns := range slices.Sorted(maps.Keys(named)) {
-		if err := callOf(ctx).may(ns); err != nil {
-			return nil, err
-		}
+	if err := s.mayAll(ctx, s.cfg.Log.State(), named); err != nil {
+		return nil, err
 	}
 
 	// One applier at a time: each validates against what the one before made.
@@ -49,6 +47,9 @@ func (s *Server) Apply(ctx context.Context, req *ztv1.ApplyRequest) (*ztv1.Apply
 			return nil, err
 		}
 		st := s.cfg.Log.State()
+		if err := s.mayAll(ctx, st, named); err != nil {
+			return nil, err
+		}
 		if resp, err := s.replay(st, req.IdempotencyKey, hash, named); resp != nil || err != nil {
 			return resp, err
 		}
@@ -75,11 +76,23 @@ func (s *Server) Apply(ctx context.Context, req *ztv1.ApplyRequest) (*ztv1.Apply
 		if err != nil {
 			return nil, err
 		}
+		if result.Replayed {
+			continue // the same apply, by an earlier leader, came in between
+		}
 		s.metrics.applies.Inc()
 		resp := p.response(s.cfg.Log.State())
 		resp.Revision = result.Revision
 		return resp, nil
 	}
+}
+
+func (s *Server) mayAll(ctx context.Context, st *state.State, namespaces map[string]bool) error {
+	for _, ns := range slices.Sorted(maps.Keys(namespaces)) {
+		if err := s.may(ctx, st, ns); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // operationHash is over what was asked, not over what it comes to: a retry may

@@ -2,7 +2,10 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"runtime/debug"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -17,6 +20,7 @@ import (
 	"buf.build/go/protovalidate"
 
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	"github.com/ztmesh/ztmesh/store/state"
 )
 
 // Metadata of forwarded calls: who called, and from which address. Believed
@@ -25,6 +29,9 @@ import (
 const (
 	metaPrincipal = "zt-principal"
 	metaAddress   = "zt-address"
+	// metaAnswered is the trailer by which the leader says that an error is its
+	// own answer.
+	metaAnswered = "zt-answered"
 )
 
 // call is what the door knows of one call.
@@ -42,15 +49,14 @@ func callOf(ctx context.Context) call {
 	return c
 }
 
-// may refuses unless the caller may change this namespace.
-func (c call) may(namespace string) error {
-	if c.admin.GetRole() == "admin" {
+// may refuses unless the caller, an admin, may by this state change a namespace.
+// Handlers ask it of the state that they act on: rights may have gone since the
+// door looked.
+func (s *Server) may(ctx context.Context, st *state.State, namespace string) error {
+	c := callOf(ctx)
+	a, ok := st.Admin(c.principal.Name)
+	if ok && (a.Role == "admin" || a.Role == "editor" && slices.Contains(a.Namespaces, namespace)) {
 		return nil
-	}
-	for _, ns := range c.admin.GetNamespaces() {
-		if ns == namespace && c.admin.GetRole() == "editor" {
-			return nil
-		}
 	}
 	return refuse(codes.PermissionDenied, "%s may not change namespace %q; ask an admin for role editor of it", c.principal, namespace)
 }
@@ -120,8 +126,7 @@ func (s *Server) authorize(c call, fullMethod string) (call, method, error) {
 			return c, m, refuse(codes.PermissionDenied, "%s has no role here", c.principal)
 		}
 		c.admin = admin
-		if m.right == rightAdmin && admin.GetRole() != "admin" ||
-			m.right == rightEditor && admin.GetRole() == "viewer" {
+		if !m.right.of(admin.GetRole()) {
 			return c, m, refuse(codes.PermissionDenied, "%s is %s; this needs more", c.principal, admin.GetRole())
 		}
 	}
@@ -133,8 +138,11 @@ type identify func(context.Context) (call, error)
 // unary is the door of every unary call: who is it, may it, is the request well
 // formed, and does the leader have to answer.
 func (s *Server) unary(who identify) grpc.UnaryServerInterceptor {
-	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		resp, err := s.admit(ctx, who, req, info.FullMethod, handler)
+	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+		err = guard(func() (err error) {
+			resp, err = s.admit(ctx, who, req, info.FullMethod, handler)
+			return err
+		})
 		if err != nil {
 			return nil, s.answer(info.FullMethod, err)
 		}
@@ -142,10 +150,25 @@ func (s *Server) unary(who identify) grpc.UnaryServerInterceptor {
 	}
 }
 
+// guard makes a panic of one call that call's error: what it worked on is
+// immutable or its own, and the other callers are not to be cut off.
+func guard(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return f()
+}
+
 func (s *Server) admit(ctx context.Context, who identify, req any, fullMethod string, handler grpc.UnaryHandler) (any, error) {
 	c, err := who(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if c.forwarded {
+		// No error: there is no call that has sent its trailer already.
+		_ = grpc.SetTrailer(ctx, metadata.Pairs(metaAnswered, "1"))
 	}
 	m, known := methods[fullMethod]
 	forward := known && m.leader && !s.cfg.Log.IsLeader() && !wantsStale(req)
@@ -166,7 +189,7 @@ func (s *Server) admit(ctx context.Context, who identify, req any, fullMethod st
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Deadline)
 	defer cancel()
 	if forward {
-		return s.forward(ctx, c, fullMethod, req.(proto.Message))
+		return s.forward(ctx, c, m, fullMethod, req.(proto.Message))
 	}
 	return handler(context.WithValue(ctx, callKey{}, judged), req)
 }
@@ -178,13 +201,20 @@ func (s *Server) stream(who identify) grpc.StreamServerInterceptor {
 		if s.cfg.Passthrough[info.FullMethod] {
 			return handler(srv, ss) // judged by its own service: Envoy's discovery
 		}
-		c, err := who(ss.Context())
-		if err == nil {
-			c, _, err = s.authorize(c, info.FullMethod)
-		}
-		if err == nil {
-			err = handler(srv, &callStream{ss, context.WithValue(ss.Context(), callKey{}, c)})
-		}
+		err := guard(func() error {
+			c, err := who(ss.Context())
+			if err != nil {
+				return err
+			}
+			judged, _, err := s.authorize(c, info.FullMethod)
+			if err != nil {
+				return err
+			}
+			return handler(srv, &callStream{ss, context.WithValue(ss.Context(), callKey{}, judged), func() error {
+				_, _, err := s.authorize(c, info.FullMethod)
+				return err
+			}})
+		})
 		if err != nil {
 			return s.answer(info.FullMethod, err)
 		}
@@ -192,12 +222,22 @@ func (s *Server) stream(who identify) grpc.StreamServerInterceptor {
 	}
 }
 
+// callStream judges its caller again before each message: rights that were taken
+// away end the streams that they had opened.
 type callStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx   context.Context
+	judge func() error
 }
 
 func (c *callStream) Context() context.Context { return c.ctx }
+
+func (c *callStream) SendMsg(m any) error {
+	if err := c.judge(); err != nil {
+		return err
+	}
+	return c.ServerStream.SendMsg(m)
+}
 
 // answer turns an error into what the caller may know, counts it, and logs what
 // must stay inside.
@@ -221,8 +261,10 @@ func wantsStale(req any) bool {
 	return ok && r.GetStale()
 }
 
-// forward asks the leader to answer, on behalf of the caller.
-func (s *Server) forward(ctx context.Context, c call, fullMethod string, req proto.Message) (proto.Message, error) {
+// forward asks the leader to answer, on behalf of the caller. An error that is not
+// the leader's own, but the connection's, stays inside; what the caller learns
+// is whether the call may have taken effect.
+func (s *Server) forward(ctx context.Context, c call, m method, fullMethod string, req proto.Message) (proto.Message, error) {
 	conn, err := s.cfg.Cluster.LeaderConn()
 	if err != nil {
 		return nil, err
@@ -232,10 +274,22 @@ func (s *Server) forward(ctx context.Context, c call, fullMethod string, req pro
 		return nil, err
 	}
 	ctx = metadata.NewOutgoingContext(ctx, metadata.Pairs(metaPrincipal, c.principal.String(), metaAddress, c.address))
-	if err := conn.Invoke(ctx, fullMethod, req, reply, grpc.MaxCallSendMsgSize(maxApplyBytes), grpc.MaxCallRecvMsgSize(maxApplyBytes)); err != nil {
+	var (
+		trailer metadata.MD
+		leader  peer.Peer // without an address if the call was never sent
+	)
+	err = conn.Invoke(ctx, fullMethod, req, reply, grpc.Trailer(&trailer), grpc.Peer(&leader),
+		grpc.MaxCallSendMsgSize(maxApplyBytes), grpc.MaxCallRecvMsgSize(maxApplyBytes))
+	switch {
+	case err == nil:
+		return reply, nil
+	case len(trailer.Get(metaAnswered)) > 0:
 		return nil, err
+	case leader.Addr == nil, m.right == rightViewer:
+		return nil, fmt.Errorf("%w: %w", ErrNoLeader, err)
+	default:
+		return nil, fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
-	return reply, nil
 }
 
 func newReply(fullMethod string) (proto.Message, error) {

@@ -22,6 +22,9 @@ var (
 	// ErrUnknown is returned when a proposal may or may not take effect. Only a
 	// retry with the same idempotency key tells.
 	ErrUnknown = errors.New("outcome unknown")
+	// ErrTooLarge is returned when an entry is larger than the log takes; nothing
+	// was proposed.
+	ErrTooLarge = errors.New("too large")
 )
 
 // refusal is an error whose text is meant for the caller.
@@ -81,6 +84,8 @@ func toStatus(err error) (*status.Status, bool) {
 		return status.New(codes.Unavailable, "no leader: the cluster has no quorum now, or is electing; nothing was changed"), false
 	case errors.Is(err, ErrUnknown):
 		return status.New(codes.DeadlineExceeded, "outcome unknown: the change may or may not take effect; retry with the same idempotency key"), false
+	case errors.Is(err, ErrTooLarge):
+		return status.New(codes.ResourceExhausted, "this is more than one revision can hold; apply it in parts"), false
 	case errors.Is(err, state.ErrTokenInvalid):
 		return status.New(codes.PermissionDenied, "token refused"), false
 	case errors.Is(err, state.ErrKeyReused):

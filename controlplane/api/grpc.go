@@ -14,9 +14,9 @@ import (
 // would answer with GOAWAY too_many_pings.
 var enforcement = keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}
 
-// Admin makes the gRPC server of the admin port.
-func (s *Server) Admin() *grpc.Server {
-	g := s.server(s.external, maxApplyBytes)
+// Admin makes a gRPC server of the admin port, for messages of at most maxBytes.
+func (s *Server) Admin(maxBytes int) *grpc.Server {
+	g := s.server(s.external, maxBytes)
 	ztv1.RegisterAdminServiceServer(g, s)
 	return g
 }
@@ -44,7 +44,9 @@ func (s *Server) server(who identify, maxBytes int, opts ...grpc.ServerOption) *
 		grpc.UnaryInterceptor(s.unary(who)),
 		grpc.StreamInterceptor(s.stream(who)),
 		grpc.MaxRecvMsgSize(maxBytes),
-		grpc.ConnectionTimeout(10*time.Second),
+		grpc.ConnectionTimeout(s.cfg.Handshake),
+		grpc.MaxConcurrentStreams(250),
+		grpc.MaxHeaderListSize(framing),
 		grpc.KeepaliveEnforcementPolicy(enforcement),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 	)...)

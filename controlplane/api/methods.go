@@ -39,6 +39,20 @@ const (
 	rightAdmin               // admin
 )
 
+// of tells whether a role of the log includes the right. One that this version
+// does not know includes none.
+func (r right) of(role string) bool {
+	switch role {
+	case "admin":
+		return true
+	case "editor":
+		return r == rightEditor || r == rightViewer
+	case "viewer":
+		return r == rightViewer
+	}
+	return false
+}
+
 // method is one row of the table of who may call what. A method that is not in
 // the table is refused.
 type method struct {

@@ -52,7 +52,16 @@ func (s *Server) Enrol(ctx context.Context, req *ztv1.EnrolRequest) (*ztv1.Enrol
 		Id: req.Instance, Workload: workload.String(), Address: address, EgressAddress: egress,
 		Agent: len(req.SvidCsr) > 0, KeyHash: keyHash, Enrolled: timestamppb.New(s.cfg.Now()),
 	}
-	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{Id: id, SecretHash: hash, Instance: instance}}})
+	result, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{Id: id, SecretHash: hash, Instance: instance}}})
+	if err == nil && result.Replayed {
+		// Its token is used up, and only its key speaks for it: it gets what was
+		// registered then, where it was registered, and nothing that is new.
+		had, ok := s.cfg.Log.State().Instance(instance.Id)
+		if !ok || had.Address != address || had.Agent != instance.Agent {
+			err = state.ErrTokenInvalid
+		}
+		instance = had
+	}
 	if errors.Is(err, state.ErrTokenInvalid) {
 		s.metrics.tokens.Inc()
 	}
@@ -65,7 +74,7 @@ func (s *Server) Enrol(ctx context.Context, req *ztv1.EnrolRequest) (*ztv1.Enrol
 	}
 	return &ztv1.EnrolResponse{
 		Instance: instance.Id, TrustDomain: s.cfg.Issuer.TrustDomain(), Certificates: issued,
-		Address: address, EgressAddress: egress, Servers: s.nodeAddresses(),
+		Address: instance.Address, EgressAddress: instance.EgressAddress, Servers: s.nodeAddresses(),
 	}, nil
 }
 

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"net"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -28,6 +29,13 @@ func (s *Server) AnnounceSelf(ctx context.Context, self *ztv1.Server) error {
 }
 
 func (s *Server) announce(ctx context.Context, a *ztv1.Server) error {
+	for _, address := range []string{a.AdminAddress, a.NodeAddress, a.ClusterAddress} {
+		if host, port, err := net.SplitHostPort(address); err != nil || host == "" || port == "" {
+			return refuse(codes.InvalidArgument, "address %q is not host:port", address)
+		}
+	}
+	s.membership.Lock()
+	defer s.membership.Unlock()
 	had, enrolled := s.cfg.Log.State().Server(a.Id)
 	if !enrolled {
 		return refuse(codes.PermissionDenied, "this server is not, or no longer, of the cluster; join again with a new token and a new data directory")
