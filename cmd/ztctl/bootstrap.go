@@ -145,7 +145,7 @@ func (a *app) bootstrap(ctx context.Context, dir string, o enrolment) error {
 	in := instance{
 		Instance: resp.Instance, Workload: ref.String(), TrustDomain: resp.TrustDomain,
 		Address: resp.Address, EgressAddress: resp.EgressAddress, BindAddress: o.address != "",
-		AdminSocket: o.adminSocket, Servers: resp.Servers,
+		AdminSocket: o.adminSocket, Servers: known(resp.Servers, o.servers),
 	}
 	if in.AdminSocket == "" {
 		in.AdminSocket = filepath.Join(dir, "admin.sock")
@@ -169,6 +169,16 @@ func (a *app) bootstrap(ctx context.Context, dir string, o enrolment) error {
 		_, err := fmt.Fprintf(a.out, "envoy -c %s\n", filepath.Join(dir, bootstrapFile))
 		return err
 	})
+}
+
+// known is where the servers are, as the cluster says; while none of them has
+// told it yet, as it was known before.
+func known(told, before []string) []string {
+	told = slices.DeleteFunc(told, func(s string) bool { return s == "" })
+	if len(told) == 0 {
+		return before
+	}
+	return told
 }
 
 func (a *app) readToken(path string) (identity.Token, error) {
@@ -361,9 +371,7 @@ func (a *app) renew(ctx context.Context, dir string, ifDue bool) error {
 	if err != nil {
 		return err
 	}
-	if len(resp.Servers) > 0 {
-		in.Servers = resp.Servers
-	}
+	in.Servers = known(resp.Servers, in.Servers)
 	if err := in.write(dir, key, resp.Certificates); err != nil {
 		return err
 	}

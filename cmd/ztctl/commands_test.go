@@ -43,3 +43,14 @@ func mode(ts *testscript.TestScript, neg bool, args []string) {
 		}
 	}
 }
+
+// instanceID sets a variable to the instance that a bootstrap folder is of:
+// instance VARIABLE FOLDER.
+func instanceID(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: instance VARIABLE FOLDER")
+	}
+	in, _, _, err := loadInstance(ts.MkAbs(args[1]))
+	ts.Check(err)
+	ts.Setenv(args[0], in.Instance)
+}

@@ -28,7 +28,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code":   code,
 			"mode":   mode,
-			"server": server, "envoy": runEnvoy, "port": port, "expand": expand, "eventually": eventually,
+			"server": server, "envoy": runEnvoy, "port": port, "expand": expand, "instance": instanceID, "eventually": eventually,
 		},
 	})
 }
