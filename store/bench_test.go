@@ -93,7 +93,7 @@ func median(d []time.Duration) time.Duration {
 // bareRaft is one server of raft's with an FSM that does nothing.
 func bareRaft(b *testing.B) *raft.Raft {
 	dir := b.TempDir()
-	log, err := openLog(dir, hclog.NewNullLogger())
+	log, err := openLog(dir, hclog.NewNullLogger(), func(err error) { b.Error(err) })
 	if err != nil {
 		b.Fatal(err)
 	}

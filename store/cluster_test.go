@@ -60,6 +60,9 @@ func (n *network) dialFrom(from string) func(context.Context, string) (net.Conn,
 		}
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		if n.cut[from] || n.cut[to] { // meanwhile
+			return nil, errors.Join(fmt.Errorf("no route from %s to %s", from, to), c.Close())
+		}
 		for _, end := range []string{from, to} {
 			if n.conns[end] == nil {
 				n.conns[end] = map[net.Conn]bool{}

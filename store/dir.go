@@ -7,10 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 	"golang.org/x/sys/unix"
 
 	"github.com/ztmesh/ztmesh/store/state"
@@ -81,20 +78,6 @@ func writeOnce(name, content string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// openLog opens the log on disk, which holds the terms and votes, too.
-func openLog(dir string, logger hclog.Logger) (*wal.WAL, error) {
-	name := filepath.Join(dir, "log")
-	if err := os.MkdirAll(name, 0o700); err != nil {
-		return nil, err
-	}
-	meta := &metadb.BoltMetaDB{} // wal.Open leaves it open, and locked, when it fails.
-	log, err := wal.Open(name, wal.WithLogger(logger), wal.WithMetaStore(meta))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: log: %w", ErrUnreadable, err), meta.Close())
-	}
-	return log, nil
-}
-
 // newestState reads the newest snapshot, or makes the first state. It does not
 // fall back to an older one: entries between the two may be gone from the log.
 func newestState(snapshots raft.SnapshotStore) (*state.State, error) {
@@ -114,23 +97,4 @@ func newestState(snapshots raft.SnapshotStore) (*state.State, error) {
 		return nil, fmt.Errorf("%w: snapshot %s: %w", ErrUnreadable, metas[0].ID, err)
 	}
 	return s, nil
-}
-
-// guardedLog is the log as raft sees it. A disk that has refused a write or a
-// sync is not asked again: what is on it is no longer known, so the store fails.
-type guardedLog struct {
-	*wal.WAL
-	fail func(error)
-}
-
-// StoreLog is part of raft.LogStore.
-func (g *guardedLog) StoreLog(l *raft.Log) error { return g.StoreLogs([]*raft.Log{l}) }
-
-// StoreLogs is part of raft.LogStore. raft calls it from one goroutine.
-func (g *guardedLog) StoreLogs(logs []*raft.Log) error {
-	err := g.WAL.StoreLogs(logs)
-	if err != nil {
-		g.fail(fmt.Errorf("write log: %w", err))
-	}
-	return err
 }

@@ -111,16 +111,11 @@ func (s *Store) Barrier(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The order matters. In a term in which it has committed, a leader's commit
-	// index covers all that was acknowledged before. That it leads still, and in
-	// the same term, is verified afterwards; a leader that had been deposed when it
-	// looked at its commit index fails here.
+	// In a term in which it has committed, a leader's commit index covers all that
+	// was acknowledged before, if it leads still: a quorum must say so afterwards.
 	commit := s.raft.CommitIndex()
-	if err := s.await(ctx, s.raft.VerifyLeader()); err != nil {
-		return readError(err)
-	}
-	if s.raft.CurrentTerm() != r.term {
-		return ErrNotLeader
+	if err := s.confirm(ctx, r.term); err != nil {
+		return err
 	}
 	// Since the reign began, every entry is one that the fsm sees.
 	for commit > r.index {
@@ -139,6 +134,45 @@ func (s *Store) Barrier(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// confirm returns when a quorum has answered, to calls sent after confirm was
+// called, that this server leads in term.
+func (s *Store) confirm(ctx context.Context, term uint64) error {
+	after := s.transport.sent.Load()
+	if err := s.await(ctx, s.raft.VerifyLeader()); err != nil { // makes raft send heartbeats now
+		return readError(err)
+	}
+	for {
+		var others []raft.ServerID
+		voters := 0
+		for _, m := range s.Members() {
+			if m.Voter {
+				voters++
+				if m.ID != s.cfg.ID {
+					others = append(others, raft.ServerID(m.ID))
+				}
+			}
+		}
+		_, led := s.lead.get()
+		n, more := s.transport.confirmations(others, term, after)
+		if r, err := s.leading(ctx); err != nil {
+			return err
+		} else if r.term != term {
+			return ErrNotLeader
+		}
+		if voters-len(others)+n > voters/2 {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-led:
+		case <-s.closed:
+			return ErrClosed
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // readError is what an error of raft's means to a call that changes nothing.

@@ -29,7 +29,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ztmesh/ztmesh/store/state"
@@ -114,13 +113,14 @@ type Timing struct {
 
 // Store is one server of the cluster. Make one by Open; Close it.
 type Store struct {
-	cfg     Config
-	fsm     *fsm
-	raft    *raft.Raft
-	log     *wal.WAL
-	lock    *dirLock
-	lead    leadership
-	metrics *metrics
+	cfg       Config
+	fsm       *fsm
+	raft      *raft.Raft
+	log       *diskLog
+	lock      *dirLock
+	transport *transport
+	lead      leadership
+	metrics   *metrics
 
 	notify   chan bool      // raft → runLeadership
 	member   atomic.Bool    // the last committed configuration has this server
@@ -179,7 +179,7 @@ func open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	logger := newRaftLogger(cfg.Logger, cfg.Now)
-	if s.log, err = openLog(cfg.Dir, logger); err != nil {
+	if s.log, err = openLog(cfg.Dir, logger, s.failed.set); err != nil {
 		return nil, err
 	}
 	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, retainSnapshots, logger)
@@ -194,19 +194,18 @@ func open(cfg Config) (_ *Store, err error) {
 	s.fsm = newFSM(restored, fsmHooks{
 		fail: s.failed.set, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
 	})
-	transport := newTransport(cfg, logger)
+	s.transport = newTransport(cfg, logger)
 	conf := raftConfig(cfg, logger, s.notify)
-	log := &guardedLog{WAL: s.log, fail: s.failed.set}
 	if cfg.Bootstrap {
-		err := raft.BootstrapCluster(conf, log, s.log, snapshots, transport, raft.Configuration{Servers: []raft.Server{
+		err := raft.BootstrapCluster(conf, s.log, s.log, snapshots, s.transport, raft.Configuration{Servers: []raft.Server{
 			{ID: raft.ServerID(cfg.ID), Address: raft.ServerAddress(cfg.Address), Suffrage: raft.Voter},
 		}})
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
-			return nil, errors.Join(err, transport.Close())
+			return nil, errors.Join(err, s.transport.Close())
 		}
 	}
-	if s.raft, err = raft.NewRaft(conf, s.fsm, log, s.log, snapshots, transport); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnreadable, err), transport.Close())
+	if s.raft, err = raft.NewRaft(conf, s.fsm, s.log, s.log, snapshots, s.transport); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnreadable, err), s.transport.Close())
 	}
 	if s.isMember() {
 		s.member.Store(true) // by a configuration that this start may not apply again

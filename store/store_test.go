@@ -58,10 +58,11 @@ func TestOneServerComesBack(t *testing.T) {
 func TestOpenRefuses(t *testing.T) {
 	c := newTestCluster(t, loopback())
 	s := c.begin("a")
-	mustPut(t, s, "g", "x")
+	mustPut(t, s, "g", "a document to be damaged")
 	if err := s.raft.Snapshot().Error(); err != nil {
 		t.Fatal(err)
 	}
+	mustPut(t, s, "h", "x")
 	try := func(name string, want error, change func(*Config)) {
 		t.Helper()
 		cfg := c.config("a")
@@ -95,7 +96,8 @@ func TestOpenRefuses(t *testing.T) {
 	c.kill("a")
 	try("another server's", ErrOtherServer, func(cfg *Config) { cfg.ID = "b" })
 
-	flip := func(pattern string) (undo func()) {
+	// flip damages the first file that matches, in the midst of the given bytes.
+	flip := func(pattern string, at []byte) (undo func()) {
 		t.Helper()
 		names, err := filepath.Glob(filepath.Join(c.dir, "a", pattern))
 		if err != nil || len(names) == 0 {
@@ -106,7 +108,11 @@ func TestOpenRefuses(t *testing.T) {
 			t.Fatal(err)
 		}
 		bad := bytes.Clone(whole)
-		bad[len(bad)/2] ^= 1
+		i := bytes.Index(bad, at)
+		if i < 0 {
+			t.Fatalf("%s does not have %q", names[0], at)
+		}
+		bad[i+len(at)/2] ^= 1
 		write := func(b []byte) {
 			if err := os.WriteFile(names[0], b, 0o600); err != nil {
 				t.Fatal(err)
@@ -115,8 +121,11 @@ func TestOpenRefuses(t *testing.T) {
 		write(bad)
 		return func() { write(whole) }
 	}
-	undo := flip("snapshots/*/state.bin")
+	undo := flip("snapshots/*/state.bin", []byte("a document to be damaged"))
 	try("a flipped bit in the snapshot", ErrUnreadable, func(*Config) {})
+	undo()
+	undo = flip("log/*.wal", []byte("a document to be damaged"))
+	try("a flipped bit in the log", ErrUnreadable, func(*Config) {})
 	undo()
 	waitLeads(t, c.start("a")) // and with all as it was it opens
 }
@@ -160,6 +169,7 @@ func second[T any](_ T, err error) error { return err }
 // follower, and back after a restart.
 func TestLargestEntry(t *testing.T) {
 	c := newTestCluster(t, loopback())
+	c.timing.Heartbeat, c.timing.Election, c.timing.Lease = 3*time.Second, 3*time.Second, 2*time.Second // whatever else the machine does
 	s := c.begin("a", "b")
 	content := strings.Repeat("x", MaxEntry-200)
 	r := mustPut(t, s, "big", content)

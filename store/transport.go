@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -39,13 +40,61 @@ type address string
 func (a address) Network() string { return "tcp" }
 func (a address) String() string  { return string(a) }
 
-// transport is raft's own, save that no heartbeat is handled once it is closed:
-// raft handles heartbeats in the goroutine of their connection, also after it has
-// shut down, and writes the terms that they bring to a log that is closed by then.
+// transport is raft's own, with two differences.
+//
+// No heartbeat is handled once it is closed: raft handles heartbeats in the
+// goroutine of their connection, also after it has shut down, and writes the terms
+// that they bring to a log that is closed by then.
+//
+// And it remembers which followers have confirmed this server's leadership, by
+// their answers to calls sent after a given moment. VerifyLeader of raft also
+// counts the answer to a heartbeat that was sent before it was called, which may
+// have lain in a buffer while this process was stopped and another was elected.
 type transport struct {
 	*raft.NetworkTransport
 	mu     sync.RWMutex // held for reading while a heartbeat is handled
 	closed bool         // guarded by mu
+
+	sent      atomic.Uint64 // calls of AppendEntries so far
+	confirmMu sync.Mutex    // guards what follows
+	confirmed map[raft.ServerID]confirmation
+	changed   chan struct{} // closed and replaced when confirmed changes
+}
+
+// confirmation is a follower's latest answer that this server leads.
+type confirmation struct{ term, sent uint64 }
+
+// AppendEntries is called by raft for heartbeats and for entries, from one or two
+// goroutines for each follower.
+func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	sent := t.sent.Add(1)
+	err := t.NetworkTransport.AppendEntries(id, target, args, resp)
+	if err != nil || resp.Term != args.Term {
+		return err
+	}
+	t.confirmMu.Lock()
+	defer t.confirmMu.Unlock()
+	if was := t.confirmed[id]; args.Term > was.term || args.Term == was.term && sent > was.sent {
+		t.confirmed[id] = confirmation{term: args.Term, sent: sent}
+		close(t.changed)
+		t.changed = make(chan struct{})
+	}
+	return nil
+}
+
+// confirmations returns how many of the servers have answered in term to a call
+// that was sent after the given one, and a channel that is closed when one more may
+// have.
+func (t *transport) confirmations(servers []raft.ServerID, term, after uint64) (int, <-chan struct{}) {
+	t.confirmMu.Lock()
+	defer t.confirmMu.Unlock()
+	n := 0
+	for _, id := range servers {
+		if c := t.confirmed[id]; c.term == term && c.sent > after {
+			n++
+		}
+	}
+	return n, t.changed
 }
 
 // SetHeartbeatHandler is called by raft when it starts.
@@ -71,10 +120,11 @@ func (t *transport) Close() error {
 }
 
 func newTransport(cfg Config, logger hclog.Logger) *transport {
-	return &transport{NetworkTransport: raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	inner := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream:  &streams{Listener: cfg.Listener, address: address(cfg.Address), dial: cfg.Dial},
 		MaxPool: maxPool,
 		Timeout: rpcTimeout,
 		Logger:  logger,
-	})}
+	})
+	return &transport{NetworkTransport: inner, confirmed: make(map[raft.ServerID]confirmation), changed: make(chan struct{})}
 }
