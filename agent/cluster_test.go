@@ -21,8 +21,10 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ztmesh/ztmesh/agent"
@@ -100,9 +102,20 @@ func newCluster(t *testing.T, svidTTL string) *cluster {
 	_, err := controlplane.Init(t.Context(), controlplane.InitConfig{DataDir: c.dir, TrustDomain: td, Logger: slog.New(slog.DiscardHandler)})
 	check(t, err)
 	c.start(t)
-	_, err = c.admin.Apply(t.Context(), &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: "shop.yaml", Content: fmt.Appendf(nil, spec, svidTTL, c.port)}}})
-	check(t, err)
+	ask(t, c.admin.Apply, &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: "shop.yaml", Content: fmt.Appendf(nil, spec, svidTTL, c.port)}}})
 	return c
+}
+
+// ask calls a method of the admin API, again while there is no leader.
+func ask[Req, Resp any](t *testing.T, method func(context.Context, Req, ...grpc.CallOption) (Resp, error), req Req) (resp Resp) {
+	t.Helper()
+	var err error
+	eventually(t, "a leader answers", func() bool {
+		resp, err = method(t.Context(), req)
+		return status.Code(err) != codes.Unavailable
+	})
+	check(t, err)
+	return resp
 }
 
 const spec = `apiVersion: ztmesh.dev/v1alpha1
@@ -188,8 +201,7 @@ func (c *cluster) dialAdmin(t *testing.T, addr string) {
 // token makes a token and writes it to path, or to a file of its own.
 func (c *cluster) token(t *testing.T, workload, path string) string {
 	t.Helper()
-	resp, err := c.admin.CreateToken(t.Context(), &ztv1.CreateTokenRequest{Workload: workload, Ttl: durationpb.New(time.Hour)})
-	check(t, err)
+	resp := ask(t, c.admin.CreateToken, &ztv1.CreateTokenRequest{Workload: workload, Ttl: durationpb.New(time.Hour)})
 	if path == "" {
 		path = filepath.Join(t.TempDir(), "token")
 	}
@@ -200,8 +212,7 @@ func (c *cluster) token(t *testing.T, workload, path string) string {
 // instances are the enrolled instances of a workload.
 func (c *cluster) instances(t *testing.T, workload string) []*ztv1.Proxy {
 	t.Helper()
-	resp, err := c.admin.GetStatus(t.Context(), &ztv1.GetStatusRequest{})
-	check(t, err)
+	resp := ask(t, c.admin.GetStatus, &ztv1.GetStatusRequest{})
 	return slices.DeleteFunc(resp.Proxies, func(p *ztv1.Proxy) bool { return p.Workload != workload })
 }
 

@@ -18,7 +18,9 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ztmesh/ztmesh/controlplane"
@@ -97,7 +99,11 @@ func cluster(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	defer conn.Close()
 	admin := ztv1.NewAdminServiceClient(conn)
-	_, err = admin.Apply(ctx, &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: args[0], Content: []byte(ts.ReadFile(args[0]))}}})
+	spec := &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: args[0], Content: []byte(ts.ReadFile(args[0]))}}}
+	poll(ts, func() bool {
+		_, err = admin.Apply(ctx, spec)
+		return status.Code(err) != codes.Unavailable
+	}, func() string { return err.Error() })
 	ts.Check(err)
 	for _, workload := range args[1:] {
 		resp, err := admin.CreateToken(ctx, &ztv1.CreateTokenRequest{Workload: workload, Ttl: durationpb.New(time.Hour)})
