@@ -55,12 +55,14 @@ func (s *State) applyRedeem(op *logv1.Redeem) Result {
 	case server != nil && server.GetId() == "":
 		return Result{Err: fmt.Errorf("%w: server", ErrInvalid)}
 	}
-	if t, ok := s.Token(op.GetId()); !ok {
-		if in != nil && s.enrolled(in) {
+	t, ok := s.Token(op.GetId())
+	if !ok {
+		if in != nil && s.enrolled(in) && s.enrolledBy(op) {
 			return Result{Replayed: true}
 		}
 		return Result{Err: ErrTokenInvalid}
-	} else if !redeems(t, op) {
+	}
+	if !redeems(t, op) {
 		return Result{Err: ErrTokenInvalid}
 	}
 	c := Changes{Tokens: true}
@@ -73,6 +75,7 @@ func (s *State) applyRedeem(op *logv1.Redeem) Result {
 		}
 		in = proto.CloneOf(in)
 		in.Enrolled, in.Withdrawn = timestamppb.New(s.when), false
+		in.Redeemed = &logv1.Redeemed{Id: t.GetId(), SecretHash: t.GetSecretHash(), Expires: t.GetExpires()}
 		s.putInstance(in)
 		c.InstanceIDs = []string{in.GetId()}
 	} else {
@@ -103,6 +106,17 @@ func redeems(t *logv1.Token, op *logv1.Redeem) bool {
 func (s *State) enrolled(in *logv1.Instance) bool {
 	old, ok := s.Instance(in.GetId())
 	return ok && old.GetWorkload() == in.GetWorkload() && bytes.Equal(old.GetKeyHash(), in.GetKeyHash())
+}
+
+// enrolledBy tells whether the instance enrolled by this very token, and the token
+// would not have ended by now: who has no more than the key of an instance gets no
+// certificate by a retry.
+func (s *State) enrolledBy(op *logv1.Redeem) bool {
+	old, ok := s.Instance(op.GetInstance().GetId())
+	by := old.GetRedeemed()
+	return ok && by.GetId() == op.GetId() &&
+		subtle.ConstantTimeCompare(by.GetSecretHash(), op.GetSecretHash()) == 1 &&
+		laterThan(by.GetExpires(), s.when)
 }
 
 func (s *State) workloadExists(workload string) bool {

@@ -48,6 +48,17 @@ func TestRedeem(t *testing.T) {
 			e.GetRedeem().Instance.KeyHash = hashOf("another")
 			return e
 		}, want: state.ErrTokenInvalid},
+		"used, retry, wrong secret": {entry: func() *logv1.Entry {
+			e := redeem("used", "i0", "shop/web")
+			e.GetRedeem().SecretHash = hashOf("guess")
+			return e
+		}, want: state.ErrTokenInvalid},
+		"unknown, by the key of an instance": {entry: func() *logv1.Entry { return redeem("none", "i0", "shop/web") }, want: state.ErrTokenInvalid},
+		"used, retry, token ended meanwhile": {entry: func() *logv1.Entry {
+			e := redeem("used", "i0", "shop/web")
+			e.When = timestamppb.New(time.Unix(1<<33, 0))
+			return e
+		}, want: state.ErrTokenInvalid},
 		"instance id taken": {entry: func() *logv1.Entry {
 			e := redeem("web", "i0", "shop/web")
 			e.GetRedeem().Instance.KeyHash = hashOf("another")

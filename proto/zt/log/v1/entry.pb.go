@@ -832,7 +832,9 @@ type Instance struct {
 	KeyHash  []byte                 `protobuf:"bytes,6,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`
 	Enrolled *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
 	// The liveness rule took its endpoint away.
-	Withdrawn     bool `protobuf:"varint,8,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	Withdrawn bool `protobuf:"varint,8,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	// The token that it enrolled by; set when it is redeemed. A retry bears it too.
+	Redeemed      *Redeemed `protobuf:"bytes,9,opt,name=redeemed,proto3" json:"redeemed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -923,6 +925,74 @@ func (x *Instance) GetWithdrawn() bool {
 	return false
 }
 
+func (x *Instance) GetRedeemed() *Redeemed {
+	if x != nil {
+		return x.Redeemed
+	}
+	return nil
+}
+
+// Redeemed is what is remembered of a token that was used up.
+type Redeemed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	SecretHash    []byte                 `protobuf:"bytes,2,opt,name=secret_hash,json=secretHash,proto3" json:"secret_hash,omitempty"`
+	Expires       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires,proto3" json:"expires,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redeemed) Reset() {
+	*x = Redeemed{}
+	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redeemed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redeemed) ProtoMessage() {}
+
+func (x *Redeemed) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redeemed.ProtoReflect.Descriptor instead.
+func (*Redeemed) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Redeemed) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Redeemed) GetSecretHash() []byte {
+	if x != nil {
+		return x.SecretHash
+	}
+	return nil
+}
+
+func (x *Redeemed) GetExpires() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Expires
+	}
+	return nil
+}
+
 // Endpoints sets and clears the withdrawal of instances. Unknown ids are left
 // out: they were deregistered meanwhile.
 type Endpoints struct {
@@ -935,7 +1005,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -947,7 +1017,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -960,7 +1030,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{10}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Endpoints) GetWithdraw() []string {
@@ -986,7 +1056,7 @@ type Deregister struct {
 
 func (x *Deregister) Reset() {
 	*x = Deregister{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1068,7 @@ func (x *Deregister) String() string {
 func (*Deregister) ProtoMessage() {}
 
 func (x *Deregister) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1081,7 @@ func (x *Deregister) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deregister.ProtoReflect.Descriptor instead.
 func (*Deregister) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{11}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Deregister) GetInstance() string {
@@ -1033,7 +1103,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1115,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1128,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{12}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Admin) GetName() string {
@@ -1091,7 +1161,7 @@ type PutAdmin struct {
 
 func (x *PutAdmin) Reset() {
 	*x = PutAdmin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1173,7 @@ func (x *PutAdmin) String() string {
 func (*PutAdmin) ProtoMessage() {}
 
 func (x *PutAdmin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1186,7 @@ func (x *PutAdmin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAdmin.ProtoReflect.Descriptor instead.
 func (*PutAdmin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{13}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PutAdmin) GetAdmin() *Admin {
@@ -1135,7 +1205,7 @@ type DeleteAdmin struct {
 
 func (x *DeleteAdmin) Reset() {
 	*x = DeleteAdmin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1217,7 @@ func (x *DeleteAdmin) String() string {
 func (*DeleteAdmin) ProtoMessage() {}
 
 func (x *DeleteAdmin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1230,7 @@ func (x *DeleteAdmin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAdmin.ProtoReflect.Descriptor instead.
 func (*DeleteAdmin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{14}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteAdmin) GetName() string {
@@ -1183,7 +1253,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1265,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1278,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{15}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Server) GetId() string {
@@ -1255,7 +1325,7 @@ type PutServer struct {
 
 func (x *PutServer) Reset() {
 	*x = PutServer{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1337,7 @@ func (x *PutServer) String() string {
 func (*PutServer) ProtoMessage() {}
 
 func (x *PutServer) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1350,7 @@ func (x *PutServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutServer.ProtoReflect.Descriptor instead.
 func (*PutServer) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{16}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PutServer) GetServer() *Server {
@@ -1299,7 +1369,7 @@ type DeleteServer struct {
 
 func (x *DeleteServer) Reset() {
 	*x = DeleteServer{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1381,7 @@ func (x *DeleteServer) String() string {
 func (*DeleteServer) ProtoMessage() {}
 
 func (x *DeleteServer) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1394,7 @@ func (x *DeleteServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServer.ProtoReflect.Descriptor instead.
 func (*DeleteServer) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{17}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeleteServer) GetId() string {
@@ -1403,7 +1473,7 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
 	"secretHash\x12/\n" +
 	"\binstance\x18\x03 \x01(\v2\x13.zt.log.v1.InstanceR\binstance\x12)\n" +
-	"\x06server\x18\x04 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"\xfe\x01\n" +
+	"\x06server\x18\x04 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"\xaf\x02\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x18\n" +
@@ -1412,7 +1482,13 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\x05agent\x18\x05 \x01(\bR\x05agent\x12\x19\n" +
 	"\bkey_hash\x18\x06 \x01(\fR\akeyHash\x126\n" +
 	"\benrolled\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\benrolled\x12\x1c\n" +
-	"\twithdrawn\x18\b \x01(\bR\twithdrawn\"A\n" +
+	"\twithdrawn\x18\b \x01(\bR\twithdrawn\x12/\n" +
+	"\bredeemed\x18\t \x01(\v2\x13.zt.log.v1.RedeemedR\bredeemed\"q\n" +
+	"\bRedeemed\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vsecret_hash\x18\x02 \x01(\fR\n" +
+	"secretHash\x124\n" +
+	"\aexpires\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"A\n" +
 	"\tEndpoints\x12\x1a\n" +
 	"\bwithdraw\x18\x01 \x03(\tR\bwithdraw\x12\x18\n" +
 	"\arestore\x18\x02 \x03(\tR\arestore\"(\n" +
@@ -1452,7 +1528,7 @@ func file_zt_log_v1_entry_proto_rawDescGZIP() []byte {
 	return file_zt_log_v1_entry_proto_rawDescData
 }
 
-var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*Entry)(nil),                 // 0: zt.log.v1.Entry
 	(*Init)(nil),                  // 1: zt.log.v1.Init
@@ -1464,47 +1540,50 @@ var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*DeleteToken)(nil),           // 7: zt.log.v1.DeleteToken
 	(*Redeem)(nil),                // 8: zt.log.v1.Redeem
 	(*Instance)(nil),              // 9: zt.log.v1.Instance
-	(*Endpoints)(nil),             // 10: zt.log.v1.Endpoints
-	(*Deregister)(nil),            // 11: zt.log.v1.Deregister
-	(*Admin)(nil),                 // 12: zt.log.v1.Admin
-	(*PutAdmin)(nil),              // 13: zt.log.v1.PutAdmin
-	(*DeleteAdmin)(nil),           // 14: zt.log.v1.DeleteAdmin
-	(*Server)(nil),                // 15: zt.log.v1.Server
-	(*PutServer)(nil),             // 16: zt.log.v1.PutServer
-	(*DeleteServer)(nil),          // 17: zt.log.v1.DeleteServer
-	nil,                           // 18: zt.log.v1.Apply.BasesEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*Redeemed)(nil),              // 10: zt.log.v1.Redeemed
+	(*Endpoints)(nil),             // 11: zt.log.v1.Endpoints
+	(*Deregister)(nil),            // 12: zt.log.v1.Deregister
+	(*Admin)(nil),                 // 13: zt.log.v1.Admin
+	(*PutAdmin)(nil),              // 14: zt.log.v1.PutAdmin
+	(*DeleteAdmin)(nil),           // 15: zt.log.v1.DeleteAdmin
+	(*Server)(nil),                // 16: zt.log.v1.Server
+	(*PutServer)(nil),             // 17: zt.log.v1.PutServer
+	(*DeleteServer)(nil),          // 18: zt.log.v1.DeleteServer
+	nil,                           // 19: zt.log.v1.Apply.BasesEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
 }
 var file_zt_log_v1_entry_proto_depIdxs = []int32{
-	19, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
+	20, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
 	1,  // 1: zt.log.v1.Entry.init:type_name -> zt.log.v1.Init
 	2,  // 2: zt.log.v1.Entry.apply:type_name -> zt.log.v1.Apply
 	6,  // 3: zt.log.v1.Entry.put_token:type_name -> zt.log.v1.PutToken
 	7,  // 4: zt.log.v1.Entry.delete_token:type_name -> zt.log.v1.DeleteToken
 	8,  // 5: zt.log.v1.Entry.redeem:type_name -> zt.log.v1.Redeem
-	10, // 6: zt.log.v1.Entry.endpoints:type_name -> zt.log.v1.Endpoints
-	11, // 7: zt.log.v1.Entry.deregister:type_name -> zt.log.v1.Deregister
-	13, // 8: zt.log.v1.Entry.put_admin:type_name -> zt.log.v1.PutAdmin
-	14, // 9: zt.log.v1.Entry.delete_admin:type_name -> zt.log.v1.DeleteAdmin
-	16, // 10: zt.log.v1.Entry.put_server:type_name -> zt.log.v1.PutServer
-	17, // 11: zt.log.v1.Entry.delete_server:type_name -> zt.log.v1.DeleteServer
-	12, // 12: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
-	18, // 13: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
+	11, // 6: zt.log.v1.Entry.endpoints:type_name -> zt.log.v1.Endpoints
+	12, // 7: zt.log.v1.Entry.deregister:type_name -> zt.log.v1.Deregister
+	14, // 8: zt.log.v1.Entry.put_admin:type_name -> zt.log.v1.PutAdmin
+	15, // 9: zt.log.v1.Entry.delete_admin:type_name -> zt.log.v1.DeleteAdmin
+	17, // 10: zt.log.v1.Entry.put_server:type_name -> zt.log.v1.PutServer
+	18, // 11: zt.log.v1.Entry.delete_server:type_name -> zt.log.v1.DeleteServer
+	13, // 12: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
+	19, // 13: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
 	4,  // 14: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
 	3,  // 15: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
 	3,  // 16: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
-	19, // 17: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	20, // 17: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
 	5,  // 18: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
 	9,  // 19: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
-	15, // 20: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
-	19, // 21: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
-	12, // 22: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
-	15, // 23: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	16, // 20: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
+	20, // 21: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
+	10, // 22: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
+	20, // 23: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
+	13, // 24: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
+	16, // 25: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_zt_log_v1_entry_proto_init() }
@@ -1531,7 +1610,7 @@ func file_zt_log_v1_entry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_log_v1_entry_proto_rawDesc), len(file_zt_log_v1_entry_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
