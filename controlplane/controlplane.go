@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 
 	"github.com/ztmesh/ztmesh/identity"
 	"github.com/ztmesh/ztmesh/store"
+	"github.com/ztmesh/ztmesh/store/state"
 )
 
 // Version is that of this program; set by the linker.
@@ -157,15 +159,57 @@ func (s *Server) openIdentity() error {
 	if err != nil {
 		return err
 	}
+	if !s.cfg.Now().Before(pair.NotAfter()) {
+		ended := pair.NotAfter()
+		if pair, err = s.lateIntermediate(); err != nil {
+			return fmt.Errorf("this server was down for longer than its intermediate lives (until %v): %w", ended, err)
+		}
+	}
 	if s.authority, err = identity.NewAuthority(s.roots[0], pair, s.id, s.signing()); err != nil {
 		return err
 	}
 	own, err := s.authority.MakeServer()
 	if err != nil {
-		return fmt.Errorf("this server's certificate: %w; if it was down for more than 7 days, join again with a new data directory", err)
+		return fmt.Errorf("this server's certificate: %w", err)
 	}
 	s.current.Set(own)
 	return nil
+}
+
+// lateIntermediate signs a new intermediate before the log can be read: without
+// one no server would talk to another, and a cluster that was down for a week
+// would be down for ever.
+func (s *Server) lateIntermediate() (*identity.KeyPair, error) {
+	sealed, err := os.ReadFile(s.dir.sealedRoot())
+	if err != nil {
+		return nil, err
+	}
+	root, err := identity.OpenRoot(s.roots[0], sealed, s.kek, s.signing())
+	if err != nil {
+		return nil, err
+	}
+	pair, err := s.signIntermediate(root)
+	if err != nil {
+		return nil, err
+	}
+	return pair, pair.Save(s.dir.intermediate())
+}
+
+func (s *Server) signIntermediate(root *identity.Root) (*identity.KeyPair, error) {
+	return newIntermediate(func(key identity.PrivateKey) (*x509.Certificate, error) {
+		return root.SignIntermediate(key.Public(), s.id)
+	})
+}
+
+// keepSealedRoot keeps beside the log what lateIntermediate needs: the root key
+// as the log holds it, sealed.
+func (s *Server) keepSealedRoot(ctx context.Context, agreedOn *store.Store) error {
+	return agreedOn.Watch(ctx, func(st *state.State, changed state.Changes) error {
+		if !changed.Trust || !st.Initialized() {
+			return nil
+		}
+		return writeFile(s.dir.sealedRoot(), st.SealedRootKey())
+	})
 }
 
 func (s *Server) signing() identity.Signing {
@@ -182,9 +226,7 @@ func (s *Server) renewer(i *issuer) *identity.Renewer {
 			if err != nil {
 				return notBefore, notAfter, err
 			}
-			pair, err := newIntermediate(func(key identity.PrivateKey) (*x509.Certificate, error) {
-				return root.SignIntermediate(key.Public(), s.id)
-			})
+			pair, err := s.signIntermediate(root)
 			if err != nil {
 				return notBefore, notAfter, err
 			}

@@ -24,6 +24,7 @@ func (d dataDir) path(name string) string { return filepath.Join(string(d), name
 func (d dataDir) identityFile() string { return d.path("server.json") }
 func (d dataDir) kek() string          { return d.path("kek") }
 func (d dataDir) roots() string        { return d.path("roots.pem") }
+func (d dataDir) sealedRoot() string   { return d.path("root-key.sealed") }
 func (d dataDir) intermediate() string { return d.path("intermediate.pem") }
 func (d dataDir) journal() string      { return d.path("issuance.log") }
 func (d dataDir) raft() string         { return d.path("raft") }

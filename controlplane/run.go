@@ -246,6 +246,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	})
 	g.Go(func() error { return s.announce(ctx, door, others, agreedOn) })
 	g.Go(func() error { return s.keepAdminContext(ctx, agreedOn) })
+	g.Go(func() error { return s.keepSealedRoot(ctx, agreedOn) })
 	g.Go(func() error { return serveGRPC(ctx, internal, port.grpc, nil) })
 	g.Go(func() error { return serveGRPC(ctx, node, l.node, fleet.Close) })
 	g.Go(func() error {
