@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +16,8 @@ func pipes() *network {
 	listeners := map[string]*pipeListener{}
 	var n *network
 	n = newNetwork(func() (net.Listener, error) {
+		n.mu.Lock()
+		defer n.mu.Unlock()
 		l := &pipeListener{name: fmt.Sprint("pipe", len(listeners)), conns: make(chan net.Conn), closed: make(chan struct{})}
 		listeners[l.name] = l
 		return l, nil
@@ -186,11 +189,12 @@ func TestMembership(t *testing.T) {
 		c.net.at["b2"] = c.net.at["b"]
 		delete(c.net.at, "b")
 		c.net.mu.Unlock()
-		c.net.isolate("b", true)
-		c.net.isolate("b", false)
 		if err := a.AddVoter(ctx, "b", "b2"); err != nil {
 			t.Fatal(err)
 		}
+		mustPut(t, a, "f", "x")
+		c.net.isolate("b", true) // ends the connections by the old name
+		c.net.isolate("b", false)
 		mustPut(t, a, "g", "x")
 		waitIndex(t, c.servers["b"], a.State().Index())
 
@@ -215,6 +219,34 @@ func TestMembership(t *testing.T) {
 		waitLeads(t, b)
 		mustPut(t, b, "h", "x")
 	})
+}
+
+// TestSlowLink: an entry that takes a link much longer than a call may take gets
+// there all the same, since it moves.
+func TestSlowLink(t *testing.T) {
+	bubble(t, func(t *testing.T, c *testCluster, a *Store) {
+		c.kill("c")
+		dial := c.net.dial
+		c.net.dial = func(ctx context.Context, to net.Addr) (net.Conn, error) {
+			conn, err := dial(ctx, to)
+			return &slowConn{conn}, err
+		}
+		c.net.isolate("b", true) // its connections are slow from now on
+		c.net.isolate("b", false)
+		start := time.Now()
+		mustPut(t, a, "big", strings.Repeat("x", 32*chunk))
+		if took := time.Since(start); took < 3*rpcTimeout || took > 4*rpcTimeout {
+			t.Errorf("took %v, once through the link takes 32 s", took)
+		}
+	})
+}
+
+// slowConn takes a second for each chunk.
+type slowConn struct{ net.Conn }
+
+func (c *slowConn) Write(p []byte) (int, error) {
+	time.Sleep(time.Duration(len(p)) * time.Second / chunk) // of the bubble
+	return c.Conn.Write(p)
 }
 
 // TestCloseHandsOver: with the leader closed in order, the others need no election

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -14,8 +15,10 @@ import (
 const (
 	// connections kept open to each peer beside those in use
 	maxPool = 3
-	// for one call; for snapshots raft scales it by their size
+	// how long a call may make no progress; for snapshots raft scales it by their size
 	rpcTimeout = 10 * time.Second
+	// what counts as progress when writing
+	chunk = 256 << 10
 )
 
 // streams is a raft.StreamLayer over what the caller has handed in.
@@ -32,7 +35,69 @@ func (s *streams) Addr() net.Addr { return s.address }
 func (s *streams) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	return s.dial(ctx, string(to))
+	c, err := s.dial(ctx, string(to))
+	if err != nil {
+		return nil, err
+	}
+	return &patientConn{Conn: c}, nil
+}
+
+// patientConn gives up when nothing has moved for as long as the deadline that was
+// set was away, not when the deadline has come. Otherwise an entry that takes a slow
+// link or peer longer than that would be sent again and again, for ever.
+type patientConn struct {
+	net.Conn
+	reading, writing atomic.Int64 // nanoseconds without progress; 0: any
+}
+
+// SetDeadline is called by raft before each call.
+func (c *patientConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+// SetReadDeadline is as SetDeadline.
+func (c *patientConn) SetReadDeadline(t time.Time) error {
+	c.reading.Store(away(t))
+	return c.Conn.SetReadDeadline(t)
+}
+
+// SetWriteDeadline is as SetDeadline.
+func (c *patientConn) SetWriteDeadline(t time.Time) error {
+	c.writing.Store(away(t))
+	return c.Conn.SetWriteDeadline(t)
+}
+
+func away(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return int64(time.Until(t))
+}
+
+func (c *patientConn) Read(p []byte) (int, error) {
+	if d := c.reading.Load(); d > 0 {
+		if err := c.Conn.SetReadDeadline(time.Now().Add(time.Duration(d))); err != nil {
+			return 0, err
+		}
+	}
+	return c.Conn.Read(p)
+}
+
+func (c *patientConn) Write(p []byte) (int, error) {
+	n := 0
+	for n < len(p) || n == 0 {
+		if d := c.writing.Load(); d > 0 {
+			if err := c.Conn.SetWriteDeadline(time.Now().Add(time.Duration(d))); err != nil {
+				return n, err
+			}
+		}
+		m, err := c.Conn.Write(p[n:min(n+chunk, len(p))])
+		n += m
+		if err != nil || len(p) == 0 {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 type address string

@@ -60,6 +60,9 @@ func (s *Store) Watch(ctx context.Context, fn func(*state.State, state.Changes) 
 		newest, pending := s.fsm.state.Load(), w.pending
 		w.pending = nil
 		s.fsm.mu.Unlock()
+		if len(pending) == 0 {
+			continue // The token came after its changes had been taken.
+		}
 		if err := fn(newest, state.Changes{}.Union(pending...)); err != nil {
 			return err
 		}
