@@ -12,14 +12,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -79,9 +75,9 @@ type Config struct {
 
 // Process is a running Envoy.
 type Process struct {
-	cmd   *exec.Cmd
-	admin *http.Client
-	exit  chan struct{} // closed when the process has been waited for
+	*Admin
+	cmd  *exec.Cmd
+	exit chan struct{} // closed when the process has been waited for
 
 	mu  sync.Mutex // guards what follows
 	log bytes.Buffer
@@ -111,7 +107,7 @@ func Start(c Config) (*Process, error) {
 	}, c.Args...)
 	p := &Process{
 		cmd:   exec.Command(c.Binary, args...),
-		admin: adminClient(c.Admin),
+		Admin: NewAdmin(c.Admin),
 		exit:  make(chan struct{}),
 	}
 	var out io.Writer = logWriter{p}
@@ -157,16 +153,6 @@ func Validate(ctx context.Context, bootstrapFile string) error {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil
-}
-
-func adminClient(socket string) *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-		DisableKeepAlives: true, // nothing is left behind that a stop would have to close
-	}}
 }
 
 // logWriter appends to the log of its process.
@@ -215,51 +201,6 @@ func (p *Process) Await(ctx context.Context, done func() bool) error {
 		}
 	}
 	return nil
-}
-
-// Get asks the admin interface. An answer other than 200 is an error.
-func (p *Process) Get(ctx context.Context, path string) (string, error) {
-	return p.do(ctx, http.MethodGet, path)
-}
-
-// Post asks the admin interface to do something.
-func (p *Process) Post(ctx context.Context, path string) (string, error) {
-	return p.do(ctx, http.MethodPost, path)
-}
-
-func (p *Process) do(ctx context.Context, method, path string) (string, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://admin"+path, nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := p.admin.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return "", err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %s: %s", path, resp.Status, body)
-	}
-	return string(body), nil
-}
-
-// Stat reads one counter or gauge by its full name; one that does not exist is
-// 0.
-func (p *Process) Stat(ctx context.Context, name string) (uint64, error) {
-	body, err := p.Get(ctx, "/stats?filter="+url.QueryEscape("^"+name+"$"))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(body) {
-		if key, value, ok := strings.Cut(strings.TrimSpace(line), ": "); ok && key == name {
-			return strconv.ParseUint(value, 10, 64)
-		}
-	}
-	return 0, nil
 }
 
 // Stop ends the process, by force after the grace, and waits for it. It may be

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ztmesh/ztmesh/controlplane/zttest"
+)
+
+// files are the spec that the demo applies. Addresses in it begin with exampleBlock.
+//
+//go:embed spec
+var files embed.FS
+
+const exampleBlock = "127.0.0."
+
+const (
+	trustDomain = "demo.example"
+	// patience bounds each wait; what is waited for takes a second or two.
+	patience = time.Minute
+	// grace is what a process has to end by itself.
+	grace = 5 * time.Second
+)
+
+// demo is one run. It is used by one goroutine.
+type demo struct {
+	config
+	*screen
+	dir     string // holds everything; "spec" in it is what is applied
+	block   zttest.Block
+	env     []string
+	servers []*server
+	proxies []*proxy
+	apps    []*zttest.App
+	counts
+}
+
+// counts are for the summary.
+type counts struct {
+	rows, unexpected int // of all tables
+	sent, dropped    int // requests beside the steps
+	failover         time.Duration
+	cut              time.Duration // the slowest
+}
+
+// run is the whole demo. Whatever happens, no process outlives it.
+func run(ctx context.Context, c config) (err error) {
+	d := &demo{config: c, screen: &screen{w: c.out, color: c.color, began: time.Now()}, env: environment()}
+	if d.dir, err = os.MkdirTemp("", "ztdemo-"); err != nil {
+		return err
+	}
+	defer func() {
+		d.stop()
+		if err == nil || ctx.Err() != nil {
+			err = errors.Join(err, os.RemoveAll(d.dir))
+			return
+		}
+		err = fmt.Errorf("%w%s\nthe logs are in %s", err, tailOf(err), filepath.Join(d.dir, "log"))
+	}()
+	if err := d.prepare(); err != nil {
+		return err
+	}
+	for _, step := range []func(context.Context) error{
+		d.startServers, d.applySpec, d.startProxies, d.judge, d.underTraffic, d.revoke,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	if err := d.summary(); err != nil || !c.keep {
+		return err
+	}
+	return d.keepRunning(ctx)
+}
+
+// tailOf is the end of the log that an error is about.
+func tailOf(err error) string {
+	var f *zttest.Failure
+	if !errors.As(err, &f) {
+		return ""
+	}
+	return fmt.Sprintf("\n--- end of %s\n%s\n---", f.Log, zttest.Tail(f.Log, 20))
+}
+
+// environment is this process's, without what would configure the programs.
+func environment() []string {
+	var out []string
+	for _, kv := range os.Environ() {
+		if !strings.HasPrefix(kv, "ZTD_") && !strings.HasPrefix(kv, "ZTCTL_") && !strings.HasPrefix(kv, "ZTAGENT_") {
+			out = append(out, kv)
+		}
+	}
+	return out
+}
+
+// prepare chooses the addresses and writes the spec for them.
+func (d *demo) prepare() (err error) {
+	if d.block, err = zttest.NewBlock(); err != nil {
+		return err
+	}
+	d.env = append(d.env, "ZTCTL_CONFIG="+filepath.Join(d.dir, "ztctl.yaml"))
+	for _, name := range []string{"log", "spec"} {
+		if err := os.Mkdir(filepath.Join(d.dir, name), 0o700); err != nil {
+			return err
+		}
+	}
+	names, err := fs.Glob(files, "spec/*.yaml")
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		b, err := files.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		b = bytes.ReplaceAll(b, []byte(exampleBlock), []byte(d.block))
+		if err := os.WriteFile(filepath.Join(d.dir, name), b, 0o600); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintf(d.w, "%s three servers, five real Envoys, all on %s0/24\n", d.paint(bold, "ztmesh demo:"), d.block)
+	return nil
+}
+
+// stop ends everything that runs: what calls first, what is called last.
+func (d *demo) stop() {
+	var wg sync.WaitGroup
+	for _, p := range d.proxies {
+		wg.Go(func() { p.Stop(grace) })
+	}
+	wg.Wait()
+	for _, s := range d.servers {
+		if s.Process != nil {
+			wg.Go(func() { s.Stop(grace) })
+		}
+	}
+	wg.Wait()
+	for _, a := range d.apps {
+		a.Close()
+	}
+}
+
+func (d *demo) log(name string) string { return filepath.Join(d.dir, "log", name+".log") }
+
+func (d *demo) program(name string) string { return filepath.Join(d.bin, name) }
+
+// command runs one of the programs in d.dir and returns what it says on stdout.
+// What it says on stderr is a part of the error, if there is one.
+func (d *demo) command(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, d.program(name), args...)
+	cmd.Dir, cmd.Env = d.dir, d.env
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to handle
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		return stdout.String(), fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
+
+// show runs a command and prints both the command and its output.
+func (d *demo) show(ctx context.Context, name string, args ...string) error {
+	d.prompt(name + " " + strings.Join(args, " "))
+	out, err := d.command(ctx, name, args...)
+	d.output(out)
+	return err
+}
+
+// ask runs ztctl and decodes what it says.
+func (d *demo) ask(ctx context.Context, into any, args ...string) error {
+	out, err := d.command(ctx, "ztctl", append(args, "-o", "json")...)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(out), into)
+}
+
+// apply applies the spec as it stands in the folder now, and waits for the receipt
+// of all proxies.
+func (d *demo) apply(ctx context.Context, message string) error {
+	return d.show(ctx, "ztctl", "apply", "-f", "spec", "--timeout", patience.String(), "--message", message)
+}
+
+// edit changes one file of the spec, as sed would.
+func (d *demo) edit(file, old, text string) error {
+	d.prompt(fmt.Sprintf("sed -i 's/%s/%s/' spec/%s", old, text, file))
+	path := filepath.Join(d.dir, "spec", file)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(b, []byte(old)) {
+		return fmt.Errorf("spec/%s does not say %q", file, old)
+	}
+	return os.WriteFile(path, bytes.Replace(b, []byte(old), []byte(text), 1), 0o600)
+}
+
+// record prints a table and counts its lines.
+func (d *demo) record(header string, lines []line) {
+	d.table(header, lines)
+	d.rows += len(lines)
+	for _, l := range lines {
+		if !l.ok {
+			d.unexpected++
+		}
+	}
+}
+
+// summary is the last line; it is an error if anything was not as expected.
+func (d *demo) summary() error {
+	fmt.Fprintln(d.w)
+	if d.unexpected > 0 || d.dropped > 0 {
+		return fmt.Errorf("%d of %d rows are not as expected; %d of %d requests were dropped", d.unexpected, d.rows, d.dropped, d.sent)
+	}
+	fmt.Fprintf(d.w, "%s all %d rows as expected; %d requests, 0 dropped; writes again %.1f s after the leader was killed; cut within %d ms; %.1f s in all\n",
+		d.paint(green, "demo passed:"), d.rows, d.sent, d.failover.Seconds(), d.cut.Milliseconds(), time.Since(d.began).Seconds())
+	return nil
+}
