@@ -101,9 +101,13 @@ func (s *supervisor) once(ctx context.Context) error {
 }
 
 // args: without hot restart an Envoy shares no memory and no base id with
-// others, so any number of them can run on a host.
+// others, so any number of them can run on a host. Its access log is written
+// within a second, and not after ten: who asks why a call was refused asks now.
 func (s *supervisor) args() []string {
-	args := []string{"-c", s.bootstrap, "--disable-hot-restart", "--log-level", s.cfg.LogLevel}
+	args := []string{
+		"-c", s.bootstrap, "--disable-hot-restart", "--log-level", s.cfg.LogLevel,
+		"--file-flush-interval-msec", "1000",
+	}
 	if s.cfg.Concurrency > 0 {
 		args = append(args, "--concurrency", strconv.Itoa(s.cfg.Concurrency))
 	}
