@@ -43,7 +43,8 @@ type Decision struct {
 // form, grant, default. Every request has one.
 //
 // Health checks are judged right after the path, as the proxy does: it answers
-// them whatever their method and authority.
+// them whatever their method and authority. An authority that is well formed and
+// another service's is judged last, as the proxy does: it finds no route.
 func (ix *Index) Decide(r Request) Decision {
 	caller, ok := parseID(ix.trustDomain, r.CallerID)
 	if !ok {
@@ -69,7 +70,7 @@ func (ix *Index) Decide(r Request) Decision {
 		if admitted && path == HealthPath && !strings.Contains(r.Path, "?") {
 			return Decision{Allowed: true, Reason: ReasonHealth}
 		}
-		if hint := formHint(w, p, r); hint != "" {
+		if hint := formHint(r); hint != "" {
 			return denied(ReasonForm, hint)
 		}
 		r.Path = path
@@ -84,6 +85,9 @@ func (ix *Index) Decide(r Request) Decision {
 	}
 	if len(grants) == 0 {
 		return denied(ReasonDefault, ix.hints(caller, w, p, r)...)
+	}
+	if hint := hostHint(w, p, r); hint != "" {
+		return denied(ReasonForm, hint)
 	}
 	return Decision{Allowed: true, Reason: grantReason + grants[0].String(), Grants: grants}
 }
@@ -115,16 +119,24 @@ func pick(w *Workload, name string) (p *Port, hint string) {
 
 // formHint says why the method or the authority has no canonical form; empty if
 // they have one.
-func formHint(w *Workload, p *Port, r Request) string {
+func formHint(r Request) string {
 	switch {
 	case !isToken(r.Method):
 		return fmt.Sprintf("%q is not a method", r.Method)
 	case r.Method == "CONNECT" || r.Method == "TRACE":
 		return r.Method + " is always refused"
-	case r.Authority != "" && !answersTo(w.Hosts(p.Name), r.Authority):
-		return fmt.Sprintf("the port %s of %s is %s, not %q", p.Name, w.Ref, strings.Join(w.Hosts(p.Name), " or "), r.Authority)
+	case strings.ContainsAny(r.Authority, ",@"):
+		return fmt.Sprintf("%q is not one host", r.Authority)
 	}
 	return ""
+}
+
+// hostHint says why the authority is not one of the port; empty if it is.
+func hostHint(w *Workload, p *Port, r Request) string {
+	if r.TCP || r.Authority == "" || answersTo(w.Hosts(p.Name), r.Authority) {
+		return ""
+	}
+	return fmt.Sprintf("the port %s of %s is %s, not %q", p.Name, w.Ref, strings.Join(w.Hosts(p.Name), " or "), r.Authority)
 }
 
 // answersTo tells whether an authority is one of hosts: the proxy cuts off a
@@ -132,8 +144,10 @@ func formHint(w *Workload, p *Port, r Request) string {
 // section 3.2.2). An authority with "," or "@" is none of them.
 func answersTo(hosts []string, authority string) bool {
 	host := authority
-	if i := strings.LastIndexByte(host, ':'); i >= 0 && strings.Trim(host[i+1:], "0123456789") == "" {
-		host = host[:i]
+	if i := strings.LastIndexByte(host, ':'); i >= 0 {
+		if port := host[i+1:]; port != "" && strings.Trim(port, "0123456789") == "" {
+			host = host[:i]
+		}
 	}
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
 	return slices.Contains(hosts, host)
