@@ -1,0 +1,239 @@
+package mesh
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+
+	"github.com/ztmesh/ztmesh/controlplane/zttest/envoy"
+	"github.com/ztmesh/ztmesh/identity"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/xds"
+)
+
+// Instance is one enrolled instance of a workload, at an address of its own,
+// where its Envoy takes calls from peers and from its application.
+type Instance struct {
+	*envoy.Process // after Start
+
+	ID, Workload, Address string
+	Node                  *identity.KeyPair // what it shows to the servers
+	SVID                  *tls.Certificate  // only of an instance with an agent
+
+	m       *Mesh
+	dir     string
+	servers []string // node ports, this cluster's first answer
+}
+
+// Enrol enrols an instance without agent: its workload's certificate comes by
+// ADS. Start runs its Envoy.
+func (m *Mesh) Enrol(workload string) *Instance {
+	m.t.Helper()
+	return m.enrol(workload, m.Loopback(), false)
+}
+
+// EnrolAgent enrols an instance as an agent does: it holds its workload's key.
+func (m *Mesh) EnrolAgent(workload string) *Instance {
+	m.t.Helper()
+	return m.enrol(workload, m.Loopback(), true)
+}
+
+// EnrolAt is Enrol at an address that is another's already.
+func (m *Mesh) EnrolAt(workload, address string) *Instance {
+	m.t.Helper()
+	return m.enrol(workload, address, false)
+}
+
+// Token makes a join token for a workload.
+func (m *Mesh) Token(workload string) string {
+	m.t.Helper()
+	resp, err := m.Admin().CreateToken(m.context(), &ztv1.CreateTokenRequest{Workload: workload})
+	m.check(err)
+	return resp.Token
+}
+
+func (m *Mesh) enrol(workload, address string, agent bool) *Instance {
+	m.t.Helper()
+	in := &Instance{ID: newID(), Workload: workload, Address: address, m: m}
+	token, err := identity.ParseToken(m.Token(workload))
+	m.check(err)
+	config, err := identity.PinnedClientConfig(token.Pin, time.Now, nil)
+	m.check(err)
+	key, csr := m.newRequest()
+	req := &ztv1.EnrolRequest{
+		Token: token.Reveal(), Workload: workload, Address: address, EgressAddress: address, Instance: in.ID, NodeCsr: csr,
+	}
+	var svid identity.PrivateKey
+	if agent {
+		svid, req.SvidCsr = m.newRequest()
+	}
+	conn := m.dialNode(m.running()[0].Addresses().Node, address, credentials.NewTLS(config))
+	resp, err := ztv1.NewNodeServiceClient(conn).Enrol(m.context(), req)
+	m.check(err)
+	in.servers = resp.Servers
+	in.Node = m.pair(key, resp.Certificates.NodeChain)
+	if agent {
+		in.SVID = m.pair(svid, resp.Certificates.SvidChain).TLS()
+	}
+	return in
+}
+
+func (m *Mesh) newRequest() (identity.PrivateKey, []byte) {
+	m.t.Helper()
+	key, err := identity.NewKey()
+	m.check(err)
+	csr, err := identity.NewCSR(key)
+	m.check(err)
+	return key, csr
+}
+
+func (m *Mesh) pair(key identity.PrivateKey, der [][]byte) *identity.KeyPair {
+	m.t.Helper()
+	chain, err := identity.ParseDER(der)
+	m.check(err)
+	pair, err := identity.NewKeyPair(key, chain)
+	m.check(err)
+	return pair
+}
+
+func newID() string {
+	b := make([]byte, 16)
+	rand.Read(b) // never fails (Go 1.24)
+	return hex.EncodeToString(b)
+}
+
+// Start runs the Envoy of an instance without agent, from the files that `ztctl
+// bootstrap` writes, until the test ends. It returns when the Envoy serves.
+func (in *Instance) Start() *Instance {
+	m := in.m
+	m.t.Helper()
+	if in.dir == "" {
+		in.writeBootstrap()
+	}
+	boot, err := xds.Bootstrap(xds.BootstrapConfig{
+		TrustDomain: m.TrustDomain, Workload: in.Workload, Servers: in.servers, BindAddress: true,
+		Instance:    xds.Instance{ID: in.ID, Address: in.Address, Egress: in.Address, Secrets: xds.FromADS},
+		AdminSocket: filepath.Join(in.dir, "admin"), NodeDir: filepath.Join(in.dir, "node"),
+	})
+	m.check(err)
+	p, err := envoy.Start(envoy.Config{
+		Bootstrap: boot, Dir: in.dir, Admin: filepath.Join(in.dir, "admin"),
+		Args: []string{"--file-flush-interval-msec", "50"}, // the access log is read while it is written
+	})
+	m.check(err)
+	in.Process = p
+	m.t.Cleanup(func() {
+		if err := p.Stop(Patience); err != nil {
+			m.t.Error(err)
+		}
+		if m.t.Failed() {
+			m.t.Logf("log of %s, instance %s at %s:\n%s", in.Workload, in.ID, in.Address, withoutAccesses(p.Log()))
+		}
+	})
+	ctx, cancel := context.WithTimeout(m.context(), Patience)
+	defer cancel()
+	m.check(p.Ready(ctx))
+	return in
+}
+
+// withoutAccesses is what Envoy says of itself.
+func withoutAccesses(log string) string {
+	var b strings.Builder
+	for line := range strings.Lines(log) {
+		if !strings.HasPrefix(line, "{") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// writeBootstrap makes the folder that Envoy reads its own certificate from.
+func (in *Instance) writeBootstrap() {
+	m := in.m
+	m.t.Helper()
+	var err error
+	in.dir, err = os.MkdirTemp("", "zt") // a short path: sockets allow 108 bytes
+	m.check(err)
+	m.t.Cleanup(func() { m.check(os.RemoveAll(in.dir)) })
+	m.check(os.Mkdir(filepath.Join(in.dir, "node"), 0o700))
+	key, err := in.Node.Key.PEM()
+	m.check(err)
+	for name, res := range map[string]*xds.Resource{
+		xds.NodeFile:          xds.Node(identity.EncodePEM(in.Node.Chain), key.Reveal()),
+		xds.ControlBundleFile: xds.ControlBundle(m.TrustDomain, identity.EncodePEM(m.Roots())),
+	} {
+		content, err := xds.File(res)
+		m.check(err)
+		m.check(os.WriteFile(filepath.Join(in.dir, "node", name), content, 0o600))
+	}
+}
+
+// Run is Enrol and Start.
+func (m *Mesh) Run(workload string) *Instance {
+	m.t.Helper()
+	return m.Enrol(workload).Start()
+}
+
+// Acked returns when the Envoy has ACKed all that it is told at the newest
+// revision.
+func (in *Instance) Acked() *Instance {
+	in.m.t.Helper()
+	in.m.Until(in.Workload+" has ACKed", func() bool {
+		resp, err := in.m.Admin().GetStatus(in.m.context(), &ztv1.GetStatusRequest{})
+		in.m.check(err)
+		for _, p := range resp.Proxies {
+			if p.Instance == in.ID {
+				return p.Connected && p.AckedRevision >= resp.Revision && p.AckedAt != nil
+			}
+		}
+		return false
+	})
+	return in
+}
+
+// At is one port of the instance's address.
+func (in *Instance) At(port uint32) string { return net.JoinHostPort(in.Address, fmt.Sprint(port)) }
+
+// Renew asks a server for a new certificate, as the instance.
+func (in *Instance) Renew(s *Server) error {
+	in.m.t.Helper()
+	_, csr := in.m.newRequest()
+	_, err := ztv1.NewNodeServiceClient(s.Dial(in.Address, in.Node)).Renew(in.m.context(), &ztv1.RenewRequest{NodeCsr: csr})
+	return err
+}
+
+// Certificate is one that the first server's intermediate has signed for a URI,
+// whatever the URI: what a caller shows whose ID no server would ever sign.
+func (m *Mesh) Certificate(uri string) *tls.Certificate {
+	m.t.Helper()
+	by, err := identity.LoadKeyPair(m.Servers[0].path("intermediate.pem"))
+	m.check(err)
+	u, err := url.Parse(uri)
+	m.check(err)
+	if u.String() != uri {
+		m.t.Fatalf("%q becomes %q in a certificate", uri, u)
+	}
+	key, err := identity.NewKey()
+	m.check(err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), URIs: []*url.URL{u},
+		NotBefore: by.Leaf().NotBefore, NotAfter: by.Leaf().NotAfter,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, by.Leaf(), key.Public(), by.Key)
+	m.check(err)
+	return &tls.Certificate{Certificate: [][]byte{der, by.Leaf().Raw}, PrivateKey: key}
+}
