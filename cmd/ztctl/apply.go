@@ -87,7 +87,11 @@ func (a *app) apply(ctx context.Context, o application) error {
 	}
 	defer c.Close()
 	req := &ztv1.ApplyRequest{Files: wireFiles(files), Merge: o.merge, Message: o.message}
-	if req.Bases, err = a.bases(ctx, c, docs, o.bases); err != nil {
+	err = a.throughElection(ctx, func() error {
+		req.Bases, err = a.bases(ctx, c, docs, o.bases)
+		return err
+	})
+	if err != nil {
 		return a.explain(err)
 	}
 	if o.key == "" {
@@ -108,10 +112,12 @@ func (a *app) apply(ctx context.Context, o application) error {
 
 // plan shows what the apply would change.
 func (a *app) plan(ctx context.Context, c *client, req *ztv1.ApplyRequest, last bool) error {
-	call, cancel := a.deadline(ctx)
-	defer cancel()
+	var plan *ztv1.ApplyResponse
 	req.DryRun = true
-	plan, err := c.Apply(call, req)
+	err := a.throughElection(ctx, func() (err error) {
+		plan, err = a.try(ctx, c, req)
+		return err
+	})
 	req.DryRun = false
 	if err != nil {
 		return a.explain(err)
@@ -152,6 +158,26 @@ func (a *app) bases(ctx context.Context, c *client, docs []*spec.Document, given
 		}
 	}
 	return out, nil
+}
+
+// throughElection makes a read again while a server answers that it can ask no
+// leader, for as long as a call may take. That no server can be reached is told at
+// once.
+func (a *app) throughElection(ctx context.Context, read func() error) error {
+	ctx, cancel := a.deadline(ctx)
+	defer cancel()
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		err := read()
+		var away *unreachable
+		if status.Code(err) != codes.Unavailable || errors.As(err, &away) {
+			return err
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // commit applies for good. An outcome that is not known is asked for again, with

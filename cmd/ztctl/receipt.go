@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -22,19 +23,13 @@ func (a *app) awaitReceipt(ctx context.Context, c *client, revision uint64, time
 	p := &progress{app: a}
 	defer p.done()
 	var last *ztv1.WatchReceiptResponse
+	heard := func(r *ztv1.WatchReceiptResponse) {
+		last = r
+		p.show(r)
+	}
 	for {
-		stream, err := c.WatchReceipt(ctx, &ztv1.WatchReceiptRequest{Revision: revision})
-		for err == nil {
-			var r *ztv1.WatchReceiptResponse
-			if r, err = stream.Recv(); err == nil {
-				last = r
-				p.show(r)
-				if settled(r) {
-					return r, nil
-				}
-			}
-		}
-		if ctx.Err() != nil {
+		settled, err := follow(ctx, c, revision, heard)
+		if settled || ctx.Err() != nil {
 			return last, nil
 		}
 		switch status.Code(err) {
@@ -50,10 +45,44 @@ func (a *app) awaitReceipt(ctx context.Context, c *client, revision uint64, time
 	}
 }
 
-// settled tells that waiting has no more use: all have ACKed, or each has
-// either ACKed or refused.
-func settled(r *ztv1.WatchReceiptResponse) bool {
-	return r.Complete || len(r.Unreachable) == 0 && len(r.Proxies) > 0 &&
+// refusalStands is how long a receipt must stay as it is before a NACK in it is
+// taken for the answer: at first it may be about the configuration before.
+const refusalStands = 2 * time.Second
+
+// follow reads one stream of receipts until waiting has no more use: all have
+// ACKed, or each has either ACKed or refused, and stays with that.
+func follow(ctx context.Context, c *client, revision uint64, heard func(*ztv1.WatchReceiptResponse)) (settled bool, err error) {
+	stream, stop := context.WithCancel(ctx)
+	defer stop()
+	receipts, err := c.WatchReceipt(stream, &ztv1.WatchReceiptRequest{Revision: revision})
+	if err != nil {
+		return false, err
+	}
+	stands := time.AfterFunc(refusalStands, stop)
+	stands.Stop() // until there is something to wait for
+	defer stands.Stop()
+	for before := (*ztv1.WatchReceiptResponse)(nil); ; {
+		r, err := receipts.Recv()
+		if err != nil {
+			return stream.Err() != nil && ctx.Err() == nil, err
+		}
+		heard(r)
+		if r.Complete {
+			return true, nil
+		}
+		if proto.Equal(before, r) {
+			continue
+		}
+		before = r
+		if stands.Stop(); answered(r) {
+			stands.Reset(refusalStands)
+		}
+	}
+}
+
+// answered tells that every proxy has ACKed or refused.
+func answered(r *ztv1.WatchReceiptResponse) bool {
+	return len(r.Unreachable) == 0 && len(r.Proxies) > 0 &&
 		!slices.ContainsFunc(r.Proxies, func(p *ztv1.ProxyReceipt) bool { return p.State != "acked" && p.State != "nacked" })
 }
 
