@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -175,10 +176,41 @@ func (d *demo) command(ctx context.Context, name string, args ...string) (string
 
 // show runs a command and prints both the command and its output.
 func (d *demo) show(ctx context.Context, name string, args ...string) error {
-	d.prompt(name + " " + strings.Join(args, " "))
+	d.prompt(name + " " + quoted(args))
 	out, err := d.command(ctx, name, args...)
 	d.output(out)
 	return err
+}
+
+// refused runs a command that must not be done, and prints why it was not.
+func (d *demo) refused(ctx context.Context, name string, args ...string) (bool, error) {
+	d.prompt(name + " " + quoted(args))
+	out, err := d.command(ctx, name, args...)
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	var failed *exec.ExitError
+	if err != nil && !errors.As(err, &failed) {
+		return false, err
+	}
+	d.output(out)
+	if err == nil {
+		return false, nil
+	}
+	_, reason, _ := strings.Cut(err.Error(), "\n")
+	d.output(reason)
+	return true, nil
+}
+
+// quoted is how one would type arguments.
+func quoted(args []string) string {
+	out := slices.Clone(args)
+	for i, a := range out {
+		if strings.ContainsAny(a, " *[]") {
+			out[i] = "'" + a + "'"
+		}
+	}
+	return strings.Join(out, " ")
 }
 
 // ask runs ztctl and decodes what it says.
@@ -196,9 +228,9 @@ func (d *demo) apply(ctx context.Context, message string) error {
 	return d.show(ctx, "ztctl", "apply", "-f", "spec", "--timeout", patience.String(), "--message", message)
 }
 
-// edit changes one file of the spec, as sed would.
+// edit changes one file of the spec, as one would in an editor.
 func (d *demo) edit(file, old, text string) error {
-	d.prompt(fmt.Sprintf("sed -i 's/%s/%s/' spec/%s", old, text, file))
+	d.say("in spec/%s:  %s  becomes  %s", file, old, text)
 	path := filepath.Join(d.dir, "spec", file)
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -79,7 +79,7 @@ func (d *demo) startServers(ctx context.Context) error {
 	if err := d.importContext(ctx, len(d.servers)); err != nil {
 		return err
 	}
-	return d.show(ctx, "ztctl", "members", "list")
+	return d.showMembers(ctx)
 }
 
 func (d *demo) join(ctx context.Context, s *server) error {
@@ -87,7 +87,10 @@ func (d *demo) join(ctx context.Context, s *server) error {
 	if err := d.show(ctx, "ztctl", "token", "create", "--server", "--out", token); err != nil {
 		return err
 	}
-	return d.show(ctx, "ztd", "join", "--server", d.servers[0].node(), "--token-file", token, "--data-dir", s.name)
+	args := []string{"join", "--server", d.servers[0].node(), "--token-file", token, "--data-dir", s.name}
+	d.prompt("ztd " + quoted(args))
+	_, err := d.command(ctx, "ztd", args...)
+	return err
 }
 
 // startServer starts a server, also one that was killed, and waits until it serves.
@@ -179,6 +182,22 @@ func (d *demo) awaitMembers(ctx context.Context) error {
 	})
 }
 
+// showMembers tells which server is which.
+func (d *demo) showMembers(ctx context.Context) error {
+	leader, err := d.leader(ctx)
+	if err != nil {
+		return err
+	}
+	for _, s := range d.servers {
+		role := "voter "
+		if s == leader {
+			role = "leader"
+		}
+		d.say("%s  %s  admin %s  nodes %s", s.name, role, s.admin(), s.node())
+	}
+	return nil
+}
+
 // leader is the server that leads now.
 func (d *demo) leader(ctx context.Context) (*server, error) {
 	var m members
@@ -239,7 +258,7 @@ func (d *demo) startProxies(ctx context.Context) error {
 			return err
 		}
 	}
-	return d.show(ctx, "ztctl", "status")
+	return nil
 }
 
 func (d *demo) startApps() error {
@@ -264,7 +283,7 @@ func (d *demo) startAgent(_ context.Context, p *proxy, short, token string, node
 		"run", "--workload", p.name, "--server", strings.Join(nodes, ","), "--token-file", token, "--data-dir", short,
 		"--address", p.address, "--egress-address", p.egress, "--envoy", d.envoy, "--envoy-concurrency", "1",
 	}
-	d.prompt("ztagent " + strings.Join(args[:7], " ") + " …")
+	d.prompt(fmt.Sprintf("ztagent run --workload %s --token-file %s --address %s ...", p.name, token, p.address))
 	p.admin = envoy.NewAdmin(filepath.Join(p.folder, "envoy-admin.sock"))
 	p.Process, err = zttest.Start(zttest.Command{
 		Name: "ztagent of " + p.name, Path: d.program("ztagent"), Dir: d.dir, Env: d.env, Log: d.log(short), Args: args,
@@ -274,9 +293,11 @@ func (d *demo) startAgent(_ context.Context, p *proxy, short, token string, node
 
 // startAlone writes a bootstrap and starts an Envoy with it.
 func (d *demo) startAlone(ctx context.Context, p *proxy, short, token string, nodes []string) (err error) {
-	args := []string{"bootstrap", short, "--workload", p.name, "--token-file", token}
-	d.prompt("ztctl " + strings.Join(args, " ") + " … && envoy -c " + short + "/bootstrap.json")
-	args = append(args, "--address", p.address, "--egress-address", p.egress)
+	d.prompt(fmt.Sprintf("ztctl bootstrap %s --workload %s --token-file %s --address %s ...", short, p.name, token, p.address))
+	d.prompt("envoy -c " + short + "/bootstrap.json ...")
+	args := []string{
+		"bootstrap", short, "--workload", p.name, "--token-file", token, "--address", p.address, "--egress-address", p.egress,
+	}
 	for _, n := range nodes {
 		args = append(args, "--server", n)
 	}

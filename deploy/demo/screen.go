@@ -43,7 +43,7 @@ func (s *screen) step(format string, args ...any) {
 // say prints lines of the demo's own.
 func (s *screen) say(format string, args ...any) {
 	for line := range strings.Lines(fmt.Sprintf(format, args...)) {
-		fmt.Fprintf(s.w, "   %s\n", strings.TrimRight(line, "\n"))
+		fmt.Fprintln(s.w, strings.TrimRight("   "+line, " \n"))
 	}
 }
 
@@ -62,7 +62,7 @@ func (s *screen) output(text string) {
 		case strings.HasPrefix(trimmed, "-"):
 			line = s.paint(red, line)
 		}
-		fmt.Fprintf(s.w, "     %s\n", line)
+		fmt.Fprintln(s.w, strings.TrimRight("     "+line, " "))
 	}
 }
 

@@ -12,6 +12,9 @@ import (
 // judge sends requests of every kind.
 func (d *demo) judge(ctx context.Context) error {
 	d.step("Real requests through the Envoys")
+	d.say(`The reason is what the proxy that decided says: the callee's (grant:..., default-deny;
+gate for tcp), or the caller's own (no-grant).
+ `)
 	err := d.send(ctx,
 		d.http("shop/web", "GET", "orders.shop", "/orders/7", "200", "grant:shop/web-uses-orders"),
 		d.http("shop/web", "POST", "orders.shop", "/orders", "403", "default-deny"),
@@ -88,10 +91,32 @@ func (d *demo) changeGrant(ctx context.Context) error {
 	if err := d.apply(ctx, "web may order"); err != nil {
 		return err
 	}
-	return d.send(ctx,
+	if err := d.send(ctx,
 		d.http("shop/web", "POST", "orders.shop", "/orders", "200", "grant:shop/web-uses-orders"),
 		d.http("shop/web", "DELETE", "orders.shop", "/orders/7", "403", "default-deny"),
-	)
+	); err != nil {
+		return err
+	}
+	return d.tooWide(ctx)
+}
+
+// tooWide tries to grant more than an Assertion lets pass.
+func (d *demo) tooWide(ctx context.Context) error {
+	d.say("\nA grant that is too wide is refused, since an Assertion says what must not be:")
+	const file, narrow, wide = "web-uses-orders.yaml", "paths: [/orders/**]", "paths: [/**]"
+	if err := d.edit(file, narrow, wide); err != nil {
+		return err
+	}
+	refused, err := d.refused(ctx, "ztctl", "apply", "-f", "spec")
+	if err != nil {
+		return err
+	}
+	d.rows++
+	if !refused {
+		d.unexpected++
+		d.say("FAIL: it was not refused")
+	}
+	return d.edit(file, wide, narrow)
 }
 
 // killLeader kills the server that leads, and applies again on the others.
@@ -110,8 +135,13 @@ func (d *demo) killLeader(ctx context.Context) error {
 	if err := d.apply(ctx, "payments may ask for orders"); err != nil {
 		return err
 	}
-	d.failover = time.Since(killed)
-	d.say("committed and confirmed by every Envoy %.1f s after the kill", d.failover.Seconds())
+	confirmed := time.Since(killed)
+	committed, err := d.committed(ctx)
+	if err != nil {
+		return err
+	}
+	d.failover = committed.Sub(killed)
+	d.say("committed %.1f s after the kill, confirmed by the Envoys %.1f s after it", d.failover.Seconds(), confirmed.Seconds())
 	if err := d.send(ctx,
 		d.http("bank/payments", "GET", "orders.shop", "/orders/7", "200", "grant:shop/web-uses-orders"),
 	); err != nil {
