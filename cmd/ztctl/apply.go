@@ -166,7 +166,7 @@ func (a *app) bases(ctx context.Context, c *client, docs []*spec.Document, given
 func (a *app) throughElection(ctx context.Context, read func() error) error {
 	ctx, cancel := a.deadline(ctx)
 	defer cancel()
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 400*time.Millisecond) {
 		err := read()
 		var away *unreachable
 		if status.Code(err) != codes.Unavailable || errors.As(err, &away) {
