@@ -177,9 +177,10 @@ func TestFollowerIsSeededBySnapshot(t *testing.T) {
 	sees := make(chan *state.State, 1) // newest only
 	ctx, cancel := context.WithCancel(c.ctx())
 	watch := make(chan error, 1)
+	follower := c.servers["c"]
 	go func() {
 		seen := state.New()
-		watch <- c.servers["c"].Watch(ctx, func(s *state.State, told state.Changes) error {
+		watch <- follower.Watch(ctx, func(s *state.State, told state.Changes) error {
 			if differs := state.Diff(seen, s); len(told.Union(differs).Keys) != len(told.Keys) {
 				return fmt.Errorf("%+v differs, %+v is told", differs, told)
 			}
