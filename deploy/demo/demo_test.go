@@ -12,65 +12,78 @@ import (
 	"time"
 )
 
-// TestDemo runs all of it, with binaries of the tree as it is.
+// TestDemo runs the real thing, with binaries of the tree as it is: once all of it,
+// and once until it is interrupted.
 func TestDemo(t *testing.T) {
-	bin, temp := t.TempDir(), t.TempDir()
+	bin := t.TempDir()
 	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", bin, "github.com/ztmesh/ztmesh/cmd/...")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build does, so that its cache serves
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	t.Setenv("KEEP", "")
-	t.Setenv("TMPDIR", temp)
-	var stdout, stderr bytes.Buffer
-	began := time.Now()
-	if code := command(t.Context(), []string{"--bin", bin}, &stdout, &stderr); code != 0 {
-		t.Fatalf("exit code %d\n%s\n%s", code, &stdout, &stderr)
+	t.Setenv("KEEP", "1")
+	for _, c := range []struct {
+		name, until string
+		code        int
+		want        string
+	}{
+		{"whole", "Everything goes on running", 0, "\ndemo passed: "},
+		{"interrupted", "--message again", 130, "$ envoy -c"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			// Not t.TempDir: sockets need a short path.
+			temp, err := os.MkdirTemp("", "zt")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.RemoveAll(temp) })
+			t.Setenv("TMPDIR", temp)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			stdout, began := &until{text: c.until, do: cancel}, time.Now()
+			var stderr bytes.Buffer
+			if code := command(ctx, []string{"--bin", bin}, stdout, &stderr); code != c.code {
+				t.Fatalf("exit code %d\n%s\n%s", code, stdout, &stderr)
+			}
+			t.Logf("took %.1f s", time.Since(began).Seconds())
+			out := stdout.String()
+			if !strings.Contains(out, c.want) || strings.Contains(out, "FAIL") || strings.Contains(out, "\x1b") {
+				t.Errorf("printed:\n%s", out)
+			}
+			nothingLeft(t, temp)
+		})
 	}
-	t.Logf("took %.1f s", time.Since(began).Seconds())
-	if out := stdout.String(); !strings.Contains(out, "\ndemo passed: ") || strings.Contains(out, "FAIL") || strings.Contains(out, "\x1b") {
-		t.Errorf("printed:\n%s", out)
-	}
-	nothingLeft(t, temp)
 }
 
-// TestInterrupted ends it in the middle: nothing stays.
-func TestInterrupted(t *testing.T) {
-	bin, temp := t.TempDir(), t.TempDir()
-	// A server that makes no cluster: the first command of the demo lasts for ever.
-	for _, name := range []string{"ztd", "ztctl", "ztagent"} {
-		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\necho started >&2\nexec sleep 1000\n"), 0o700); err != nil { //nolint:gosec // it must be executable
-			t.Fatal(err)
-		}
-	}
-	t.Setenv("TMPDIR", temp)
-	ctx, cancel := context.WithCancel(t.Context())
-	out := &onWrite{match: "$ ztd init", do: cancel}
-	var stderr bytes.Buffer
-	if code := command(ctx, []string{"--bin", bin, "--envoy", "none"}, out, &stderr); code != 130 {
-		t.Errorf("exit code %d\n%s", code, &stderr)
-	}
-	nothingLeft(t, temp)
+// until is a buffer that does something once a text has been written.
+type until struct {
+	bytes.Buffer
+	text string
+	do   func()
 }
 
-// onWrite calls do once something has been written.
-type onWrite struct {
-	match string
-	do    func()
-}
-
-func (o *onWrite) Write(b []byte) (int, error) {
-	if bytes.Contains(b, []byte(o.match)) {
-		o.do()
+func (u *until) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte(u.text)) {
+		u.do()
 	}
-	return len(b), nil
+	return u.Buffer.Write(b)
 }
 
+// nothingLeft: no file, and (where /proc tells) no process that works in temp.
 func nothingLeft(t *testing.T, temp string) {
 	t.Helper()
-	left, err := filepath.Glob(filepath.Join(temp, "*"))
-	if err != nil || len(left) > 0 {
-		t.Errorf("left behind: %s, %v", left, err)
+	files, err := filepath.Glob(filepath.Join(temp, "*"))
+	if err != nil || len(files) > 0 {
+		t.Errorf("left behind: %s, %v", files, err)
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/cwd")
+	if err != nil {
+		t.Error(err)
+	}
+	for _, p := range processes {
+		if dir, err := os.Readlink(p); err == nil && strings.HasPrefix(dir, temp) {
+			t.Errorf("left behind: %s", p)
+		}
 	}
 }
 

@@ -13,8 +13,7 @@ import (
 func (d *demo) judge(ctx context.Context) error {
 	d.step("Real requests through the Envoys")
 	d.say(`The reason is what the proxy that decided says: the callee's (grant:..., default-deny;
-gate for tcp), or the caller's own (no-grant).
- `)
+gate for tcp), or the caller's own (no-grant).`)
 	err := d.send(ctx,
 		d.http("shop/web", "GET", "orders.shop", "/orders/7", "200", "grant:shop/web-uses-orders"),
 		d.http("shop/web", "POST", "orders.shop", "/orders", "403", "default-deny"),
