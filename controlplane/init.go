@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"google.golang.org/grpc"
@@ -50,6 +51,12 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 		return "", err
 	}
 	defer lock.Close()
+	for _, left := range []string{d.kek(), d.raft()} {
+		if _, err := os.Stat(left); err == nil {
+			return "", fmt.Errorf("%s is there: an earlier init was interrupted, or this is a server without its %s; if it is the former, remove %s and try again",
+				left, filepath.Base(d.identityFile()), cfg.DataDir)
+		}
+	}
 	journal, err := identity.OpenJournal(d.journal())
 	if err != nil {
 		return "", err

@@ -144,6 +144,24 @@ func (s *Server) member(id string) bool {
 	return agreedOn == nil || memberOf(agreedOn.State(), s.id, id)
 }
 
+// watchMembers cuts off who is not of the cluster any more. If that is this server
+// itself, it ends: nobody will tell it of what changes from now on.
+func (s *Server) watchMembers(port *clusterPort) func(*state.State, state.Changes) error {
+	was := false
+	return func(st *state.State, changed state.Changes) error {
+		if !changed.Servers {
+			return nil
+		}
+		_, is := st.Server(s.id)
+		if was && !is {
+			return store.ErrRemoved
+		}
+		was = is
+		port.cut()
+		return nil
+	}
+}
+
 // peerTLS is how this server dials the cluster port of others: of members only.
 func (s *Server) peerTLS(protocol string) (*tls.Config, error) {
 	c, err := identity.ClusterClientConfig(s.trust(), protocol)
@@ -231,14 +249,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	g.Go(func() error { return others.Run(ctx) })
 	g.Go(func() error { return held.Run(ctx) })
 	g.Go(func() error { return agreedOn.Watch(ctx, loop.OnState) })
-	g.Go(func() error {
-		return agreedOn.Watch(ctx, func(_ *state.State, changed state.Changes) error {
-			if changed.Servers {
-				port.cut()
-			}
-			return nil
-		})
-	})
+	g.Go(func() error { return agreedOn.Watch(ctx, s.watchMembers(port)) })
 	g.Go(func() error { return loop.Run(ctx) })
 	g.Go(func() error { return s.renewer(signer).Run(ctx) })
 	g.Go(func() error {

@@ -192,6 +192,11 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 	if _, err := s.cfg.Issuer.KeyHash(req.IntermediateCsr); err != nil {
 		return nil, refuse(codes.InvalidArgument, "certificate request refused")
 	}
+	// A server that was given no peers would never find them. The first one may
+	// not have said yet where it is.
+	if err := s.waitForPeers(ctx); err != nil {
+		return nil, err
+	}
 	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{
 		Id: id, SecretHash: hash, Server: &logv1.Server{Id: req.Server},
 	}}})
@@ -209,10 +214,25 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 		TrustDomain: s.cfg.Issuer.TrustDomain(), Intermediate: intermediate, Roots: s.cfg.Issuer.Roots(),
 		KeyEncryptionKey: s.cfg.Issuer.KeyEncryptionKey(),
 	}
-	for m := range s.cfg.Log.State().Servers() {
+	resp.Peers = clusterAddresses(s.cfg.Log.State())
+	return resp, nil
+}
+
+func clusterAddresses(st *state.State) []string {
+	var out []string
+	for m := range st.Servers() {
 		if m.ClusterAddress != "" {
-			resp.Peers = append(resp.Peers, m.ClusterAddress)
+			out = append(out, m.ClusterAddress)
 		}
 	}
-	return resp, nil
+	return out
+}
+
+func (s *Server) waitForPeers(ctx context.Context) error {
+	return ignoreDone(s.cfg.Log.Watch(ctx, func(st *state.State, _ state.Changes) error {
+		if len(clusterAddresses(st)) > 0 {
+			return errDone
+		}
+		return nil
+	}))
 }
