@@ -259,7 +259,7 @@ func (d *demo) summary() error {
 	if d.unexpected > 0 || d.dropped > 0 {
 		return fmt.Errorf("%d of %d rows are not as expected; %d of %d requests were dropped", d.unexpected, d.rows, d.dropped, d.sent)
 	}
-	fmt.Fprintf(d.w, "%s all %d rows as expected; %d requests, 0 dropped; writes again %.1f s after the leader was killed; cut within %d ms; %.1f s in all\n",
+	fmt.Fprintf(d.w, "%s %d rows as expected, 0 of %d requests dropped, writes %.1f s after the kill, cut in %d ms; %.0f s\n",
 		d.paint(green, "demo passed:"), d.rows, d.sent, d.failover.Seconds(), d.cut.Milliseconds(), time.Since(d.began).Seconds())
 	return nil
 }

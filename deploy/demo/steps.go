@@ -186,7 +186,6 @@ func (d *demo) revoke(ctx context.Context) error {
 	if err := os.Remove(filepath.Join(d.dir, "spec", "orders-pays.yaml")); err != nil {
 		return err
 	}
-	began := time.Now()
 	if err := d.apply(ctx, "orders may not pay"); err != nil {
 		return err
 	}
@@ -194,7 +193,7 @@ func (d *demo) revoke(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.watchLinks(ctx, links, began, committed); err != nil {
+	if err := d.watchLinks(ctx, links, committed); err != nil {
 		return err
 	}
 	return d.send(ctx,

@@ -170,7 +170,7 @@ const cutLimit = 5 * time.Second
 
 // watchLinks waits until those links that must end have ended, and shows that the
 // others go on.
-func (d *demo) watchLinks(ctx context.Context, links []*link, began, committed time.Time) error {
+func (d *demo) watchLinks(ctx context.Context, links []*link, committed time.Time) error {
 	limit, cancel := context.WithTimeout(ctx, cutLimit)
 	defer cancel()
 	for _, l := range links {
@@ -200,7 +200,7 @@ func (d *demo) watchLinks(ctx context.Context, links []*link, began, committed t
 		select {
 		case <-l.ended:
 			got = "cut"
-			after = fmt.Sprintf("%d ms after the commit, %d ms after apply began", l.at.Sub(committed).Milliseconds(), l.at.Sub(began).Milliseconds())
+			after = fmt.Sprintf("%d ms after the commit", l.at.Sub(committed).Milliseconds())
 			d.cut = max(d.cut, l.at.Sub(committed))
 		default:
 			if l.trips.Load() > before[i] {
