@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -213,7 +214,7 @@ func (s *Server) Can(ctx context.Context, req *ztv1.CanRequest) (*ztv1.CanRespon
 	if err != nil {
 		return nil, err
 	}
-	d, err := policy.Can(v.Index, req.Namespace, req.Caller, req.Request)
+	d, err := policy.Can(v.Index, cmp.Or(req.Namespace, namespaceOf(req.Caller)), req.Caller, req.Request)
 	if err != nil {
 		return nil, refuse(codes.InvalidArgument, "%s", err)
 	}

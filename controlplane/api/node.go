@@ -48,6 +48,10 @@ func (s *Server) Enrol(ctx context.Context, req *ztv1.EnrolRequest) (*ztv1.Enrol
 	if err != nil {
 		return nil, refuse(codes.InvalidArgument, "certificate request refused")
 	}
+	// The answer says where the servers are, and nobody asks again for long.
+	if err := s.waitForPeers(ctx); err != nil {
+		return nil, err
+	}
 	instance := &logv1.Instance{
 		Id: req.Instance, Workload: workload.String(), Address: address, EgressAddress: egress,
 		Agent: len(req.SvidCsr) > 0, KeyHash: keyHash, Enrolled: timestamppb.New(s.cfg.Now()),
@@ -134,13 +138,16 @@ func (s *Server) issue(i *logv1.Instance, nodeCSR, svidCSR []byte) (*ztv1.Issued
 	return out, nil
 }
 
-// nodeAddresses is where the node port of every server is, this one first.
+// nodeAddresses is where the node port of every server is, this one first. A
+// server that has not said yet where it is, is left out.
 func (s *Server) nodeAddresses() []string {
 	var out []string
 	for m := range s.cfg.Log.State().Servers() {
-		if m.Id == s.cfg.ServerID {
+		switch {
+		case m.NodeAddress == "":
+		case m.Id == s.cfg.ServerID:
 			out = append([]string{m.NodeAddress}, out...)
-		} else {
+		default:
 			out = append(out, m.NodeAddress)
 		}
 	}
