@@ -19,6 +19,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -67,33 +68,41 @@ func New(t testing.TB, c Config) *Mesh {
 	first.Start()
 	for len(m.Servers) < c.Servers {
 		m.join(m.newServer(c), first)
+		m.Together()
 	}
-	m.Until("all servers are members", func() bool {
-		// The state of the first server, which leads: it was there alone.
-		resp, err := first.Admin().ListMembers(m.context(), &ztv1.ListMembersRequest{})
-		return err == nil && complete(resp.Members, len(m.Servers))
-	})
 	return m
 }
 
-func complete(members []*ztv1.Member, n int) bool {
-	for _, e := range members {
-		if !e.Voter || !e.Reachable || e.NodeAddress == "" {
-			return false
-		}
-	}
-	return len(members) == n
+// Together returns when all servers run and each of them hears all others, so
+// that it can speak for every proxy.
+func (m *Mesh) Together() {
+	m.t.Helper()
+	m.Until("all servers are one cluster", func() bool {
+		return !slices.ContainsFunc(m.Servers, func(s *Server) bool {
+			resp, err := s.Admin().ListMembers(m.context(), &ztv1.ListMembersRequest{})
+			return err != nil || len(resp.Members) != len(m.Servers) || slices.ContainsFunc(resp.Members, func(e *ztv1.Member) bool {
+				return !e.Voter || !e.Reachable || e.NodeAddress == ""
+			})
+		})
+	})
 }
 
 func (m *Mesh) join(s, by *Server) {
 	m.t.Helper()
 	ctx, cancel := context.WithTimeout(m.context(), Patience)
 	defer cancel()
-	resp, err := by.Admin().CreateToken(ctx, &ztv1.CreateTokenRequest{Server: true})
-	m.check(err)
-	m.check(controlplane.Join(ctx, controlplane.JoinConfig{
-		DataDir: s.dir, Server: by.Addresses().Node, Token: resp.Token, Logger: slog.New(slog.DiscardHandler),
-	}))
+	m.Until("a server may join", func() bool {
+		resp, err := by.Admin().CreateToken(ctx, &ztv1.CreateTokenRequest{Server: true})
+		if err == nil {
+			err = controlplane.Join(ctx, controlplane.JoinConfig{
+				DataDir: s.dir, Server: by.Addresses().Node, Token: resp.Token, Logger: slog.New(slog.DiscardHandler),
+			})
+		}
+		if !Unsettled(err) {
+			m.check(err)
+		}
+		return err == nil
+	})
 	s.Start()
 }
 

@@ -46,7 +46,7 @@ func (s *Server) Start() {
 	cfg := controlplane.Default()
 	port := net.JoinHostPort(s.host, "0") // any
 	cfg.DataDir, cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = s.dir, port, port, port, port
-	cfg.Timing = store.Timing{Heartbeat: 200 * time.Millisecond, Election: 200 * time.Millisecond, Lease: 100 * time.Millisecond}
+	cfg.Timing = store.Timing{Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond, Lease: 200 * time.Millisecond}
 	cfg.Liveness = s.liveness
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	server, err := controlplane.New(cfg)
