@@ -50,10 +50,12 @@ type demo struct {
 
 // counts are for the summary.
 type counts struct {
-	rows, unexpected int // of all tables
-	sent, dropped    int // requests beside the steps
-	failover         time.Duration
-	cut              time.Duration // the slowest
+	rows     int           // of all tables
+	sent     int           // requests beside the steps
+	failover time.Duration // from the kill to the next commit
+	cut      time.Duration // from the commit to the end of a connection; the slowest
+	failed   []string      // what was not as expected, for people
+	suspect  string        // the log that may tell why
 }
 
 // run is the whole demo. Whatever happens, no process outlives it.
@@ -247,8 +249,14 @@ func (d *demo) record(header string, lines []line) {
 	d.table(header, lines)
 	d.rows += len(lines)
 	for _, l := range lines {
-		if !l.ok {
-			d.unexpected++
+		if l.ok {
+			continue
+		}
+		d.failed = append(d.failed, strings.Join(l.cells, " | "))
+		for _, p := range d.proxies {
+			if p.name == l.cells[0] && d.suspect == "" {
+				d.suspect = p.Log()
+			}
 		}
 	}
 }
@@ -256,8 +264,12 @@ func (d *demo) record(header string, lines []line) {
 // summary is the last line; it is an error if anything was not as expected.
 func (d *demo) summary() error {
 	fmt.Fprintln(d.w)
-	if d.unexpected > 0 || d.dropped > 0 {
-		return fmt.Errorf("%d of %d rows are not as expected; %d of %d requests were dropped", d.unexpected, d.rows, d.dropped, d.sent)
+	if len(d.failed) > 0 {
+		err := fmt.Errorf("not as expected:\n  %s", strings.Join(d.failed, "\n  "))
+		if d.suspect != "" {
+			return &zttest.Failure{What: "the demo shows a fault", Log: d.suspect, Err: err}
+		}
+		return err
 	}
 	fmt.Fprintf(d.w, "%s %d rows as expected, 0 of %d requests dropped, writes %.1f s after the kill, cut in %d ms; %.0f s\n",
 		d.paint(green, "demo passed:"), d.rows, d.sent, d.failover.Seconds(), d.cut.Milliseconds(), time.Since(d.began).Seconds())

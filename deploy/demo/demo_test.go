@@ -87,20 +87,19 @@ func nothingLeft(t *testing.T, temp string) {
 	}
 }
 
-// TestUnexpected: one row that is not as expected, or one request that is dropped,
-// is an error.
+// TestUnexpected: whatever is not as expected is an error, and named.
 func TestUnexpected(t *testing.T) {
 	for _, c := range []struct {
-		ok      bool
-		dropped int
-		want    string
+		ok     bool
+		failed []string
+		want   string
 	}{
-		{true, 0, ""},
-		{false, 0, "1 of 1 rows are not as expected"},
-		{true, 2, "2 of 9 requests were dropped"},
+		{true, nil, ""},
+		{false, nil, "not as expected:\n  shop/web | 200"},
+		{true, []string{"2 of 9 requests were dropped"}, "2 of 9 requests were dropped"},
 	} {
 		var out bytes.Buffer
-		d := &demo{screen: &screen{w: &out}, counts: counts{sent: 9, dropped: c.dropped}}
+		d := &demo{screen: &screen{w: &out}, counts: counts{failed: c.failed}}
 		d.record("CALLER,STATUS", []line{{[]string{"shop/web", "200"}, c.ok}})
 		got := ""
 		if err := d.summary(); err != nil {
