@@ -220,9 +220,11 @@ func (d *demo) send(ctx context.Context, calls ...call) error {
 		if caller == "" {
 			caller = "(stranger)"
 		}
+		a := answers[i]
 		lines[i] = line{
-			[]string{caller, c.what, answers[i].status, c.status, answers[i].reason},
-			answers[i].status == c.status && answers[i].reason == c.reason,
+			cells: []string{caller, c.what, a.status, c.status, a.reason},
+			ok:    a.status == c.status && a.reason == c.reason,
+			id:    a.id,
 		}
 	}
 	d.record("CALLER,REQUEST,STATUS,EXPECTED,REASON", lines)

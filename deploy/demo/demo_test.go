@@ -100,7 +100,7 @@ func TestUnexpected(t *testing.T) {
 	} {
 		var out bytes.Buffer
 		d := &demo{screen: &screen{w: &out}, counts: counts{failed: c.failed}}
-		d.record("CALLER,STATUS", []line{{[]string{"shop/web", "200"}, c.ok}})
+		d.record("CALLER,STATUS", []line{{cells: []string{"shop/web", "200"}, ok: c.ok}})
 		got := ""
 		if err := d.summary(); err != nil {
 			got = err.Error()

@@ -70,6 +70,7 @@ func (s *screen) output(text string) {
 type line struct {
 	cells []string
 	ok    bool
+	id    string // of the request, if there is one
 }
 
 // table prints aligned columns. The last one is ok or FAIL.

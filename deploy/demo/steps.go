@@ -77,7 +77,7 @@ func (d *demo) underTraffic(ctx context.Context) error {
 	d.sent = t.sent
 	d.say("\n%d requests went on from the change until now: %d dropped, the slowest took %d ms", t.sent, t.dropped, t.slowest.Milliseconds())
 	if t.dropped > 0 {
-		d.failed = append(d.failed, fmt.Sprintf("%d of %d requests were dropped, the first: %s", t.dropped, t.sent, t.first))
+		d.failed = append(d.failed, fmt.Sprintf("%d of %d requests were dropped, the first: %s", t.dropped, t.sent, t.first)+d.linesWith(t.id))
 	}
 	return nil
 }

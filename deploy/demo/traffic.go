@@ -26,7 +26,7 @@ type traffic struct {
 	mu            sync.Mutex // guards what follows until stop has returned
 	sent, dropped int
 	slowest       time.Duration
-	first         string // what was dropped first
+	first, id     string // what was dropped first
 }
 
 func (d *demo) startTraffic(ctx context.Context) *traffic {
@@ -68,7 +68,7 @@ func (t *traffic) count(c call, a answer, took time.Duration) {
 	t.slowest = max(t.slowest, took)
 	if a.status != c.status {
 		if t.dropped++; t.first == "" {
-			t.first = fmt.Sprintf("%s %s: %s %s, request %s", c.caller, c.what, a.status, a.reason, a.id)
+			t.first, t.id = fmt.Sprintf("%s | %s | %s %s", c.caller, c.what, a.status, a.reason), a.id
 		}
 	}
 }
@@ -207,7 +207,7 @@ func (d *demo) watchLinks(ctx context.Context, links []*link, committed time.Tim
 				got, after = "stays", "went on throughout"
 			}
 		}
-		lines[i] = line{[]string{l.caller, l.what, told, got, want, after}, got == want}
+		lines[i] = line{cells: []string{l.caller, l.what, told, got, want, after}, ok: got == want}
 	}
 	d.record("CALLER,OPEN CONNECTION,ROUND TRIPS,STATE,EXPECTED,WHEN", lines)
 	return nil
