@@ -106,10 +106,8 @@ func (c *cluster) logger() *slog.Logger {
 func (c *cluster) join() *server {
 	c.t.Helper()
 	s := &server{dir: filepath.Join(c.t.TempDir(), "server")}
-	token, err := c.admin().CreateToken(c.ctx(), &ztv1.CreateTokenRequest{Server: true})
-	c.check(err)
 	c.check(controlplane.Join(c.ctx(), controlplane.JoinConfig{
-		DataDir: s.dir, Server: c.servers[0].Addresses().Node, Token: token.Token, Logger: c.logger(),
+		DataDir: s.dir, Server: c.servers[0].Addresses().Node, Token: c.token(""), Logger: c.logger(),
 	}))
 	c.servers = append(c.servers, s)
 	c.start(s)
@@ -288,21 +286,29 @@ func (c *cluster) keyPair(key identity.PrivateKey, der [][]byte) *identity.KeyPa
 func (c *cluster) addAdmin(name, role string, namespaces ...string) *identity.KeyPair {
 	c.t.Helper()
 	key, csr := c.newKey()
-	resp, err := c.admin().AddAdmin(c.ctx(), &ztv1.AddAdminRequest{Name: name, Role: role, Namespaces: namespaces, Csr: csr})
-	c.check(err)
+	var resp *ztv1.AddAdminResponse
+	c.settled(func() (err error) {
+		resp, err = c.admin().AddAdmin(c.ctx(), &ztv1.AddAdminRequest{Name: name, Role: role, Namespaces: namespaces, Csr: csr})
+		return err
+	})
 	return c.keyPair(key, resp.Chain)
 }
 
 func (c *cluster) removeAdmin(name string) {
 	c.t.Helper()
-	_, err := c.admin().RemoveAdmin(c.ctx(), &ztv1.RemoveAdminRequest{Name: name})
-	c.check(err)
+	c.settled(func() error {
+		_, err := c.admin().RemoveAdmin(c.ctx(), &ztv1.RemoveAdminRequest{Name: name})
+		return err
+	})
 }
 
 func (c *cluster) token(workload string) string {
 	c.t.Helper()
-	resp, err := c.admin().CreateToken(c.ctx(), &ztv1.CreateTokenRequest{Workload: workload, Server: workload == ""})
-	c.check(err)
+	var resp *ztv1.CreateTokenResponse
+	c.settled(func() (err error) {
+		resp, err = c.admin().CreateToken(c.ctx(), &ztv1.CreateTokenRequest{Workload: workload, Server: workload == ""})
+		return err
+	})
 	return resp.Token
 }
 
@@ -325,8 +331,11 @@ func (c *cluster) node(s *server, pair *identity.KeyPair) ztv1.NodeServiceClient
 func (c *cluster) enrol(workload string) (id string, pair *identity.KeyPair) {
 	c.t.Helper()
 	key, req := c.enrolment(c.token(workload), workload)
-	resp, err := c.node(c.servers[0], nil).Enrol(c.ctx(), req)
-	c.check(err)
+	var resp *ztv1.EnrolResponse
+	c.settled(func() (err error) {
+		resp, err = c.node(c.servers[0], nil).Enrol(c.ctx(), req)
+		return err
+	})
 	return resp.Instance, c.keyPair(key, resp.Certificates.NodeChain)
 }
 
@@ -345,10 +354,11 @@ func (c *cluster) identityOf(s *server) *identity.KeyPair {
 // apply makes a spec the truth.
 func (c *cluster) apply(yaml string) *ztv1.ApplyResponse {
 	c.t.Helper()
-	resp, err := c.admin().Apply(c.ctx(), applyRequest(yaml))
-	if err != nil {
-		c.t.Fatalf("apply: %v %v", err, status.Convert(err).Details())
-	}
+	var resp *ztv1.ApplyResponse
+	c.settled(func() (err error) {
+		resp, err = c.admin().Apply(c.ctx(), applyRequest(yaml))
+		return err
+	})
 	return resp
 }
 
@@ -417,6 +427,19 @@ func (c *cluster) metric(s *server, series string) float64 {
 		}
 	}
 	return sum
+}
+
+// settled calls again while there is no leader: nothing has changed then.
+func (c *cluster) settled(call func() error) {
+	c.t.Helper()
+	var err error
+	c.until("a leader", func() bool {
+		err = call()
+		return status.Code(err) != codes.Unavailable
+	})
+	if err != nil {
+		c.t.Fatalf("%v %v", err, status.Convert(err).Details())
+	}
 }
 
 // refused wants an error of a code and returns its message.

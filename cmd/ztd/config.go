@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,6 +71,16 @@ func loadConfig(f *pflag.FlagSet) (config, error) {
 		if err := v.ReadInConfig(); err != nil {
 			return c, fmt.Errorf("configuration: %w", err)
 		}
+	}
+	var unknown []string
+	for _, key := range v.AllKeys() {
+		if !knownKey(key) {
+			unknown = append(unknown, key)
+		}
+	}
+	if len(unknown) > 0 {
+		slices.Sort(unknown)
+		return c, fmt.Errorf("configuration: %s: unknown keys: %s", file, strings.Join(unknown, ", "))
 	}
 	if err := errors.Join(v.UnmarshalExact(&c), unknownVariables(os.Environ())); err != nil {
 		return c, fmt.Errorf("configuration: %w", err)

@@ -11,6 +11,7 @@ import (
 )
 
 func main() {
+	syscall.Umask(0o077) // whatever it writes is its own
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command(os.Stdout, os.Stderr).ExecuteContext(ctx); err != nil {
