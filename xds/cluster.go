@@ -70,8 +70,11 @@ func (b *builder) service(d Destination) *clusterv3.Cluster {
 		EdsClusterConfig:     &clusterv3.Cluster_EdsClusterConfig{EdsConfig: ads()},
 		ConnectTimeout:       durationpb.New(connectTimeout),
 		CircuitBreakers:      breakers(),
-		// Panic routing would call instances that are known to be ill.
-		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 0}},
+		// As long as one instance is well, no other is called. When none is, all are
+		// tried: a check may have come before the callee's gate was opened for a new
+		// caller, who would get 503 until the next. This opens nothing: the callee
+		// judges every request.
+		CommonLbConfig: &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 1}},
 		// An endpoint that is withdrawn is gone, even if it still answers.
 		IgnoreHealthOnHostRemoval: true,
 		HealthChecks:              []*corev3.HealthCheck{healthCheck(d)},
