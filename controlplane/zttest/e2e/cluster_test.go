@@ -185,9 +185,13 @@ func TestLeaderLost(t *testing.T) {
 		t.Error("the leader is the one that was stopped")
 	}
 	for _, s := range m.Others(leader) { // a follower forwards
-		if _, err := s.Admin().CreateToken(t.Context(), &ztv1.CreateTokenRequest{Workload: "shop/web"}); err != nil {
-			t.Errorf("%s: %v", s, err)
-		}
+		m.Until("every server takes a write", func() bool {
+			_, err := s.Admin().CreateToken(t.Context(), &ztv1.CreateTokenRequest{Workload: "shop/web"})
+			if err != nil && !mesh.Unsettled(err) {
+				t.Fatalf("%s: %v", s, err)
+			}
+			return err == nil
+		})
 	}
 	calls.end(t)
 	leader.Start()

@@ -59,9 +59,9 @@ func (m *Mesh) EnrolAt(workload, address string) *Instance {
 // Token makes a join token for a workload.
 func (m *Mesh) Token(workload string) string {
 	m.t.Helper()
-	resp, err := m.Admin().CreateToken(m.context(), &ztv1.CreateTokenRequest{Workload: workload})
-	m.check(err)
-	return resp.Token
+	return settled(m, "a token", func() (*ztv1.CreateTokenResponse, error) {
+		return m.Admin().CreateToken(m.context(), &ztv1.CreateTokenRequest{Workload: workload})
+	}).Token
 }
 
 func (m *Mesh) enrol(workload, address string, agent bool) *Instance {
@@ -80,8 +80,9 @@ func (m *Mesh) enrol(workload, address string, agent bool) *Instance {
 		svid, req.SvidCsr = m.newRequest()
 	}
 	conn := m.dialNode(m.running()[0].Addresses().Node, address, credentials.NewTLS(config))
-	resp, err := ztv1.NewNodeServiceClient(conn).Enrol(m.context(), req)
-	m.check(err)
+	resp := settled(m, "an enrolment", func() (*ztv1.EnrolResponse, error) {
+		return ztv1.NewNodeServiceClient(conn).Enrol(m.context(), req)
+	})
 	in.servers = resp.Servers
 	in.Node = m.pair(key, resp.Certificates.NodeChain)
 	if agent {

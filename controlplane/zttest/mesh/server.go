@@ -30,6 +30,7 @@ type Server struct {
 
 	m         *Mesh
 	dir, host string
+	timing    store.Timing
 	liveness  controlplane.Liveness
 	conn      *grpc.ClientConn // to the admin port; made at the first start
 
@@ -46,7 +47,7 @@ func (s *Server) Start() {
 	cfg := controlplane.Default()
 	port := net.JoinHostPort(s.host, "0") // any
 	cfg.DataDir, cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = s.dir, port, port, port, port
-	cfg.Timing = store.Timing{Heartbeat: 300 * time.Millisecond, Election: 300 * time.Millisecond, Lease: 200 * time.Millisecond}
+	cfg.Timing = s.timing
 	cfg.Liveness = s.liveness
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	server, err := controlplane.New(cfg)
