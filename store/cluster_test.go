@@ -163,8 +163,8 @@ func (c *testCluster) begin(names ...string) *Store {
 			c.t.Fatal(err)
 		}
 	}
-	for _, name := range names[1:] {
-		waitIndex(c.t, c.servers[name], first.State().Index())
+	for _, name := range names[1:] { // until each knows all of the others
+		waitApplied(c.t, c.servers[name], first.raft.LastIndex())
 	}
 	return first
 }
@@ -223,19 +223,30 @@ func waitLeads(t testing.TB, s *Store) {
 	}
 }
 
-// waitIndex waits until a server has applied an entry.
+// waitIndex waits until the state of a server is at an index.
 func waitIndex(t testing.TB, s *Store, index uint64) {
+	t.Helper()
+	wait(t, s, func(uint64) bool { return s.State().Index() >= index })
+}
+
+// waitApplied waits until a server has applied an entry, of any type.
+func waitApplied(t testing.TB, s *Store, index uint64) {
+	t.Helper()
+	wait(t, s, func(applied uint64) bool { return applied >= index })
+}
+
+func wait(t testing.TB, s *Store, until func(applied uint64) bool) {
 	t.Helper()
 	timeout := time.After(patience)
 	for {
-		_, advanced := s.fsm.progress()
-		if s.State().Index() >= index {
+		applied, advanced := s.fsm.progress()
+		if until(applied) {
 			return
 		}
 		select {
 		case <-advanced:
 		case <-timeout:
-			t.Fatalf("%s is at %d, not %d", s.cfg.ID, s.State().Index(), index)
+			t.Fatalf("%s stays at %d", s.cfg.ID, applied)
 		}
 	}
 }

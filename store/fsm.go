@@ -64,7 +64,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 			next, result, err := apply(s, l)
 			if err != nil {
 				f.broken = err
-				f.hooks.fail(err)
+				defer f.hooks.fail(err) // when what precedes it is published
 			} else {
 				s, answers[i] = next, result
 				if !result.Changed.Empty() {
