@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -131,7 +130,8 @@ func (in *Instance) Start() *Instance {
 	m.check(err)
 	p, err := envoy.Start(envoy.Config{
 		Bootstrap: boot, Dir: in.dir, Admin: filepath.Join(in.dir, "admin"),
-		Args: []string{"--file-flush-interval-msec", "50"}, // the access log is read while it is written
+		// The access log alone goes to stdout: two writers would tear its lines.
+		Args: []string{"--file-flush-interval-msec", "50", "--log-path", filepath.Join(in.dir, "envoy.log")},
 	})
 	m.check(err)
 	in.Process = p
@@ -140,24 +140,14 @@ func (in *Instance) Start() *Instance {
 			m.t.Error(err)
 		}
 		if m.t.Failed() {
-			m.t.Logf("log of %s, instance %s at %s:\n%s", in.Workload, in.ID, in.Address, withoutAccesses(p.Log()))
+			said, _ := os.ReadFile(filepath.Join(in.dir, "envoy.log")) // not there if Envoy did not start
+			m.t.Logf("log of %s, instance %s at %s:\n%s", in.Workload, in.ID, in.Address, said)
 		}
 	})
 	ctx, cancel := context.WithTimeout(m.context(), Patience)
 	defer cancel()
 	m.check(p.Ready(ctx))
 	return in
-}
-
-// withoutAccesses is what Envoy says of itself.
-func withoutAccesses(log string) string {
-	var b strings.Builder
-	for line := range strings.Lines(log) {
-		if !strings.HasPrefix(line, "{") {
-			b.WriteString(line)
-		}
-	}
-	return b.String()
 }
 
 // writeBootstrap makes the folder that Envoy reads its own certificate from.
