@@ -16,7 +16,7 @@ import (
 )
 
 // devTrustDomain is that of a cluster made by --dev.
-const devTrustDomain = "dev.example"
+const devTrustDomain = "mesh.example" // as in the spec that ztctl init writes
 
 func command(stdout, stderr io.Writer) *cobra.Command {
 	var dev bool
