@@ -15,9 +15,12 @@ import (
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
-// fsm applies committed entries. raft calls ApplyBatch, Apply, Snapshot and
-// Restore from one goroutine, never two at a time; Persist runs beside later
-// ApplyBatch calls, which it does not see, since a State never changes.
+// fsm applies committed entries. raft calls Apply, StoreConfiguration, Snapshot and
+// Restore from one goroutine, never two at a time; Persist runs beside later calls
+// of Apply, which it does not see, since a State never changes.
+//
+// It does not implement raft.BatchingFSM: raft answers a batch when all of it is
+// applied, and proposers would wait for one another.
 //
 // An entry that cannot be applied breaks the fsm: it reports through fail, keeps
 // the state before that entry, and refuses everything after it, snapshots too,
@@ -30,7 +33,8 @@ type fsm struct {
 	mu       sync.Mutex            // guards what follows; never held while calling out
 	watchers map[*watcher]struct{} // each gets every change; see Watch
 	applied  uint64                // the index of the last command or configuration seen
-	advanced chan struct{}         // closed and replaced when applied grows
+	advanced chan struct{}         // closed and replaced when applied grows, if awaited
+	awaited  bool                  // somebody has advanced
 }
 
 // fsmHooks is what the fsm tells the store. None of them may block.
@@ -40,7 +44,10 @@ type fsmHooks struct {
 	configured func(raft.Configuration) // a configuration is committed
 }
 
-var _ raft.BatchingFSM = (*fsm)(nil)
+var (
+	_ raft.FSM                = (*fsm)(nil)
+	_ raft.ConfigurationStore = (*fsm)(nil)
+)
 
 func newFSM(s *state.State, hooks fsmHooks) *fsm {
 	f := &fsm{hooks: hooks, watchers: make(map[*watcher]struct{}), applied: s.Index(), advanced: make(chan struct{})}
@@ -48,41 +55,30 @@ func newFSM(s *state.State, hooks fsmHooks) *fsm {
 	return f
 }
 
-// Apply is part of raft.FSM; raft calls ApplyBatch instead.
-func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
-
-// ApplyBatch answers each command with a state.Result, or with an error when the
-// fsm is broken. The state is published, and watchers are told, before it
-// returns, and so before any proposer hears of it.
-func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
-	answers := make([]any, len(logs))
-	s := f.state.Load()
-	var changes []state.Changes
-	var applied uint64
-	for i, l := range logs {
-		if f.broken == nil && l.Type == raft.LogCommand {
-			next, result, err := apply(s, l)
-			if err != nil {
-				f.broken = err
-				defer f.hooks.fail(err) // when what precedes it is published
-			} else {
-				s, answers[i] = next, result
-				if !result.Changed.Empty() {
-					changes = append(changes, result.Changed)
-				}
-			}
-		}
-		if f.broken != nil {
-			answers[i] = f.broken
-			continue
-		}
-		if l.Type == raft.LogConfiguration {
-			f.hooks.configured(raft.DecodeConfiguration(l.Data))
-		}
-		applied = l.Index
+// Apply answers a command with a state.Result, or with an error when the fsm is
+// broken. The state is published, and watchers are told, before it returns, and so
+// before the proposer hears of it.
+func (f *fsm) Apply(l *raft.Log) any {
+	if f.broken != nil {
+		return f.broken
 	}
-	f.publish(s, applied, changes)
-	return answers
+	next, result, err := apply(f.state.Load(), l)
+	if err != nil {
+		f.broken = err
+		f.hooks.fail(err)
+		return err
+	}
+	f.publish(next, l.Index, result.Changed)
+	return result
+}
+
+// StoreConfiguration is called in the place of Apply for a change of members.
+func (f *fsm) StoreConfiguration(index uint64, c raft.Configuration) {
+	if f.broken != nil {
+		return
+	}
+	f.hooks.configured(c)
+	f.publish(f.state.Load(), index, state.Changes{})
 }
 
 func apply(s *state.State, l *raft.Log) (*state.State, state.Result, error) {
@@ -97,20 +93,22 @@ func apply(s *state.State, l *raft.Log) (*state.State, state.Result, error) {
 	return next, result, nil
 }
 
-func (f *fsm) publish(s *state.State, applied uint64, changes []state.Changes) {
+func (f *fsm) publish(s *state.State, applied uint64, changed state.Changes) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.state.Store(s)
 	if applied > f.applied {
 		f.applied = applied
-		close(f.advanced)
-		f.advanced = make(chan struct{})
+		if f.awaited {
+			close(f.advanced)
+			f.advanced, f.awaited = make(chan struct{}), false
+		}
 	}
-	if len(changes) == 0 {
+	if changed.Empty() {
 		return
 	}
 	for w := range f.watchers {
-		w.add(changes)
+		w.add(changed)
 	}
 }
 
@@ -119,10 +117,11 @@ func (f *fsm) publish(s *state.State, applied uint64, changes []state.Changes) {
 func (f *fsm) progress() (uint64, <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.awaited = true
 	return f.applied, f.advanced
 }
 
-// Snapshot is called between two batches. It takes no time: a State is a value.
+// Snapshot is called between two entries. It takes no time: a State is a value.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if f.broken != nil {
 		return nil, f.broken
@@ -141,7 +140,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
-	f.publish(s, s.Index(), []state.Changes{state.Diff(f.state.Load(), s)})
+	f.publish(s, s.Index(), state.Diff(f.state.Load(), s))
 	return nil
 }
 

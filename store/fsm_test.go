@@ -10,31 +10,29 @@ import (
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
-// TestBrokenBatch: what precedes an entry that cannot be applied is applied and
-// answered; the entry and what follows it are neither.
-func TestBrokenBatch(t *testing.T) {
+// TestBrokenFSM: what precedes an entry that cannot be applied is applied; the
+// entry and what follows it are not, of whatever type.
+func TestBrokenFSM(t *testing.T) {
 	command := func(index uint64, e *logv1.Entry) *raft.Log {
 		e.Format = state.Format
 		return &raft.Log{Index: index, Type: raft.LogCommand, Data: must(proto.Marshal(e))}
 	}
 	var failures []error
-	f := newFSM(state.New(), fsmHooks{fail: func(err error) { failures = append(failures, err) }})
-	answers := f.ApplyBatch([]*raft.Log{command(3, initEntry()), {Index: 4, Type: raft.LogCommand, Data: []byte{0xff}}, command(5, putEntry(0, "g", "x"))})
-	if r, ok := answers[0].(state.Result); !ok || r.Err != nil {
-		t.Errorf("before: %v", answers[0])
+	f := newFSM(state.New(), fsmHooks{
+		fail:       func(err error) { failures = append(failures, err) },
+		configured: func(raft.Configuration) {},
+	})
+	if r, ok := f.Apply(command(3, initEntry())).(state.Result); !ok || r.Err != nil {
+		t.Errorf("before: %v", r)
 	}
-	for _, a := range answers[1:] {
-		if _, ok := a.(error); !ok {
-			t.Errorf("then: %v", a)
+	f.StoreConfiguration(4, raft.Configuration{})
+	for _, l := range []*raft.Log{{Index: 5, Type: raft.LogCommand, Data: []byte{0xff}}, command(6, putEntry(0, "g", "x"))} {
+		if err, ok := f.Apply(l).(error); !ok || len(failures) != 1 || err != failures[0] {
+			t.Errorf("entry %d: %v, failures %v", l.Index, err, failures)
 		}
 	}
-	if applied, _ := f.progress(); applied != 3 || f.state.Load().Index() != 3 {
+	f.StoreConfiguration(7, raft.Configuration{})
+	if applied, _ := f.progress(); applied != 4 || f.state.Load().Index() != 3 {
 		t.Errorf("applied %d, state at %d", applied, f.state.Load().Index())
-	}
-	if len(failures) != 1 {
-		t.Errorf("failures %v", failures)
-	}
-	if a := f.Apply(command(6, putEntry(0, "g", "x"))); a != failures[0] {
-		t.Errorf("afterwards: %v", a)
 	}
 }

@@ -53,7 +53,7 @@ func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 	}
 	start := s.cfg.Now()
 	f := s.raft.Apply(data, wait)
-	if err := s.await(ctx, f); err != nil {
+	if err := s.awaitProposal(ctx, f); err != nil {
 		return state.Result{}, proposeError(err)
 	}
 	s.metrics.commit.Observe(s.cfg.Now().Sub(start).Seconds())
@@ -67,12 +67,51 @@ func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 	}
 }
 
+// proposal is an entry that raft has been given.
+type proposal struct {
+	future raft.ApplyFuture
+	done   chan error // holds one
+}
+
+// awaitProposal is await for entries. They are answered in the order of the log, so
+// one goroutine can wait for all of them: it is woken once for each batch.
+func (s *Store) awaitProposal(ctx context.Context, f raft.ApplyFuture) error {
+	p := proposal{future: f, done: make(chan error, 1)}
+	select {
+	case s.proposals <- p:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-s.closed:
+		return raft.ErrRaftShutdown
+	case <-s.failed.ch:
+		return s.failed.err
+	}
+	return s.wait(ctx, p.done)
+}
+
+// answerProposals ends when the store has stopped, or never, if raft leaves a
+// proposal without an answer when it shuts down.
+func (s *Store) answerProposals() {
+	for {
+		select {
+		case p := <-s.proposals:
+			p.done <- p.future.Error()
+		case <-s.closed:
+			return
+		}
+	}
+}
+
 // await waits for a future of raft's, or until ctx is done or the store stops. raft
 // leaves some futures without an answer when it shuts down, and only for those the
 // goroutine outlives the store.
 func (s *Store) await(ctx context.Context, f raft.Future) error {
 	done := make(chan error, 1)
 	go func() { done <- f.Error() }()
+	return s.wait(ctx, done)
+}
+
+func (s *Store) wait(ctx context.Context, done <-chan error) error {
 	select {
 	case err := <-done:
 		return err

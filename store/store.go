@@ -122,14 +122,15 @@ type Store struct {
 	lead      leadership
 	metrics   *metrics
 
-	notify   chan bool      // raft → runLeadership
-	member   atomic.Bool    // the last committed configuration has this server
-	removed  chan struct{}  // fsm → runLeadership: a committed configuration lacks this server; holds one
-	shutdown func() error   // stops raft and its transport once, and waits for them
-	failed   *failure       // set once by whoever finds that the store cannot go on
-	closed   chan struct{}  // closed when Close begins to take things down
-	once     sync.Once      // guards closing of closed
-	tasks    sync.WaitGroup // runLeadership
+	proposals chan proposal  // Propose → answerProposals
+	notify    chan bool      // raft → runLeadership
+	member    atomic.Bool    // the last committed configuration has this server
+	removed   chan struct{}  // fsm → runLeadership: a committed configuration lacks this server; holds one
+	shutdown  func() error   // stops raft and its transport once, and waits for them
+	failed    *failure       // set once by whoever finds that the store cannot go on
+	closed    chan struct{}  // closed when Close begins to take things down
+	once      sync.Once      // guards closing of closed
+	tasks     sync.WaitGroup // runLeadership
 }
 
 // Open opens or makes the data directory, restores the newest snapshot, and joins
@@ -168,7 +169,7 @@ func open(cfg Config) (_ *Store, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, notify: make(chan bool, 16), removed: make(chan struct{}, 1), failed: newFailure(), closed: make(chan struct{})}
+	s := &Store{cfg: cfg, proposals: make(chan proposal, 256), notify: make(chan bool, 16), removed: make(chan struct{}, 1), failed: newFailure(), closed: make(chan struct{})}
 	s.lead.changed = make(chan struct{})
 	defer func() {
 		if err != nil && s.raft == nil {
@@ -212,6 +213,7 @@ func open(cfg Config) (_ *Store, err error) {
 	}
 	s.shutdown = sync.OnceValue(func() error { return s.raft.Shutdown().Error() })
 	s.tasks.Go(s.runLeadership)
+	go s.answerProposals()
 	if err := s.metrics.register(s); err != nil {
 		return nil, errors.Join(err, s.stop())
 	}

@@ -17,8 +17,8 @@ type watcher struct {
 }
 
 // add is called with fsm.mu held; it never blocks.
-func (w *watcher) add(changes []state.Changes) {
-	w.pending = append(w.pending, changes...)
+func (w *watcher) add(changed state.Changes) {
+	w.pending = append(w.pending, changed)
 	if len(w.pending) >= compactAt {
 		w.pending = append(w.pending[:0:0], state.Changes{}.Union(w.pending...))
 	}

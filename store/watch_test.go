@@ -91,7 +91,7 @@ func TestWatchEnds(t *testing.T) {
 func TestWatcherPilesUpLittle(t *testing.T) {
 	w := &watcher{ready: make(chan struct{}, 1)}
 	for i := range 10 * compactAt {
-		w.add([]state.Changes{{Keys: []state.Key{{Name: fmt.Sprint(i % 3)}}}})
+		w.add(state.Changes{Keys: []state.Key{{Name: fmt.Sprint(i % 3)}}})
 	}
 	if len(w.pending) > compactAt {
 		t.Errorf("%d are pending", len(w.pending))
