@@ -40,7 +40,6 @@ func (l *leadership) set(r reign) {
 
 // runLeadership follows what raft says about leadership until the store closes.
 func (s *Store) runLeadership() {
-	failed := s.failed.ch
 	for {
 		select {
 		case leads := <-s.notify:
@@ -51,14 +50,12 @@ func (s *Store) runLeadership() {
 			s.lead.set(r)
 		case <-s.removed:
 			if !s.isMember() { // It may have been added again since.
-				s.failed.set(ErrRemoved)
+				s.end.set(ErrRemoved)
 			}
-		case <-failed:
-			failed = nil
+		case <-s.end.ch:
 			if err := s.shutdown(); err != nil { // A server that has failed must not lead.
 				s.cfg.Logger.Error("shut down", "error", err)
 			}
-		case <-s.closed:
 			s.lead.set(reign{})
 			return
 		}
@@ -82,10 +79,8 @@ func (s *Store) leading(ctx context.Context) (reign, error) {
 	for {
 		r, changed := s.lead.get()
 		select {
-		case <-s.closed:
-			return reign{}, ErrClosed
-		case <-s.failed.ch:
-			return reign{}, fmt.Errorf("%w: %w", ErrClosed, s.failed.err)
+		case <-s.end.ch:
+			return reign{}, s.end.err()
 		default:
 		}
 		if s.raft.State() != raft.Leader {
@@ -96,7 +91,7 @@ func (s *Store) leading(ctx context.Context) (reign, error) {
 		}
 		select {
 		case <-changed:
-		case <-s.closed:
+		case <-s.end.ch:
 		case <-ctx.Done():
 			return reign{}, context.Cause(ctx)
 		}
@@ -125,10 +120,8 @@ func (s *Store) Barrier(ctx context.Context) error {
 		}
 		select {
 		case <-advanced:
-		case <-s.failed.ch:
-			return fmt.Errorf("%w: %w", ErrClosed, s.failed.err)
-		case <-s.closed:
-			return ErrClosed
+		case <-s.end.ch:
+			return s.end.err()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -167,8 +160,8 @@ func (s *Store) confirm(ctx context.Context, term uint64) error {
 		select {
 		case <-more:
 		case <-led:
-		case <-s.closed:
-			return ErrClosed
+		case <-s.end.ch:
+			return s.end.err()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -212,13 +205,13 @@ func (s *Store) WatchLeader(ctx context.Context, fn func(leads bool, term uint64
 		case <-changed:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.closed:
+		case <-s.end.ch:
 			if r.term != 0 {
 				if err := fn(false, 0); err != nil {
 					return err
 				}
 			}
-			return ErrClosed
+			return s.end.err()
 		}
 	}
 }

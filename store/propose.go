@@ -81,10 +81,8 @@ func (s *Store) awaitProposal(ctx context.Context, f raft.ApplyFuture) error {
 	case s.proposals <- p:
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-s.closed:
-		return raft.ErrRaftShutdown
-	case <-s.failed.ch:
-		return s.failed.err
+	case <-s.end.ch:
+		return s.end.err()
 	}
 	return s.wait(ctx, p.done)
 }
@@ -96,7 +94,7 @@ func (s *Store) answerProposals() {
 		select {
 		case p := <-s.proposals:
 			p.done <- p.future.Error()
-		case <-s.closed:
+		case <-s.end.ch:
 			return
 		}
 	}
@@ -117,10 +115,8 @@ func (s *Store) wait(ctx context.Context, done <-chan error) error {
 		return err
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-s.closed:
-		return raft.ErrRaftShutdown
-	case <-s.failed.ch:
-		return s.failed.err
+	case <-s.end.ch:
+		return s.end.err()
 	}
 }
 

@@ -127,9 +127,8 @@ type Store struct {
 	member    atomic.Bool    // the last committed configuration has this server
 	removed   chan struct{}  // fsm → runLeadership: a committed configuration lacks this server; holds one
 	shutdown  func() error   // stops raft and its transport once, and waits for them
-	failed    *failure       // set once by whoever finds that the store cannot go on
-	closed    chan struct{}  // closed when Close begins to take things down
-	once      sync.Once      // guards closing of closed
+	stopped   func() error   // waits for everything and gives back what open has taken, once
+	end       *end           // set once: by Close, or by whoever finds that the store cannot go on
 	tasks     sync.WaitGroup // runLeadership
 }
 
@@ -169,7 +168,7 @@ func open(cfg Config) (_ *Store, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, proposals: make(chan proposal, 256), notify: make(chan bool, 16), removed: make(chan struct{}, 1), failed: newFailure(), closed: make(chan struct{})}
+	s := &Store{cfg: cfg, proposals: make(chan proposal, 256), notify: make(chan bool, 16), removed: make(chan struct{}, 1), end: newEnd()}
 	s.lead.changed = make(chan struct{})
 	defer func() {
 		if err != nil && s.raft == nil {
@@ -180,7 +179,7 @@ func open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	logger := newRaftLogger(cfg.Logger, cfg.Now)
-	if s.log, err = openLog(cfg.Dir, logger, s.failed.set); err != nil {
+	if s.log, err = openLog(cfg.Dir, logger, s.end.set); err != nil {
 		return nil, err
 	}
 	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, retainSnapshots, logger)
@@ -193,7 +192,7 @@ func open(cfg Config) (_ *Store, err error) {
 	}
 	s.metrics = newMetrics(cfg.Metrics)
 	s.fsm = newFSM(restored, fsmHooks{
-		fail: s.failed.set, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
+		fail: s.end.set, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
 	})
 	s.transport = newTransport(cfg, logger)
 	conf := raftConfig(cfg, logger, s.notify)
@@ -212,6 +211,11 @@ func open(cfg Config) (_ *Store, err error) {
 		s.member.Store(true) // by a configuration that this start may not apply again
 	}
 	s.shutdown = sync.OnceValue(func() error { return s.raft.Shutdown().Error() })
+	s.stopped = sync.OnceValue(func() error {
+		err := s.shutdown()
+		s.tasks.Wait()
+		return errors.Join(err, s.release())
+	})
 	s.tasks.Go(s.runLeadership)
 	go s.answerProposals()
 	if err := s.metrics.register(s); err != nil {
@@ -259,10 +263,11 @@ func (s *Store) State() *state.State { return s.fsm.state.Load() }
 // then end. It returns nil when ctx is done or the store is closed.
 func (s *Store) Wait(ctx context.Context) error {
 	select {
-	case <-s.failed.ch:
-		return s.failed.err
-	case <-s.closed:
-		return nil
+	case <-s.end.ch:
+		if s.end.why == errClose {
+			return nil
+		}
+		return s.end.why
 	case <-ctx.Done():
 		return nil
 	}
@@ -282,14 +287,8 @@ func (s *Store) Close() error {
 
 // stop is Close without handing leadership over.
 func (s *Store) stop() error {
-	var err error
-	s.once.Do(func() {
-		close(s.closed)
-		err = s.shutdown()
-		s.tasks.Wait()
-		err = errors.Join(err, s.release())
-	})
-	return err
+	s.end.set(errClose)
+	return s.stopped()
 }
 
 // release gives back what open has taken.
@@ -307,18 +306,24 @@ func (s *Store) release() error {
 	return errors.Join(errs...)
 }
 
-// failure is the first reason why the store cannot go on.
-type failure struct {
+// errClose is the end of a store that was closed.
+var errClose = errors.New("closed")
+
+// end is why the store has stopped, or is about to.
+type end struct {
 	once sync.Once
-	ch   chan struct{} // closed when err is set
-	err  error
+	ch   chan struct{} // closed when why is set
+	why  error
 }
 
-func newFailure() *failure { return &failure{ch: make(chan struct{})} }
+func newEnd() *end { return &end{ch: make(chan struct{})} }
 
-func (f *failure) set(err error) {
-	f.once.Do(func() {
-		f.err = err
-		close(f.ch)
+func (e *end) set(why error) {
+	e.once.Do(func() {
+		e.why = why
+		close(e.ch)
 	})
 }
+
+// err is what a caller gets once ch is closed.
+func (e *end) err() error { return fmt.Errorf("%w: %w", ErrClosed, e.why) }

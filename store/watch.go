@@ -52,8 +52,8 @@ func (s *Store) Watch(ctx context.Context, fn func(*state.State, state.Changes) 
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.closed:
-			return ErrClosed
+		case <-s.end.ch:
+			return s.end.err()
 		case <-w.ready:
 		}
 		s.fsm.mu.Lock()
