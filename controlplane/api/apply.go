@@ -41,7 +41,7 @@ func (s *Server) Apply(ctx context.Context, req *ztv1.ApplyRequest) (*ztv1.Apply
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	hash := operationHash(req)
+	hash := operationHash(callOf(ctx).principal, req)
 	for {
 		if err := s.cfg.Log.Barrier(ctx); err != nil {
 			return nil, err
@@ -95,15 +95,15 @@ func (s *Server) mayAll(ctx context.Context, st *state.State, namespaces map[str
 	return nil
 }
 
-// operationHash is over what was asked, not over what it comes to: a retry may
+// operationHash is over who asked for what, not over what it comes to: a retry may
 // come to other puts. The bases are left out, so that a retry may name new ones.
-func operationHash(req *ztv1.ApplyRequest) []byte {
+func operationHash(who Principal, req *ztv1.ApplyRequest) []byte {
 	r := &ztv1.ApplyRequest{Files: req.Files, Merge: req.Merge, Message: req.Message}
 	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(r)
 	if err != nil {
 		panic(err) // a message that was just unmarshalled
 	}
-	h := sha256.Sum256(b)
+	h := sha256.Sum256(append([]byte(who.String()+"\x00"), b...))
 	return h[:]
 }
 
