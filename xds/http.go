@@ -55,7 +55,7 @@ func (b *builder) connectionManager(statPrefix string, filters ...*hcmv3.HttpFil
 		// Nobody speaks in the proxy's name: x-envoy-* of clients is removed since
 		// no address is internal, and the identity header is written anew.
 		UseRemoteAddress:            wrapperspb.Bool(true),
-		InternalAddressConfig:       &hcmv3.HttpConnectionManager_InternalAddressConfig{},
+		InternalAddressConfig:       nobodyInternal(),
 		ForwardClientCertDetails:    hcmv3.HttpConnectionManager_SANITIZE_SET,
 		SetCurrentClientCertDetails: &hcmv3.HttpConnectionManager_SetCurrentClientCertDetails{Uri: true},
 		ServerName:                  "ztmesh",
@@ -81,6 +81,16 @@ func (b *builder) connectionManager(statPrefix string, filters ...*hcmv3.HttpFil
 		},
 		AccessLog: b.accessLog("http"),
 	}
+}
+
+// nobodyInternal names an address that no connection can come from. An empty
+// list would not do: Envoy then takes loopback and private addresses, which are
+// those of most peers, for internal, and obeys their x-envoy-* headers (retries,
+// timeouts) and passes them on to the application as its own.
+func nobodyInternal() *hcmv3.HttpConnectionManager_InternalAddressConfig {
+	return &hcmv3.HttpConnectionManager_InternalAddressConfig{CidrRanges: []*corev3.CidrRange{
+		{AddressPrefix: "255.255.255.255", PrefixLen: wrapperspb.UInt32(32)},
+	}}
 }
 
 func (b *builder) httpFilter(name string, m proto.Message) *hcmv3.HttpFilter {
