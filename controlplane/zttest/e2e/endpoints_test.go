@@ -57,8 +57,8 @@ func known(t *testing.T, m *mesh.Mesh, caller *mesh.Instance, callees ...*mesh.I
 // TestLiveness: an endpoint whose Envoy no server has seen for a while is taken
 // away, and given back when it returns.
 func TestLiveness(t *testing.T) {
-	m := mesh.New(t, mesh.Config{Liveness: controlplane.Liveness{
-		Withdraw: time.Second, Grace: 500 * time.Millisecond, Check: 50 * time.Millisecond,
+	m := mesh.New(t, mesh.Config{Tune: func(c *controlplane.Config) {
+		c.Liveness = controlplane.Liveness{Withdraw: time.Second, Grace: 500 * time.Millisecond, Check: 50 * time.Millisecond}
 	}})
 	m.Apply(fmt.Sprintf(shop, m.NewApp()))
 	leaves, stays, caller := m.Run("shop/orders").Acked(), m.Run("shop/orders").Acked(), m.Run("shop/web").Acked()

@@ -55,42 +55,43 @@ func (m *Mesh) EnrolAt(workload, address string) *Instance {
 	return m.enrol(workload, address, false)
 }
 
-// Token makes a join token for a workload.
+// Token makes a join token for a workload, or for a server if that is "".
 func (m *Mesh) Token(workload string) string {
 	m.t.Helper()
-	return settled(m, "a token", func() (*ztv1.CreateTokenResponse, error) {
-		return m.Admin().CreateToken(m.context(), &ztv1.CreateTokenRequest{Workload: workload})
+	return Settled(m, "a token", func() (*ztv1.CreateTokenResponse, error) {
+		return m.Admin().CreateToken(m.context(), &ztv1.CreateTokenRequest{Workload: workload, Server: workload == ""})
 	}).Token
 }
 
 func (m *Mesh) enrol(workload, address string, agent bool) *Instance {
 	m.t.Helper()
-	in := &Instance{ID: newID(), Workload: workload, Address: address, m: m}
+	in := &Instance{ID: NewID(), Workload: workload, Address: address, m: m}
 	token, err := identity.ParseToken(m.Token(workload))
 	m.check(err)
 	config, err := identity.PinnedClientConfig(token.Pin, time.Now, nil)
 	m.check(err)
-	key, csr := m.newRequest()
+	key, csr := m.NewRequest()
 	req := &ztv1.EnrolRequest{
 		Token: token.Reveal(), Workload: workload, Address: address, EgressAddress: address, Instance: in.ID, NodeCsr: csr,
 	}
 	var svid identity.PrivateKey
 	if agent {
-		svid, req.SvidCsr = m.newRequest()
+		svid, req.SvidCsr = m.NewRequest()
 	}
-	conn := m.dialNode(m.running()[0].Addresses().Node, address, credentials.NewTLS(config))
-	resp := settled(m, "an enrolment", func() (*ztv1.EnrolResponse, error) {
+	conn := m.dial(m.running()[0].Addresses().Node, credentials.NewTLS(config), localAddress(address))
+	resp := Settled(m, "an enrolment", func() (*ztv1.EnrolResponse, error) {
 		return ztv1.NewNodeServiceClient(conn).Enrol(m.context(), req)
 	})
 	in.servers = resp.Servers
-	in.Node = m.pair(key, resp.Certificates.NodeChain)
+	in.Node = m.Pair(key, resp.Certificates.NodeChain)
 	if agent {
-		in.SVID = m.pair(svid, resp.Certificates.SvidChain).TLS()
+		in.SVID = m.Pair(svid, resp.Certificates.SvidChain).TLS()
 	}
 	return in
 }
 
-func (m *Mesh) newRequest() (identity.PrivateKey, []byte) {
+// NewRequest makes a key and asks for a certificate for it.
+func (m *Mesh) NewRequest() (identity.PrivateKey, []byte) {
 	m.t.Helper()
 	key, err := identity.NewKey()
 	m.check(err)
@@ -99,7 +100,8 @@ func (m *Mesh) newRequest() (identity.PrivateKey, []byte) {
 	return key, csr
 }
 
-func (m *Mesh) pair(key identity.PrivateKey, der [][]byte) *identity.KeyPair {
+// Pair is a key and the chain that a server answered with.
+func (m *Mesh) Pair(key identity.PrivateKey, der [][]byte) *identity.KeyPair {
 	m.t.Helper()
 	chain, err := identity.ParseDER(der)
 	m.check(err)
@@ -108,7 +110,8 @@ func (m *Mesh) pair(key identity.PrivateKey, der [][]byte) *identity.KeyPair {
 	return pair
 }
 
-func newID() string {
+// NewID is the id of an instance, or of a server.
+func NewID() string {
 	b := make([]byte, 16)
 	rand.Read(b) // never fails (Go 1.24)
 	return hex.EncodeToString(b)
@@ -154,10 +157,7 @@ func (in *Instance) Start() *Instance {
 func (in *Instance) writeBootstrap() {
 	m := in.m
 	m.t.Helper()
-	var err error
-	in.dir, err = os.MkdirTemp("", "zt") // a short path: sockets allow 108 bytes
-	m.check(err)
-	m.t.Cleanup(func() { m.check(os.RemoveAll(in.dir)) })
+	in.dir = ShortDir(m.t)
 	m.check(os.Mkdir(filepath.Join(in.dir, "node"), 0o700))
 	key, err := in.Node.Key.PEM()
 	m.check(err)
@@ -200,7 +200,7 @@ func (in *Instance) At(port uint32) string { return net.JoinHostPort(in.Address,
 // Renew asks a server for a new certificate, as the instance.
 func (in *Instance) Renew(s *Server) error {
 	in.m.t.Helper()
-	_, csr := in.m.newRequest()
+	_, csr := in.m.NewRequest()
 	_, err := ztv1.NewNodeServiceClient(s.Dial(in.Address, in.Node)).Renew(in.m.context(), &ztv1.RenewRequest{NodeCsr: csr})
 	return err
 }
@@ -209,7 +209,7 @@ func (in *Instance) Renew(s *Server) error {
 // whatever the URI: what a caller shows whose ID no server would ever sign.
 func (m *Mesh) Certificate(uri string) *tls.Certificate {
 	m.t.Helper()
-	by, err := identity.LoadKeyPair(m.Servers[0].path("intermediate.pem"))
+	by, err := identity.LoadKeyPair(filepath.Join(m.Servers[0].Dir, "intermediate.pem"))
 	m.check(err)
 	u, err := url.Parse(uri)
 	m.check(err)

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -29,7 +30,6 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
-	"github.com/ztmesh/ztmesh/store"
 )
 
 // Patience bounds every wait for what should come within a second or two.
@@ -37,17 +37,20 @@ const Patience = 30 * time.Second
 
 // Config is what a mesh begins with. The zero value is one server.
 type Config struct {
-	TrustDomain string // default "shop.example"
-	Servers     int    // default 1
-	Liveness    controlplane.Liveness
+	TrustDomain string                     // default "shop.example"
+	Servers     int                        // default 1
+	Tune        func(*controlplane.Config) // changes how a server runs, at each start
+	LogLevel    slog.Level                 // of Log
 }
 
 // Mesh is a cluster of servers and what is enrolled with it.
 type Mesh struct {
 	TrustDomain string
 	Servers     []*Server
+	Log         *Log // of the servers; shown if the test fails
 
 	t     testing.TB
+	c     Config
 	admin identity.Context // the first admin's
 }
 
@@ -57,10 +60,15 @@ func New(t testing.TB, c Config) *Mesh {
 	if c.TrustDomain == "" {
 		c.TrustDomain = "shop.example"
 	}
-	m := &Mesh{TrustDomain: c.TrustDomain, t: t}
-	first := m.newServer(c)
+	m := &Mesh{TrustDomain: c.TrustDomain, Log: &Log{}, t: t, c: c}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("log of the servers:\n%s", m.Log)
+		}
+	})
+	first := m.newServer()
 	credential, err := controlplane.Init(t.Context(), controlplane.InitConfig{
-		DataDir: first.dir, TrustDomain: c.TrustDomain, Logger: slog.New(slog.DiscardHandler),
+		DataDir: first.Dir, TrustDomain: c.TrustDomain, Logger: first.log,
 	})
 	m.check(err)
 	contexts, err := identity.LoadContexts(credential)
@@ -68,8 +76,7 @@ func New(t testing.TB, c Config) *Mesh {
 	m.admin, _ = contexts.Find("")
 	first.Start()
 	for len(m.Servers) < c.Servers {
-		m.join(m.newServer(c), first)
-		m.Together()
+		m.Join("")
 	}
 	return m
 }
@@ -88,23 +95,27 @@ func (m *Mesh) Together() {
 	})
 }
 
-func (m *Mesh) join(s, by *Server) {
+// Join adds a server by a token for servers, "" for a new one, and returns when
+// all are one cluster.
+func (m *Mesh) Join(token string) *Server {
 	m.t.Helper()
+	by, s := m.running()[0], m.newServer()
 	ctx, cancel := context.WithTimeout(m.context(), Patience)
 	defer cancel()
 	m.Until("a server may join", func() bool {
-		resp, err := by.Admin().CreateToken(ctx, &ztv1.CreateTokenRequest{Server: true})
-		if err == nil {
-			err = controlplane.Join(ctx, controlplane.JoinConfig{
-				DataDir: s.dir, Server: by.Addresses().Node, Token: resp.Token, Logger: slog.New(slog.DiscardHandler),
-			})
+		with := token
+		if with == "" {
+			with = m.Token("")
 		}
+		err := controlplane.Join(ctx, controlplane.JoinConfig{DataDir: s.Dir, Server: by.Addresses().Node, Token: with, Logger: s.log})
 		if !Unsettled(err) {
 			m.check(err)
 		}
 		return err == nil
 	})
 	s.Start()
+	m.Together()
+	return s
 }
 
 // Leader waits for a server that leads and returns it.
@@ -202,8 +213,8 @@ func Unsettled(err error) bool {
 	return false
 }
 
-// settled makes a call again until its outcome is known, and good.
-func settled[T any](m *Mesh, what string, call func() (T, error)) T {
+// Settled makes a call again until its outcome is known, and good.
+func Settled[T any](m *Mesh, what string, call func() (T, error)) T {
 	m.t.Helper()
 	var out T
 	m.Until(what, func() bool {
@@ -236,9 +247,9 @@ func (m *Mesh) Receipt(revision uint64) {
 // Status is every enrolled instance, as some running server sees it.
 func (m *Mesh) Status() []*ztv1.Proxy {
 	m.t.Helper()
-	resp, err := m.Admin().GetStatus(m.context(), &ztv1.GetStatusRequest{})
-	m.check(err)
-	return resp.Proxies
+	return Settled(m, "a status", func() (*ztv1.GetStatusResponse, error) {
+		return m.Admin().GetStatus(m.context(), &ztv1.GetStatusRequest{})
+	}).Proxies
 }
 
 // Proxy is the status of one instance; nil if it is not enrolled.
@@ -252,9 +263,15 @@ func (m *Mesh) Proxy(id string) *ztv1.Proxy {
 	return nil
 }
 
-// Until asks ok again and again until it says yes.
+// Until is the function of this name.
 func (m *Mesh) Until(what string, ok func() bool) {
 	m.t.Helper()
+	Until(m.t, what, ok)
+}
+
+// Until asks ok again and again until it says yes.
+func Until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
 	deadline, tick := time.NewTimer(Patience), time.NewTicker(10*time.Millisecond)
 	defer deadline.Stop()
 	defer tick.Stop()
@@ -262,7 +279,7 @@ func (m *Mesh) Until(what string, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline.C:
-			m.t.Fatalf("waited in vain: %s", what)
+			t.Fatalf("waited in vain: %s", what)
 		}
 	}
 }
@@ -284,12 +301,36 @@ func (m *Mesh) Loopback() string {
 	return ""
 }
 
+// ShortDir is a folder until the test ends. Its path is short: sockets allow 108
+// bytes.
+func ShortDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "zt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
 // Roots are the trust anchors of the cluster.
 func (m *Mesh) Roots() []*x509.Certificate {
 	m.t.Helper()
 	roots, err := identity.ParsePEM([]byte(m.admin.Roots))
 	m.check(err)
 	return roots
+}
+
+// AdminPair is what the first admin shows.
+func (m *Mesh) AdminPair() *identity.KeyPair {
+	m.t.Helper()
+	pair, err := identity.ParseKeyPair([]byte(string(m.admin.Key) + m.admin.Certificate))
+	m.check(err)
+	return pair
 }
 
 // ClientTLS is how a client of the servers' ports shows pair; nil shows nothing.
@@ -315,16 +356,12 @@ func (m *Mesh) check(err error) {
 	}
 }
 
-func (m *Mesh) newServer(c Config) *Server {
+func (m *Mesh) newServer() *Server {
 	m.t.Helper()
+	host := m.Loopback()
 	s := &Server{
-		m: m, host: m.Loopback(), liveness: c.Liveness,
-		dir: filepath.Join(m.t.TempDir(), fmt.Sprintf("server-%d", len(m.Servers))),
-	}
-	if c.Servers <= 1 {
-		// Nobody can take its lead away, however busy the machine is. A cluster has the
-		// timing of production.
-		s.timing = store.Timing{Heartbeat: 200 * time.Millisecond, Election: 200 * time.Millisecond, Lease: 100 * time.Millisecond}
+		Dir: filepath.Join(m.t.TempDir(), "server"), m: m, host: host,
+		log: slog.New(slog.NewTextHandler(m.Log, &slog.HandlerOptions{Level: m.c.LogLevel})).With("host", host),
 	}
 	m.Servers = append(m.Servers, s)
 	return s

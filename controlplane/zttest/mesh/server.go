@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,13 +25,13 @@ import (
 
 // Server is one server of the control plane. Its addresses outlive a restart.
 type Server struct {
-	*controlplane.Server // of the last start
+	*controlplane.Server        // of the last start
+	Dir                  string // its data directory
 
-	m         *Mesh
-	dir, host string
-	timing    store.Timing
-	liveness  controlplane.Liveness
-	conn      *grpc.ClientConn // to the admin port; made at the first start
+	m    *Mesh
+	host string
+	log  *slog.Logger
+	conn *grpc.ClientConn // to the admin port; made at the first start
 
 	cancel context.CancelFunc // nil while it does not run
 	done   chan error         // receives what Run returned
@@ -43,13 +42,18 @@ type Server struct {
 func (s *Server) Start() {
 	m := s.m
 	m.t.Helper()
-	log := &lockedBuffer{}
 	cfg := controlplane.Default()
 	port := net.JoinHostPort(s.host, "0") // any
-	cfg.DataDir, cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = s.dir, port, port, port, port
-	cfg.Timing = s.timing
-	cfg.Liveness = s.liveness
-	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	cfg.DataDir, cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = s.Dir, port, port, port, port
+	cfg.Logger = s.log
+	if m.c.Servers <= 1 {
+		// Nobody can take its lead away, however busy the machine is. A cluster has the
+		// timing of production.
+		cfg.Timing = store.Timing{Heartbeat: 200 * time.Millisecond, Election: 200 * time.Millisecond, Lease: 100 * time.Millisecond}
+	}
+	if m.c.Tune != nil {
+		m.c.Tune(&cfg)
+	}
 	server, err := controlplane.New(cfg)
 	m.check(err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -60,9 +64,6 @@ func (s *Server) Start() {
 		if s.Server == server {
 			s.Stop()
 		}
-		if m.t.Failed() {
-			m.t.Logf("log of server %s at %s:\n%s", server.ID(), s.host, log)
-		}
 	})
 	deadline := time.NewTimer(Patience)
 	defer deadline.Stop()
@@ -70,32 +71,34 @@ func (s *Server) Start() {
 	case <-server.Ready():
 	case err := <-done:
 		s.cancel = nil
-		m.t.Fatalf("server ended: %v\n%s", err, log)
+		m.t.Fatalf("server ended: %v", err)
 	case <-deadline.C:
-		m.t.Fatalf("server is not ready\n%s", log)
+		m.t.Fatal("server is not ready")
 	}
 	if s.conn == nil {
-		s.dialAdmin()
+		s.conn = m.Dial(s.Addresses().Admin, m.AdminPair())
 	}
 }
 
-func (s *Server) dialAdmin() {
-	m := s.m
+// Dial connects to a port of a server and shows pair; nil shows nothing. It finds
+// a server again that was restarted, and leaves it to the server to say what
+// message is too large.
+func (m *Mesh) Dial(address string, pair *identity.KeyPair, more ...grpc.DialOption) *grpc.ClientConn {
 	m.t.Helper()
-	pair, err := identity.ParseKeyPair([]byte(string(m.admin.Key) + m.admin.Certificate))
-	m.check(err)
-	s.conn, err = grpc.NewClient("passthrough:///"+s.Addresses().Admin,
-		grpc.WithTransportCredentials(credentials.NewTLS(m.ClientTLS(pair))), fastReconnect())
-	m.check(err)
-	m.t.Cleanup(func() { s.conn.Close() })
+	return m.dial(address, credentials.NewTLS(m.ClientTLS(pair)), more...)
 }
 
-// fastReconnect lets a client find a server that was restarted.
-func fastReconnect() grpc.DialOption {
-	return grpc.WithConnectParams(grpc.ConnectParams{
-		Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.5, MaxDelay: 500 * time.Millisecond},
-		MinConnectTimeout: 5 * time.Second,
-	})
+func (m *Mesh) dial(address string, creds credentials.TransportCredentials, more ...grpc.DialOption) *grpc.ClientConn {
+	m.t.Helper()
+	conn, err := grpc.NewClient("passthrough:///"+address, append(more, grpc.WithTransportCredentials(creds),
+		grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(128<<20), grpc.MaxCallRecvMsgSize(128<<20)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.5, MaxDelay: 500 * time.Millisecond},
+			MinConnectTimeout: 5 * time.Second,
+		}))...)
+	m.check(err)
+	m.t.Cleanup(func() { conn.Close() })
+	return conn
 }
 
 // Stop ends the server and waits for it. Nothing is drained: streams and calls
@@ -112,25 +115,36 @@ func (s *Server) Stop() {
 	}
 }
 
+// Ended waits for a server that ends by itself and returns what Run returned.
+func (s *Server) Ended() error {
+	s.m.t.Helper()
+	deadline := time.NewTimer(Patience)
+	defer deadline.Stop()
+	select {
+	case err := <-s.done:
+		s.cancel()
+		s.cancel = nil
+		return err
+	case <-deadline.C:
+		s.m.t.Fatalf("server %s goes on", s.ID())
+		return nil
+	}
+}
+
 // Admin is the API of this server. It may be used from several goroutines.
 func (s *Server) Admin() ztv1.AdminServiceClient { return ztv1.NewAdminServiceClient(s.conn) }
 
 // Dial connects to the node port from the address that an instance is at.
 func (s *Server) Dial(from string, pair *identity.KeyPair) *grpc.ClientConn {
 	s.m.t.Helper()
-	return s.m.dialNode(s.Addresses().Node, from, credentials.NewTLS(s.m.ClientTLS(pair)))
+	return s.m.Dial(s.Addresses().Node, pair, localAddress(from))
 }
 
-func (m *Mesh) dialNode(address, from string, creds credentials.TransportCredentials) *grpc.ClientConn {
-	m.t.Helper()
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(creds), fastReconnect(),
-		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "tcp", address)
-		}))
-	m.check(err)
-	m.t.Cleanup(func() { conn.Close() })
-	return conn
+func localAddress(ip string) grpc.DialOption {
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+	return grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		return dialer.DialContext(ctx, "tcp", address)
+	})
 }
 
 // Metric is the sum of the series whose name and labels begin with series, such
@@ -155,25 +169,22 @@ func (s *Server) Metric(series string) float64 {
 	return sum
 }
 
-// path of a file in the data directory.
-func (s *Server) path(name string) string { return filepath.Join(s.dir, name) }
-
 // String names the server in messages.
 func (s *Server) String() string { return fmt.Sprintf("%s at %s", s.ID(), s.host) }
 
-// lockedBuffer is a log that is read while it is written.
-type lockedBuffer struct {
+// Log is a log that is read while it is written.
+type Log struct {
 	mu sync.Mutex // guards b
 	b  bytes.Buffer
 }
 
-func (l *lockedBuffer) Write(p []byte) (int, error) {
+func (l *Log) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.Write(p)
 }
 
-func (l *lockedBuffer) String() string {
+func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
