@@ -10,13 +10,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/ztmesh/ztmesh/agent"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
@@ -32,10 +32,10 @@ func TestEnvoy(t *testing.T) {
 	cfg := withEnvoy(t, c.config(t, "shop/orders"))
 	orders := start(t, cfg)
 	who := orders.serving(t)
-	addr := net.JoinHostPort(cfg.Address, strconv.Itoa(c.port))
+	addr := net.JoinHostPort(cfg.Address, "8080")
 	shown := func() (cert *x509.Certificate) {
 		t.Helper()
-		eventually(t, "Envoy answers web", func() bool {
+		mesh.Until(t, "Envoy answers web", func() bool {
 			var err error
 			cert, err = dial(t, webDir, addr)
 			return err == nil
@@ -44,10 +44,10 @@ func TestEnvoy(t *testing.T) {
 	}
 
 	first := shown()
-	if got := c.instances(t, "shop/orders"); len(got) != 1 || got[0].Instance != who.Instance || got[0].Address != cfg.Address || !got[0].Connected {
+	if got := c.instances("shop/orders"); len(got) != 1 || got[0].Instance != who.Instance || got[0].Address != cfg.Address || !got[0].Connected {
 		t.Errorf("registered: %v", got)
 	}
-	eventually(t, "a renewed certificate is shown", func() bool {
+	mesh.Until(t, "a renewed certificate is shown", func() bool {
 		now := shown()
 		return now.SerialNumber.Cmp(first.SerialNumber) != 0 && !now.PublicKey.(*ecdsa.PublicKey).Equal(first.PublicKey)
 	})
@@ -71,7 +71,7 @@ func TestEnvoy(t *testing.T) {
 		t.Errorf("after a restart it is %+v, was %+v", now, who)
 	}
 	shown()
-	if got := c.instances(t, "shop/orders"); len(got) != 1 {
+	if got := c.instances("shop/orders"); len(got) != 1 {
 		t.Errorf("registered after a restart: %v", got)
 	}
 
@@ -90,17 +90,17 @@ func TestServerDown(t *testing.T) {
 	r := start(t, cfg)
 	r.secrets(t)
 	r.stop()
-	c.stop()
+	c.Servers[0].Stop()
 
 	r = start(t, cfg)
 	before := r.secrets(t)
-	eventually(t, "a renewal fails", func() bool { return len(r.log.lines("not renewed")) > 0 })
+	mesh.Until(t, "a renewal fails", func() bool { return len(r.lines("not renewed")) > 0 })
 	if now := r.secrets(t); !maps.Equal(now, before) {
 		t.Errorf("without a server, secrets change from %v to %v", before, now)
 	}
-	c.start(t)
-	eventually(t, "a renewal succeeds", func() bool { return !maps.Equal(r.secrets(t), before) })
-	if r.envoyPID(t, 1); len(r.log.lines("envoy started")) != 1 {
+	c.Servers[0].Start()
+	mesh.Until(t, "a renewal succeeds", func() bool { return !maps.Equal(r.secrets(t), before) })
+	if r.envoyPID(t, 1); len(r.lines("envoy started")) != 1 {
 		t.Error("the Envoy was restarted")
 	}
 }
@@ -109,7 +109,7 @@ func TestFilesArePrivate(t *testing.T) {
 	c := newCluster(t, "1h")
 	r := start(t, c.config(t, "shop/web"))
 	r.secrets(t)
-	eventually(t, "the enrolment is over", func() bool {
+	mesh.Until(t, "the enrolment is over", func() bool {
 		_, err := os.Stat(filepath.Join(r.cfg.DataDir, "enrolling.json"))
 		return errors.Is(err, fs.ErrNotExist)
 	})
@@ -151,9 +151,9 @@ func TestTokens(t *testing.T) {
 	}{
 		{"used", "ztctl token create --workload shop/web", func(cfg *agent.Config) { cfg.TokenFile = used.TokenFile }},
 		{"for another workload", "ztctl token create --workload shop/orders", func(cfg *agent.Config) { cfg.Workload = "shop/orders" }},
-		{"of another cluster", "does not show the pinned root", func(cfg *agent.Config) { cfg.TokenFile = other.token(t, "shop/web", "") }},
+		{"of another cluster", "does not show the pinned root", func(cfg *agent.Config) { cfg.TokenFile = other.tokenFile(t, "shop/web", "") }},
 		{"from another address", "is not where this connection comes from", func(cfg *agent.Config) {
-			cfg.Servers = []string{relay(t, c.node, nil)}
+			cfg.Servers = []string{relay(t, c.node(), nil)}
 		}},
 		{"no file", "no such file", func(cfg *agent.Config) { cfg.TokenFile += ".none" }},
 		{"no token", "not a token of the form", func(cfg *agent.Config) { check(t, os.WriteFile(cfg.TokenFile, []byte("hello"), 0o600)) }},
@@ -170,7 +170,7 @@ func TestTokens(t *testing.T) {
 			}
 		})
 	}
-	if got := c.instances(t, "shop/web"); len(got) != 1 {
+	if got := c.instances("shop/web"); len(got) != 1 {
 		t.Errorf("%d instances are registered", len(got))
 	}
 }
@@ -183,18 +183,18 @@ func TestLostAnswer(t *testing.T) {
 	cfg.Address = "" // the relay calls from an address of its own
 	cut := make(chan struct{})
 	direct := cfg.Servers
-	cfg.Servers = []string{relay(t, c.node, cut)}
+	cfg.Servers = []string{relay(t, c.node(), cut)}
 	r := start(t, cfg)
 	select {
 	case <-cut:
-	case <-time.After(patience):
+	case <-time.After(mesh.Patience):
 		t.Fatal("no answer came")
 	}
 	r.stop()
 	if _, err := agent.ReadStatus(cfg.DataDir, time.Now()); !errors.Is(err, agent.ErrNotEnrolled) {
 		t.Fatalf("status after the crash: %v", err)
 	}
-	registered := c.instances(t, "shop/web")
+	registered := c.instances("shop/web")
 	if len(registered) != 1 {
 		t.Fatalf("%d instances are registered", len(registered))
 	}
@@ -202,7 +202,7 @@ func TestLostAnswer(t *testing.T) {
 	if s := start(t, cfg).serving(t); s.Instance != registered[0].Instance {
 		t.Errorf("instance %s, was %s", s.Instance, registered[0].Instance)
 	}
-	if n := len(c.instances(t, "shop/web")); n != 1 {
+	if n := len(c.instances("shop/web")); n != 1 {
 		t.Errorf("%d instances are registered", n)
 	}
 }
@@ -214,11 +214,13 @@ func TestEnrolledAgain(t *testing.T) {
 	cfg := c.config(t, "shop/web")
 	r := start(t, cfg)
 	before := r.serving(t)
-	ask(t, c.admin.DeregisterInstance, &ztv1.DeregisterInstanceRequest{Instance: before.Instance})
-	eventually(t, "a renewal is refused", func() bool { return len(r.log.lines("not renewed")) > 0 })
-	c.token(t, "shop/web", cfg.TokenFile)
-	eventually(t, "it is registered again", func() bool { return len(c.instances(t, "shop/web")) == 1 })
-	if got := c.instances(t, "shop/web")[0].Instance; got != before.Instance {
+	mesh.Settled(c.Mesh, "a deregistration", func() (*ztv1.DeregisterInstanceResponse, error) {
+		return c.Admin().DeregisterInstance(t.Context(), &ztv1.DeregisterInstanceRequest{Instance: before.Instance})
+	})
+	mesh.Until(t, "a renewal is refused", func() bool { return len(r.lines("not renewed")) > 0 })
+	c.tokenFile(t, "shop/web", cfg.TokenFile)
+	mesh.Until(t, "it is registered again", func() bool { return len(c.instances("shop/web")) == 1 })
+	if got := c.instances("shop/web")[0].Instance; got != before.Instance {
 		t.Errorf("registered as %s, was %s", got, before.Instance)
 	}
 	r.serving(t)
@@ -259,7 +261,7 @@ func TestDeregister(t *testing.T) {
 	check(t, agent.Deregister(t.Context(), agent.Config{DataDir: cfg.DataDir}))
 	forgotten(t, c, cfg.DataDir)
 
-	cfg.TokenFile, cfg.DeregisterOnExit = c.token(t, "shop/web", ""), true
+	cfg.TokenFile, cfg.DeregisterOnExit = c.tokenFile(t, "shop/web", ""), true
 	r = start(t, cfg)
 	r.serving(t)
 	r.stop()
@@ -270,9 +272,9 @@ func TestDeregister(t *testing.T) {
 	}
 }
 
-func forgotten(t *testing.T, c *cluster, dir string) {
+func forgotten(t *testing.T, c cluster, dir string) {
 	t.Helper()
-	if got := c.instances(t, "shop/web"); len(got) != 0 {
+	if got := c.instances("shop/web"); len(got) != 0 {
 		t.Errorf("registered: %v", got)
 	}
 	for _, e := range must(os.ReadDir(dir))(t) {
@@ -288,7 +290,7 @@ func TestAnotherConfiguration(t *testing.T) {
 	r := start(t, cfg)
 	r.serving(t)
 	r.stop()
-	cfg.Workload, cfg.Address, cfg.EgressAddress = "shop/orders", loopback(), loopback()
+	cfg.Workload, cfg.Address, cfg.EgressAddress = "shop/orders", c.Loopback(), c.Loopback()
 	err := start(t, cfg).fails(t)
 	for _, want := range []string{"workload shop/web, not shop/orders", "not " + cfg.Address, "not " + cfg.EgressAddress} {
 		if !strings.Contains(err.Error(), want) {
@@ -298,7 +300,7 @@ func TestAnotherConfiguration(t *testing.T) {
 }
 
 func TestFirstStartWantsWhatToEnrolAs(t *testing.T) {
-	err := start(t, agent.Config{DataDir: shortDir(t)}).fails(t)
+	err := start(t, agent.Config{DataDir: mesh.ShortDir(t)}).fails(t)
 	for _, want := range []string{"the workload is missing", "the address of a server is missing", "the file with the token is missing"} {
 		if !errors.Is(err, agent.ErrNotEnrolled) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not say %q", err, want)
@@ -309,16 +311,16 @@ func TestFirstStartWantsWhatToEnrolAs(t *testing.T) {
 func TestStopWhileNoServerAnswers(t *testing.T) {
 	c := newCluster(t, "1h")
 	cfg := c.config(t, "shop/web")
-	c.stop()
+	c.Servers[0].Stop()
 	r := start(t, cfg)
-	eventually(t, "it has tried", func() bool { return len(r.log.lines("no server enrols now")) > 0 })
-	c.start(t)
+	mesh.Until(t, "it has tried", func() bool { return len(r.lines("no server enrols now")) > 0 })
+	c.Servers[0].Start()
 	r.serving(t)
-	c.stop()
+	c.Servers[0].Stop()
 }
 
 func TestEnvoyMissing(t *testing.T) {
-	cfg := agent.Config{DataDir: shortDir(t), Envoy: agent.Envoy{Path: "/nowhere/envoy"}}
+	cfg := agent.Config{DataDir: mesh.ShortDir(t), Envoy: agent.Envoy{Path: "/nowhere/envoy"}}
 	if err := start(t, cfg).fails(t); !strings.Contains(err.Error(), "/nowhere/envoy") {
 		t.Error(err)
 	}

@@ -1,7 +1,6 @@
 package agent_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,38 +8,28 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ztmesh/ztmesh/agent"
-	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/adsclient"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/envoy"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
-	"github.com/ztmesh/ztmesh/store"
 	"github.com/ztmesh/ztmesh/xds"
 )
 
 const td = "shop.example"
-
-// patience is how long a test waits for what should come within a second or two.
-const patience = 30 * time.Second
 
 func check(t testing.TB, err error) {
 	t.Helper()
@@ -57,65 +46,16 @@ func must[T any](v T, err error) func(testing.TB) T {
 	}
 }
 
-// eventually waits until ok says yes.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline, tick := time.After(patience), time.NewTicker(10*time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("waited in vain: %s", what)
-		}
-	}
-}
-
-// shortDir is a directory whose path leaves room for the names of sockets.
-func shortDir(t testing.TB) string {
-	t.Helper()
-	d, err := os.MkdirTemp("", "zt")
-	check(t, err)
-	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	return d
-}
-
-// loopback is a loopback address that no other test is likely to use.
-func loopback() string {
-	return fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(250), rand.IntN(250), 2+rand.IntN(250))
-}
-
 // cluster is a control plane of one real server.
-type cluster struct {
-	dir   string
-	node  string // its node port
-	admin ztv1.AdminServiceClient
-	port  int // of orders
-	stop  func()
-}
+type cluster struct{ *mesh.Mesh }
 
 // newCluster starts a control plane with two workloads, web and orders, of which
 // web may call orders.
-func newCluster(t *testing.T, svidTTL string) *cluster {
+func newCluster(t *testing.T, svidTTL string) cluster {
 	t.Helper()
-	c := &cluster{dir: t.TempDir(), port: freePort(t)}
-	_, err := controlplane.Init(t.Context(), controlplane.InitConfig{DataDir: c.dir, TrustDomain: td, Logger: slog.New(slog.DiscardHandler)})
-	check(t, err)
-	c.start(t)
-	ask(t, c.admin.Apply, &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: "shop.yaml", Content: fmt.Appendf(nil, spec, svidTTL, c.port)}}})
+	c := cluster{mesh.New(t, mesh.Config{})}
+	c.Apply(fmt.Sprintf(spec, svidTTL))
 	return c
-}
-
-// ask calls a method of the admin API, again while there is no leader.
-func ask[Req, Resp any](t *testing.T, method func(context.Context, Req, ...grpc.CallOption) (Resp, error), req Req) (resp Resp) {
-	t.Helper()
-	var err error
-	eventually(t, "a leader answers", func() bool {
-		resp, err = method(t.Context(), req)
-		return status.Code(err) != codes.Unavailable
-	})
-	check(t, err)
-	return resp
 }
 
 const spec = `apiVersion: ztmesh.dev/v1alpha1
@@ -132,7 +72,7 @@ apiVersion: ztmesh.dev/v1alpha1
 kind: Workload
 metadata: {namespace: shop, name: orders}
 spec:
-  serves: [{name: http, port: %d, protocol: http}]
+  serves: [{name: http, port: 8080, protocol: http}]
 ---
 apiVersion: ztmesh.dev/v1alpha1
 kind: Grant
@@ -142,86 +82,30 @@ spec:
   to: {services: [orders], methods: [GET]}
 `
 
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+// node is the server's node port.
+func (c cluster) node() string { return c.Servers[0].Addresses().Node }
 
-// start runs the server; stop ends it. It may be started again.
-func (c *cluster) start(t *testing.T) {
+// tokenFile makes a token and writes it to path, or to a file of its own.
+func (c cluster) tokenFile(t *testing.T, workload, path string) string {
 	t.Helper()
-	cfg := controlplane.Default()
-	cfg.DataDir = c.dir
-	cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
-	cfg.Timing = store.Timing{Heartbeat: 100 * time.Millisecond, Election: 100 * time.Millisecond, Lease: 50 * time.Millisecond}
-	s, err := controlplane.New(cfg)
-	check(t, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	c.stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("the server ended: %v", err)
-		}
-	})
-	t.Cleanup(c.stop)
-	select {
-	case <-s.Ready():
-	case err := <-done:
-		done <- err
-		t.Fatalf("the server ended: %v", err)
-	}
-	c.node = s.Addresses().Node
-	c.dialAdmin(t, s.Addresses().Admin)
-}
-
-func (c *cluster) dialAdmin(t *testing.T, addr string) {
-	t.Helper()
-	contexts := must(identity.LoadContexts(filepath.Join(c.dir, "admin.yaml")))(t)
-	x, ok := contexts.Find("")
-	if !ok {
-		t.Fatal("no admin context")
-	}
-	roots := must(identity.ParsePEM([]byte(x.Roots)))(t)
-	pair := must(identity.ParseKeyPair([]byte(string(x.Key) + x.Certificate)))(t)
-	config := must(identity.ClientConfig(identity.Trust{
-		TrustDomain: td, Now: time.Now,
-		Roots:       func() []*x509.Certificate { return roots },
-		Certificate: func() (*tls.Certificate, error) { return pair.TLS(), nil },
-	}))(t)
-	conn := must(grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(credentials.NewTLS(config))))(t)
-	t.Cleanup(func() { conn.Close() })
-	c.admin = ztv1.NewAdminServiceClient(conn)
-}
-
-// token makes a token and writes it to path, or to a file of its own.
-func (c *cluster) token(t *testing.T, workload, path string) string {
-	t.Helper()
-	resp := ask(t, c.admin.CreateToken, &ztv1.CreateTokenRequest{Workload: workload, Ttl: durationpb.New(time.Hour)})
 	if path == "" {
 		path = filepath.Join(t.TempDir(), "token")
 	}
-	check(t, os.WriteFile(path, []byte(resp.Token+"\n"), 0o600))
+	check(t, os.WriteFile(path, []byte(c.Token(workload)+"\n"), 0o600))
 	return path
 }
 
 // instances are the enrolled instances of a workload.
-func (c *cluster) instances(t *testing.T, workload string) []*ztv1.Proxy {
-	t.Helper()
-	resp := ask(t, c.admin.GetStatus, &ztv1.GetStatusRequest{})
-	return slices.DeleteFunc(resp.Proxies, func(p *ztv1.Proxy) bool { return p.Workload != workload })
+func (c cluster) instances(workload string) []*ztv1.Proxy {
+	return slices.DeleteFunc(c.Status(), func(p *ztv1.Proxy) bool { return p.Workload != workload })
 }
 
 // config is that of a first start.
-func (c *cluster) config(t *testing.T, workload string) agent.Config {
+func (c cluster) config(t *testing.T, workload string) agent.Config {
 	t.Helper()
 	return agent.Config{
-		DataDir: filepath.Join(shortDir(t), "state"), Workload: workload, Servers: []string{c.node},
-		TokenFile: c.token(t, workload, ""), Address: loopback(), EgressAddress: loopback(),
+		DataDir: filepath.Join(mesh.ShortDir(t), "state"), Workload: workload, Servers: []string{c.node()},
+		TokenFile: c.tokenFile(t, workload, ""), Address: c.Loopback(), EgressAddress: c.Loopback(),
 	}
 }
 
@@ -232,34 +116,16 @@ func withEnvoy(t *testing.T, cfg agent.Config) agent.Config {
 	return cfg
 }
 
-// journal is a log, line by line, as it is written.
-type journal struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (j *journal) Write(b []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.Write(b)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.String()
-}
-
 // line is what the tests read of a log line.
 type line struct {
 	Msg string
 	PID int
 }
 
-// lines are those with this message.
-func (j *journal) lines(msg string) []line {
+// lines are those of the log with this message.
+func (r *running) lines(msg string) []line {
 	var out []line
-	for s := range strings.Lines(j.String()) {
+	for s := range strings.Lines(r.log.String()) {
 		var l line
 		if json.Unmarshal([]byte(s), &l) == nil && l.Msg == msg {
 			out = append(out, l)
@@ -271,7 +137,7 @@ func (j *journal) lines(msg string) []line {
 // running is an agent that runs.
 type running struct {
 	cfg   agent.Config
-	log   *journal
+	log   *mesh.Log
 	ended chan struct{} // closed when Run has returned
 	err   error         // of Run; read it after ended
 	stop  func()
@@ -280,7 +146,7 @@ type running struct {
 // start runs an agent until the test ends.
 func start(t *testing.T, cfg agent.Config) *running {
 	t.Helper()
-	r := &running{cfg: cfg, log: &journal{}, ended: make(chan struct{})}
+	r := &running{cfg: cfg, log: &mesh.Log{}, ended: make(chan struct{})}
 	cfg.Logger = slog.New(slog.NewJSONHandler(r.log, nil))
 	cfg.Envoy.Output = r.log
 	a := must(agent.New(cfg))(t)
@@ -303,7 +169,7 @@ func start(t *testing.T, cfg agent.Config) *running {
 func (r *running) serving(t *testing.T) *agent.Status {
 	t.Helper()
 	var s *agent.Status
-	eventually(t, "the agent serves", func() bool {
+	mesh.Until(t, "the agent serves", func() bool {
 		select {
 		case <-r.ended:
 			t.Fatalf("the agent ended: %v", r.err)
@@ -321,7 +187,7 @@ func (r *running) fails(t *testing.T) error {
 	t.Helper()
 	select {
 	case <-r.ended:
-	case <-time.After(patience):
+	case <-time.After(mesh.Patience):
 		t.Fatal("the agent goes on")
 	}
 	if r.err == nil {
@@ -333,8 +199,8 @@ func (r *running) fails(t *testing.T) error {
 // envoyPID waits until n Envoys have been started and returns the last one's id.
 func (r *running) envoyPID(t *testing.T, n int) int {
 	t.Helper()
-	eventually(t, "Envoy is started", func() bool { return len(r.log.lines("envoy started")) >= n })
-	return r.log.lines("envoy started")[n-1].PID
+	mesh.Until(t, "Envoy is started", func() bool { return len(r.lines("envoy started")) >= n })
+	return r.lines("envoy started")[n-1].PID
 }
 
 func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
@@ -345,7 +211,7 @@ func (r *running) secrets(t *testing.T) map[string]string {
 	instance := r.serving(t).Instance
 	conn := must(grpc.NewClient("unix://"+filepath.Join(r.cfg.DataDir, "sds.sock"), grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), mesh.Patience)
 	defer cancel()
 	client := must(adsclient.OpenSecrets(ctx, conn, instance))(t)
 	want := []string{xds.SVIDSecret, xds.BundleSecret, xds.NodeSecret, xds.ControlBundleSecret}
