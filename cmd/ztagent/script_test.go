@@ -1,12 +1,8 @@
 package main
 
 import (
-	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,17 +13,9 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/durationpb"
 
-	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/envoy"
-	"github.com/ztmesh/ztmesh/identity"
-	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
-	"github.com/ztmesh/ztmesh/store"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 )
 
 func TestMain(m *testing.M) {
@@ -54,6 +42,7 @@ func TestScript(t *testing.T) {
 				return err
 			}
 			env.Defer(func() { _ = os.RemoveAll(state) })
+			env.Values[testKey{}] = env.T() // a testing.TB: testscript.Run says so
 			env.Setenv("STATE", state)
 			env.Setenv("ENVOY", binary)
 			return nil
@@ -67,75 +56,22 @@ func TestScript(t *testing.T) {
 	})
 }
 
+// testKey is that of the test that a script is.
+type testKey struct{}
+
 // cluster FILE starts a control plane with the spec in FILE, sets SERVER, and
 // writes a token for each further argument, a workload, to NAME.token.
 func cluster(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: cluster spec [workload...]")
 	}
-	log := slog.New(slog.DiscardHandler)
-	dir := ts.MkAbs("ztd")
-	ctx, cancel := context.WithCancel(context.Background())
-	_, err := controlplane.Init(ctx, controlplane.InitConfig{DataDir: dir, TrustDomain: "shop.example", Logger: log})
-	ts.Check(err)
-	cfg := controlplane.Default()
-	cfg.DataDir, cfg.Logger = dir, log
-	cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
-	cfg.Timing = store.Timing{Heartbeat: 100 * time.Millisecond, Election: 100 * time.Millisecond, Lease: 50 * time.Millisecond}
-	s, err := controlplane.New(cfg)
-	ts.Check(err)
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	ts.Defer(func() { cancel(); <-done })
-	select {
-	case <-s.Ready():
-	case err := <-done:
-		done <- err
-		ts.Fatalf("the server ended: %v", err)
-	}
-	ts.Setenv("SERVER", s.Addresses().Node)
-
-	conn, err := dialAdmin(filepath.Join(dir, "admin.yaml"), s.Addresses().Admin)
-	ts.Check(err)
-	defer conn.Close()
-	admin := ztv1.NewAdminServiceClient(conn)
-	spec := &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: args[0], Content: []byte(ts.ReadFile(args[0]))}}}
-	poll(ts, func() bool {
-		_, err = admin.Apply(ctx, spec)
-		return status.Code(err) != codes.Unavailable
-	}, func() string { return err.Error() })
-	ts.Check(err)
+	m := mesh.New(ts.Value(testKey{}).(testing.TB), mesh.Config{})
+	ts.Setenv("SERVER", m.Servers[0].Addresses().Node)
+	m.Submit(ts.ReadFile(args[0]))
 	for _, workload := range args[1:] {
-		resp, err := admin.CreateToken(ctx, &ztv1.CreateTokenRequest{Workload: workload, Ttl: durationpb.New(time.Hour)})
-		ts.Check(err)
 		_, name, _ := strings.Cut(workload, "/")
-		ts.Check(os.WriteFile(ts.MkAbs(name+".token"), []byte(resp.Token), 0o600))
+		ts.Check(os.WriteFile(ts.MkAbs(name+".token"), []byte(m.Token(workload)), 0o600))
 	}
-}
-
-func dialAdmin(contexts, addr string) (*grpc.ClientConn, error) {
-	all, err := identity.LoadContexts(contexts)
-	if err != nil {
-		return nil, err
-	}
-	x, _ := all.Find("")
-	roots, err := identity.ParsePEM([]byte(x.Roots))
-	if err != nil {
-		return nil, err
-	}
-	pair, err := identity.ParseKeyPair([]byte(string(x.Key) + x.Certificate))
-	if err != nil {
-		return nil, err
-	}
-	config, err := identity.ClientConfig(identity.Trust{
-		TrustDomain: x.TrustDomain, Now: time.Now,
-		Roots:       func() []*x509.Certificate { return roots },
-		Certificate: func() (*tls.Certificate, error) { return pair.TLS(), nil },
-	})
-	if err != nil {
-		return nil, err
-	}
-	return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(credentials.NewTLS(config)))
 }
 
 // envoys N waits until exactly N processes run with the bootstrap of $STATE.
@@ -214,7 +150,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func poll(ts *testscript.TestScript, ok func() bool, what func() string) {
-	deadline, tick := time.After(30*time.Second), time.NewTicker(10*time.Millisecond)
+	deadline, tick := time.After(mesh.Patience), time.NewTicker(10*time.Millisecond)
 	defer tick.Stop()
 	for !ok() {
 		select {
