@@ -1,9 +1,6 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -11,44 +8,37 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/envoy"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	"github.com/ztmesh/ztmesh/identity"
+	"github.com/ztmesh/ztmesh/store"
 )
-
-// patience bounds every wait of a script.
-const patience = 30 * time.Second
 
 // world is what one script has started. Everything ends with the script.
 type world struct {
-	servers   map[string]*runningServer
+	t         testing.TB
+	mesh      *mesh.Mesh // from the first start of a server
+	servers   map[string]*mesh.Server
 	envoys    map[string]*envoy.Process
 	listeners []net.Listener
-}
-
-type runningServer struct {
-	*controlplane.Server
-	stop func() error
 }
 
 type worldKey struct{}
 
 func newWorld(env *testscript.Env) {
-	w := &world{servers: map[string]*runningServer{}, envoys: map[string]*envoy.Process{}}
+	// The test is a testing.TB: testscript.Run says so.
+	w := &world{t: env.T().(testing.TB), servers: map[string]*mesh.Server{}, envoys: map[string]*envoy.Process{}}
 	env.Values[worldKey{}] = w
 	env.Defer(func() {
 		for _, p := range w.envoys {
 			if err := p.Stop(5 * time.Second); err != nil {
 				env.T().Log(err)
-			}
-		}
-		for name, s := range w.servers {
-			if err := s.stop(); err != nil {
-				env.T().Log(name, err)
 			}
 		}
 		for _, l := range w.listeners {
@@ -59,88 +49,48 @@ func newWorld(env *testscript.Env) {
 
 func worldOf(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*world) }
 
-// server starts and stops real servers, each in a folder of its name:
+// server starts and stops the servers of one cluster, each in a folder of its name:
 //
 //	server init NAME             make a cluster, and do not start it
-//	server start NAME            start it, making a cluster of one if it is new
-//	server join NAME BY TOKENFILE
+//	server start NAME            make a cluster of one
+//	server join NAME TOKENFILE
 //	server stop NAME
 //
-// A running server sets $NAME_ADMIN and $NAME_NODE.
+// A running server sets $NAME_NODE.
 func server(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: server init|start|join|stop NAME")
 	}
 	w, name := worldOf(ts), args[1]
-	dir := ts.MkAbs(name)
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
 	switch args[0] {
 	case "init":
-		_, err := controlplane.Init(ctx, controlplane.InitConfig{DataDir: dir, TrustDomain: "shop.example", Logger: slog.New(slog.DiscardHandler)})
+		_, err := controlplane.Init(w.t.Context(), controlplane.InitConfig{
+			DataDir: ts.MkAbs(name), TrustDomain: "shop.example", Logger: slog.New(slog.DiscardHandler),
+		})
 		ts.Check(err)
 	case "start":
-		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-			server(ts, false, []string{"init", name})
-		}
-		w.start(ctx, ts, name)
+		// The timing of production: others will join.
+		w.mesh = mesh.New(w.t, mesh.Config{Tune: func(c *controlplane.Config) { c.Timing = store.Timing{} }})
+		w.started(ts, name, w.mesh.Servers[0])
 	case "join":
-		ts.Check(controlplane.Join(ctx, controlplane.JoinConfig{
-			DataDir: dir, Server: w.servers[args[2]].Addresses().Node, Logger: slog.New(slog.DiscardHandler),
-			Token: strings.TrimSpace(ts.ReadFile(args[3])),
-		}))
-		w.start(ctx, ts, name)
+		w.started(ts, name, w.mesh.Join(strings.TrimSpace(ts.ReadFile(args[2]))))
 	case "stop":
-		ts.Check(w.servers[name].stop())
-		delete(w.servers, name)
+		w.servers[name].Stop()
 	default:
 		ts.Fatalf("no server command %q", args[0])
 	}
 }
 
-func (w *world) start(ctx context.Context, ts *testscript.TestScript, name string) {
-	cfg := controlplane.Default()
-	cfg.DataDir = ts.MkAbs(name)
-	cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
-	s, err := controlplane.New(cfg)
-	ts.Check(err)
-	run, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(run) }()
-	select {
-	case <-s.Ready():
-	case err := <-done:
-		cancel()
-		ts.Fatalf("server %s: %v", name, err)
-	case <-ctx.Done():
-		cancel()
-		ts.Fatalf("server %s is not ready after %s", name, patience)
-	}
-	w.servers[name] = &runningServer{s, func() error { cancel(); return <-done }}
-	ts.Setenv(name+"_ADMIN", s.Addresses().Admin)
+func (w *world) started(ts *testscript.TestScript, name string, s *mesh.Server) {
+	w.servers[name] = s
+	ts.Check(os.Symlink(s.Dir, ts.MkAbs(name)))
 	ts.Setenv(name+"_NODE", s.Addresses().Node)
-	if path := filepath.Join(cfg.DataDir, "admin.yaml"); exists(path) {
-		await(ctx, ts, func() bool {
+	path := filepath.Join(s.Dir, "admin.yaml")
+	if _, err := os.Stat(path); err == nil {
+		w.mesh.Until("the credential names the server", func() bool {
 			all, err := identity.LoadContexts(path)
 			return err == nil && slices.Contains(all.Contexts[0].Servers, s.Addresses().Admin)
 		})
-	}
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
-func await(ctx context.Context, ts *testscript.TestScript, done func() bool) {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-ctx.Done():
-			ts.Fatalf("waited %s in vain", patience)
-		case <-tick.C:
-		}
 	}
 }
 
@@ -152,9 +102,7 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	re, err := regexp.Compile("(?m)" + args[0])
 	ts.Check(err)
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	await(ctx, ts, func() bool {
+	mesh.Until(worldOf(ts).t, "output matches "+args[0], func() bool {
 		_ = ts.Exec(args[1], args[2:]...) // only what it prints counts
 		return re.MatchString(ts.ReadFile("stdout") + ts.ReadFile("stderr"))
 	})
