@@ -22,14 +22,14 @@ import (
 // for each thing that a call touches.
 func TestRolesAndNamespaces(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	c.apply(shop + workload("bank", "vault"))
+	c.Submit(shop + workload("bank", "vault"))
 	before := c.revision()
-	bankToken, err := c.admin().CreateToken(c.ctx(), &ztv1.CreateTokenRequest{Workload: "bank/vault"})
+	bankToken, err := c.Admin().CreateToken(c.ctx(), &ztv1.CreateTokenRequest{Workload: "bank/vault"})
 	c.check(err)
-	serverToken, err := c.admin().CreateToken(c.ctx(), &ztv1.CreateTokenRequest{Server: true})
+	serverToken, err := c.Admin().CreateToken(c.ctx(), &ztv1.CreateTokenRequest{Server: true})
 	c.check(err)
 	instance, _ := c.enrol("bank/vault")
-	ed := c.as(c.servers[0], c.addAdmin("ed", "editor", "shop"))
+	ed := c.as(c.Servers[0], c.addAdmin("ed", "editor", "shop"))
 	for what, call := range map[string]func(context.Context) error{
 		"apply elsewhere": func(ctx context.Context) error {
 			_, err := ed.Apply(ctx, applyRequest(workload("bank", "vault")))
@@ -106,7 +106,7 @@ func TestRolesAndNamespaces(t *testing.T) {
 		{Name: "x", Role: "editor", Namespaces: []string{""}},
 		{Name: "x", Role: "editor", Namespaces: []string{"*"}},
 	} {
-		_, err := c.admin().AddAdmin(c.ctx(), r)
+		_, err := c.Admin().AddAdmin(c.ctx(), r)
 		c.refused(codes.InvalidArgument, err)
 	}
 }
@@ -115,18 +115,18 @@ func TestRolesAndNamespaces(t *testing.T) {
 // then on, on connections and streams that are open, too.
 func TestAdminsComeAndGo(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	c.apply(shop)
-	_, err := c.admin().RemoveAdmin(c.ctx(), &ztv1.RemoveAdminRequest{Name: "admin"})
+	c.Submit(shop)
+	_, err := c.Admin().RemoveAdmin(c.ctx(), &ztv1.RemoveAdminRequest{Name: "admin"})
 	c.refused(codes.FailedPrecondition, err)
-	_, err = c.admin().AddAdmin(c.ctx(), &ztv1.AddAdminRequest{Name: "admin", Role: "viewer"})
+	_, err = c.Admin().AddAdmin(c.ctx(), &ztv1.AddAdminRequest{Name: "admin", Role: "viewer"})
 	c.refused(codes.FailedPrecondition, err)
-	_, err = c.admin().RemoveMember(c.ctx(), &ztv1.RemoveMemberRequest{Id: c.servers[0].ID()})
+	_, err = c.Admin().RemoveMember(c.ctx(), &ztv1.RemoveMemberRequest{Id: c.Servers[0].ID()})
 	c.refused(codes.FailedPrecondition, err)
 
-	bob := c.as(c.servers[0], c.addAdmin("bob", "admin"))
+	bob := c.as(c.Servers[0], c.addAdmin("bob", "admin"))
 	watch, err := bob.WatchDocuments(c.ctx(), &ztv1.WatchDocumentsRequest{FromRevision: c.revision()})
 	c.check(err)
-	c.apply(shop + workload("shop", "one"))
+	c.Submit(shop + workload("shop", "one"))
 	_, err = watch.Recv()
 	c.check(err)
 	c.removeAdmin("bob")
@@ -134,11 +134,11 @@ func TestAdminsComeAndGo(t *testing.T) {
 	c.refused(codes.PermissionDenied, err)
 	_, err = bob.Apply(c.ctx(), applyRequest(workload("shop", "two")))
 	c.refused(codes.PermissionDenied, err)
-	c.apply(shop + workload("shop", "three"))
+	c.Submit(shop + workload("shop", "three"))
 	_, err = watch.Recv()
 	c.refused(codes.PermissionDenied, err)
-	c.apply(shop)
-	_, err = c.admin().RemoveMember(c.ctx(), &ztv1.RemoveMemberRequest{Id: c.servers[0].ID()})
+	c.Submit(shop)
+	_, err = c.Admin().RemoveMember(c.ctx(), &ztv1.RemoveMemberRequest{Id: c.Servers[0].ID()})
 	c.refused(codes.FailedPrecondition, err)
 }
 
@@ -156,9 +156,9 @@ metadata: {namespace: shop, name: h}
 // nothing is stored.
 func TestProblems(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	c.apply(shop)
+	c.Submit(shop)
 	before := c.revision()
-	_, err := c.admin().Apply(c.ctx(), applyRequest(broken))
+	_, err := c.Admin().Apply(c.ctx(), applyRequest(broken))
 	c.refused(codes.InvalidArgument, err)
 	var problems []*ztv1.Problem
 	for _, d := range status.Convert(err).Details() {
@@ -174,7 +174,7 @@ func TestProblems(t *testing.T) {
 			t.Errorf("a problem without a place: %v", p)
 		}
 	}
-	code, answer := c.rest(c.pair(), "POST", "/v1alpha1/apply", fmt.Sprintf(`{"files":[{"name":"spec.yaml","content":%q}]}`, base64.StdEncoding.EncodeToString([]byte(broken))))
+	code, answer := c.rest(c.AdminPair(), "POST", "/v1alpha1/apply", fmt.Sprintf(`{"files":[{"name":"spec.yaml","content":%q}]}`, base64.StdEncoding.EncodeToString([]byte(broken))))
 	if code != 400 {
 		t.Errorf("REST: %d", code)
 	}
@@ -201,24 +201,24 @@ func TestProblems(t *testing.T) {
 // effect; of many writers on one base one wins.
 func TestBasesAndKeys(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	first := c.apply(shop)
+	first := c.Submit(shop)
 	one := applyRequest(shop + workload("shop", "one"))
 	one.Bases, one.IdempotencyKey = first.Bases, "key-1"
-	done, err := c.admin().Apply(c.ctx(), one)
+	done, err := c.Admin().Apply(c.ctx(), one)
 	c.check(err)
-	again, err := c.admin().Apply(c.ctx(), one) // its base is stale by itself
+	again, err := c.Admin().Apply(c.ctx(), one) // its base is stale by itself
 	c.check(err)
 	if again.Revision != done.Revision || len(again.Changes) != len(done.Changes) {
 		t.Errorf("%v, again %v", done, again)
 	}
 	other := applyRequest(shop)
 	other.IdempotencyKey = "key-1"
-	_, err = c.admin().Apply(c.ctx(), other)
+	_, err = c.Admin().Apply(c.ctx(), other)
 	c.refused(codes.AlreadyExists, err)
 
 	stale := applyRequest(shop)
 	stale.Bases = first.Bases
-	_, err = c.admin().Apply(c.ctx(), stale)
+	_, err = c.Admin().Apply(c.ctx(), stale)
 	c.refused(codes.Aborted, err)
 	var current map[string]uint64
 	for _, d := range status.Convert(err).Details() {
@@ -229,12 +229,12 @@ func TestBasesAndKeys(t *testing.T) {
 	if current["shop"] != done.Revision {
 		t.Errorf("current: %v, want shop at %d", current, done.Revision)
 	}
-	if code, _ := c.rest(c.pair(), "POST", "/v1alpha1/apply", fmt.Sprintf(
+	if code, _ := c.rest(c.AdminPair(), "POST", "/v1alpha1/apply", fmt.Sprintf(
 		`{"files":[{"name":"f","content":%q}],"bases":{"shop":"1"}}`, base64.StdEncoding.EncodeToString([]byte(shop)))); code != 409 {
 		t.Errorf("REST: %d, want 409", code)
 	}
 
-	admin, ctx := c.admin(), c.ctx()
+	admin, ctx := c.Admin(), c.ctx()
 	var won, lost atomic.Int32
 	var wg sync.WaitGroup
 	for i := range 50 {
@@ -270,9 +270,9 @@ func TestBasesAndKeys(t *testing.T) {
 // merged; other namespaces stay; a dry run stores nothing.
 func TestWholeTruth(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	c.apply(shop + workload("bank", "vault"))
+	c.Submit(shop + workload("bank", "vault"))
 	names := func() (out []string) {
-		resp, err := c.admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{Kind: "Workload"})
+		resp, err := c.Admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{Kind: "Workload"})
 		c.check(err)
 		for _, d := range resp.Documents {
 			out = append(out, d.Document.Metadata.Namespace+"/"+d.Document.Metadata.Name)
@@ -288,22 +288,22 @@ func TestWholeTruth(t *testing.T) {
 	dry := applyRequest(workload("shop", "only"))
 	dry.DryRun = true
 	before := c.revision()
-	resp, err := c.admin().Apply(c.ctx(), dry)
+	resp, err := c.Admin().Apply(c.ctx(), dry)
 	c.check(err)
 	if len(resp.Changes) != 4 || resp.Revision != before || c.revision() != before {
 		t.Errorf("a dry run: %v at %d, was %d", resp.Changes, c.revision(), before)
 	}
 	merge := applyRequest(workload("shop", "more"))
 	merge.Merge = true
-	_, err = c.admin().Apply(c.ctx(), merge)
+	_, err = c.Admin().Apply(c.ctx(), merge)
 	c.check(err)
 	is("bank/vault", "shop/more", "shop/orders", "shop/web")
-	c.apply(shop)
+	c.Submit(shop)
 	is("bank/vault", "shop/orders", "shop/web")
-	c.apply(workload("shop", "only"))
+	c.Submit(workload("shop", "only"))
 	is("bank/vault", "shop/only")
 	same := c.revision()
-	if resp := c.apply(workload("shop", "only")); resp.Revision != same || len(resp.Changes) != 0 {
+	if resp := c.Submit(workload("shop", "only")); resp.Revision != same || len(resp.Changes) != 0 {
 		t.Errorf("no change makes revision %d, was %d", resp.Revision, same)
 	}
 }
@@ -314,23 +314,23 @@ func TestSizes(t *testing.T) {
 	comment := func(n int) *ztv1.ApplyRequest {
 		return &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: "f", Content: []byte(strings.Repeat("#\n", n/2))}}}
 	}
-	viewer := c.as(c.servers[0], c.addAdmin("vi", "viewer"))
+	viewer := c.as(c.Servers[0], c.addAdmin("vi", "viewer"))
 	big := comment(64<<20 + 1<<10)
-	_, err := c.admin().Apply(c.ctx(), big)
+	_, err := c.Admin().Apply(c.ctx(), big)
 	c.refused(codes.ResourceExhausted, err)
-	_, err = c.admin().Apply(c.ctx(), big, grpc.UseCompressor(gzip.Name)) // a bomb of 64 KiB
+	_, err = c.Admin().Apply(c.ctx(), big, grpc.UseCompressor(gzip.Name)) // a bomb of 64 KiB
 	c.refused(codes.ResourceExhausted, err)
-	_, err = c.admin().Can(c.ctx(), &ztv1.CanRequest{Caller: strings.Repeat("x", 1<<20), Request: "GET x /"})
+	_, err = c.Admin().Can(c.ctx(), &ztv1.CanRequest{Caller: strings.Repeat("x", 1<<20), Request: "GET x /"})
 	c.refused(codes.ResourceExhausted, err)
-	_, err = c.admin().Can(c.ctx(), &ztv1.CanRequest{Caller: strings.Repeat("x", 1<<20), Request: "GET x /"}, grpc.UseCompressor(gzip.Name))
+	_, err = c.Admin().Can(c.ctx(), &ztv1.CanRequest{Caller: strings.Repeat("x", 1<<20), Request: "GET x /"}, grpc.UseCompressor(gzip.Name))
 	c.refused(codes.ResourceExhausted, err)
 	// Who may not apply may not even send it.
 	_, err = viewer.Apply(c.ctx(), comment(2<<20))
 	c.refused(codes.ResourceExhausted, err)
-	_, err = c.node(c.servers[0], nil).Enrol(c.ctx(), &ztv1.EnrolRequest{Token: strings.Repeat("x", 1<<20)})
+	_, err = c.node(c.Servers[0], nil).Enrol(c.ctx(), &ztv1.EnrolRequest{Token: strings.Repeat("x", 1<<20)})
 	c.refused(codes.ResourceExhausted, err)
-	_, err = c.admin().Apply(c.ctx(), &ztv1.ApplyRequest{Message: strings.Repeat("x", 1025)})
+	_, err = c.Admin().Apply(c.ctx(), &ztv1.ApplyRequest{Message: strings.Repeat("x", 1025)})
 	c.refused(codes.InvalidArgument, err)
-	_, err = c.admin().GetServerInfo(c.ctx(), &ztv1.GetServerInfoRequest{})
+	_, err = c.Admin().GetServerInfo(c.ctx(), &ztv1.GetServerInfoRequest{})
 	c.check(err)
 }

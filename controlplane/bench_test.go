@@ -55,9 +55,9 @@ func bareRaft(b *testing.B, dir string) *raft.Raft {
 // entry of the size that it makes by bare Raft. Their ratio is what the API costs.
 func BenchmarkApply(b *testing.B) {
 	c := newCluster(b, 1, nil)
-	bare := bareRaft(b, filepath.Join(filepath.Dir(c.servers[0].dir), "bare"))
-	c.apply(shop)
-	admin, ctx := c.admin(), b.Context()
+	bare := bareRaft(b, filepath.Join(filepath.Dir(c.Servers[0].Dir), "bare"))
+	c.Submit(shop)
+	admin, ctx := c.Admin(), b.Context()
 	entry := make([]byte, 256)
 	var applied, committed []time.Duration
 	n := 0

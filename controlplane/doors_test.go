@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 	"google.golang.org/protobuf/types/dynamicpb"
 
+	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store"
@@ -99,9 +100,9 @@ func enough(name string, self string, pair *identity.KeyPair) proto.Message {
 // says.
 func TestEveryMethodByEveryCredential(t *testing.T) {
 	c := newCluster(t, 2, nil)
-	c.apply(shop)
+	c.Submit(shop)
 	shown := credentialsOf(c)
-	a := c.servers[0].Addresses()
+	a := c.Servers[0].Addresses()
 	seen := map[string]bool{}
 	for name, m := range declared(t) {
 		seen[name] = true
@@ -120,7 +121,7 @@ func TestEveryMethodByEveryCredential(t *testing.T) {
 					pair = func() *identity.KeyPair { return fresh }
 				}
 				shows := pair()
-				err := invoke(c, p.address, shows, m, enough(name, c.servers[0].ID(), shows))
+				err := invoke(c, p.address, shows, m, enough(name, c.Servers[0].ID(), shows))
 				want := slices.Contains(p.allowed, who)
 				if got := passed(err); got != want {
 					t.Errorf("%s port, %s, by %s: let in %v, want %v (%v)", port, name, who, got, want, err)
@@ -146,7 +147,7 @@ func credentialsOf(c *cluster) map[string]func() *identity.KeyPair {
 	c.removeAdmin("gone")
 	_, node := c.enrol("shop/web")
 	id, deregistered := c.enrol("shop/web")
-	_, err := c.admin().DeregisterInstance(c.ctx(), &ztv1.DeregisterInstanceRequest{Instance: id})
+	_, err := c.Admin().DeregisterInstance(c.ctx(), &ztv1.DeregisterInstanceRequest{Instance: id})
 	c.check(err)
 	foreign, err := identity.NewRoot(trustDomain, identity.Signing{Now: time.Now, Log: func(identity.Issuance) error { return nil }})
 	c.check(err)
@@ -156,29 +157,23 @@ func credentialsOf(c *cluster) map[string]func() *identity.KeyPair {
 	c.check(err)
 	stranger, err := identity.NewKeyPair(key, chain)
 	c.check(err)
-	other := c.servers[1]
+	other := c.Servers[1]
 	removed := c.identityOf(other)
-	_, err = c.admin().RemoveMember(c.ctx(), &ztv1.RemoveMemberRequest{Id: other.ID()})
+	_, err = c.Admin().RemoveMember(c.ctx(), &ztv1.RemoveMemberRequest{Id: other.ID()})
 	c.check(err)
-	select {
-	case err := <-other.done:
-		if !errors.Is(err, store.ErrRemoved) {
-			c.t.Errorf("a removed server ends with %v", err)
-		}
-		other.cancel = nil
-	case <-c.ctx().Done():
-		c.t.Fatal("a removed server goes on")
+	if err := other.Ended(); !errors.Is(err, store.ErrRemoved) {
+		c.t.Errorf("a removed server ends with %v", err)
 	}
 	return map[string]func() *identity.KeyPair{
 		"nobody":            always(nil),
 		"foreign root":      always(stranger),
-		"admin":             always(c.pair()),
+		"admin":             always(c.AdminPair()),
 		"editor":            always(c.addAdmin("ed", "editor", "shop")),
 		"viewer":            always(c.addAdmin("vi", "viewer")),
 		"unknown admin":     always(unknown),
 		"node":              always(node),
 		"deregistered node": always(deregistered),
-		"server":            always(c.identityOf(c.servers[0])),
+		"server":            always(c.identityOf(c.Servers[0])),
 		"removed server":    always(removed),
 	}
 }
@@ -212,7 +207,7 @@ func declared(t *testing.T) map[string]protoreflect.MethodDescriptor {
 // its own, and returns how it ended: a stream, with its first message.
 func invoke(c *cluster, address string, pair *identity.KeyPair, m protoreflect.MethodDescriptor, req proto.Message) error {
 	c.t.Helper()
-	conn := c.dial(address, pair)
+	conn := c.Dial(address, pair)
 	defer conn.Close()
 	if req == nil {
 		req = dynamicpb.NewMessage(m.Input())
@@ -255,7 +250,7 @@ func passed(err error) bool {
 // credential.
 func TestEveryRoute(t *testing.T) {
 	c := newCluster(t, 2, nil)
-	c.apply(shop)
+	c.Submit(shop)
 	shown := credentialsOf(c)
 	routes := 0
 	for name, m := range declared(t) {
@@ -312,17 +307,17 @@ func route(r *annotations.HttpRule) (method, path, body string) {
 // counts for nothing.
 func TestNobodyNamesAPrincipal(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	c.apply(shop)
+	c.Submit(shop)
 	_, node := c.enrol("shop/web")
 	viewer := c.addAdmin("vi", "viewer")
-	for _, pair := range []*identity.KeyPair{nil, node, viewer, c.identityOf(c.servers[0])} {
+	for _, pair := range []*identity.KeyPair{nil, node, viewer, c.identityOf(c.Servers[0])} {
 		for _, key := range []string{"zt-principal", "grpc-metadata-zt-principal", "authorization", "x-forwarded-client-cert"} {
 			ctx := metadata.AppendToOutgoingContext(c.ctx(), key, "admin/admin", "zt-address", "10.9.8.7")
-			_, err := c.as(c.servers[0], pair).AddAdmin(ctx, &ztv1.AddAdminRequest{Name: "eve", Role: "admin"})
+			_, err := c.as(c.Servers[0], pair).AddAdmin(ctx, &ztv1.AddAdminRequest{Name: "eve", Role: "admin"})
 			if passed(err) {
 				t.Errorf("%s: %v", key, err)
 			}
-			if _, err = c.node(c.servers[0], pair).Deregister(metadata.AppendToOutgoingContext(c.ctx(), key, "node/"+newID()), &ztv1.DeregisterRequest{}); pair != node && passed(err) {
+			if _, err = c.node(c.Servers[0], pair).Deregister(metadata.AppendToOutgoingContext(c.ctx(), key, "node/"+mesh.NewID()), &ztv1.DeregisterRequest{}); pair != node && passed(err) {
 				t.Errorf("%s: %v", key, err)
 			}
 		}
@@ -333,14 +328,14 @@ func TestNobodyNamesAPrincipal(t *testing.T) {
 		}
 	}
 	// An address that is named from outside is not the session's.
-	_, req := c.enrolment(c.token("shop/web"), "shop/web")
+	_, req := c.enrolment(c.Token("shop/web"), "shop/web")
 	req.Address = "10.9.8.7"
-	_, err := c.node(c.servers[0], nil).Enrol(metadata.AppendToOutgoingContext(c.ctx(), "zt-address", "10.9.8.7", "zt-principal", "nobody"), req)
+	_, err := c.node(c.Servers[0], nil).Enrol(metadata.AppendToOutgoingContext(c.ctx(), "zt-address", "10.9.8.7", "zt-principal", "nobody"), req)
 	c.refused(codes.PermissionDenied, err)
-	if code, _ := c.rest(c.pair(), "GET", "/v1alpha1/admins", ""); code != 200 {
+	if code, _ := c.rest(c.AdminPair(), "GET", "/v1alpha1/admins", ""); code != 200 {
 		t.Errorf("an admin: %d", code)
 	}
-	resp, err := c.admin().ListAdmins(c.ctx(), &ztv1.ListAdminsRequest{})
+	resp, err := c.Admin().ListAdmins(c.ctx(), &ztv1.ListAdminsRequest{})
 	c.check(err)
 	if len(resp.Admins) != 2 {
 		t.Errorf("admins: %v", resp.Admins)
@@ -351,7 +346,7 @@ func TestNobodyNamesAPrincipal(t *testing.T) {
 // certificate finishes a handshake there, with either protocol.
 func TestClusterPortIsForServers(t *testing.T) {
 	c := newCluster(t, 2, nil)
-	c.apply(shop)
+	c.Submit(shop)
 	shown := credentialsOf(c)
 	for who, pair := range shown {
 		for _, protocol := range []string{identity.ALPNRaft, identity.ALPNHTTP2, "http/1.1", ""} {
@@ -371,9 +366,9 @@ func TestClusterPortIsForServers(t *testing.T) {
 // subject is an admin's name, but whose SAN is a node, is that node.
 func TestCommonNameGivesNothing(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	c.apply(shop)
+	c.Submit(shop)
 	_, pair := c.enrol("shop/web")
-	for _, cert := range []*x509.Certificate{pair.Leaf(), c.pair().Leaf()} {
+	for _, cert := range []*x509.Certificate{pair.Leaf(), c.AdminPair().Leaf()} {
 		if len(cert.URIs) != 1 || len(cert.DNSNames)+len(cert.IPAddresses)+len(cert.EmailAddresses) != 0 {
 			t.Errorf("SANs of %v", cert.URIs)
 		}

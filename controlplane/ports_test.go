@@ -23,12 +23,12 @@ import (
 // in TLS 1.3 a refusal comes with the first read.
 func handshake(c *cluster, pair *identity.KeyPair, protocol string) bool {
 	c.t.Helper()
-	cfg := c.tls(pair)
+	cfg := c.ClientTLS(pair)
 	cfg.NextProtos = nil
 	if protocol != "" {
 		cfg.NextProtos = []string{protocol}
 	}
-	conn, err := (&tls.Dialer{Config: cfg}).DialContext(c.ctx(), "tcp", c.servers[0].Addresses().Cluster)
+	conn, err := (&tls.Dialer{Config: cfg}).DialContext(c.ctx(), "tcp", c.Servers[0].Addresses().Cluster)
 	if err != nil {
 		return false
 	}
@@ -51,7 +51,7 @@ func handshake(c *cluster, pair *identity.KeyPair, protocol string) bool {
 // who it is, or not all of it, is closed in time; on every port.
 func TestSilence(t *testing.T) {
 	c := newCluster(t, 1, func(cfg *controlplane.Config) { cfg.Handshake = 300 * time.Millisecond })
-	a := c.servers[0].Addresses()
+	a := c.Servers[0].Addresses()
 	for name, address := range map[string]string{"admin": a.Admin, "node": a.Node, "cluster": a.Cluster} {
 		for what, say := range map[string]string{"nothing": "", "half a record": "\x16\x03\x01\x02\x00", "not TLS": "GET / HTTP/1.1\r\n\r\n"} {
 			conn, err := net.Dial("tcp", address)
@@ -62,13 +62,13 @@ func TestSilence(t *testing.T) {
 		}
 		var pair *identity.KeyPair
 		if name == "cluster" {
-			pair = c.identityOf(c.servers[0])
+			pair = c.identityOf(c.Servers[0])
 		}
 		for what, say := range map[string]string{"silent after the handshake": "", "half a preface": http2.ClientPreface[:10]} {
 			if name == "admin" {
 				continue // net/http: below
 			}
-			conn, err := tls.Dial("tcp", address, c.tls(pair))
+			conn, err := tls.Dial("tcp", address, c.ClientTLS(pair))
 			c.check(err)
 			_, err = io.WriteString(conn, say)
 			c.check(err)
@@ -86,7 +86,7 @@ func TestSilence(t *testing.T) {
 		closes(t, "admin port, "+what, conn)
 	}
 	// Others are served meanwhile.
-	_, err := c.admin().GetServerInfo(c.ctx(), &ztv1.GetServerInfoRequest{})
+	_, err := c.Admin().GetServerInfo(c.ctx(), &ztv1.GetServerInfoRequest{})
 	c.check(err)
 }
 
@@ -106,7 +106,7 @@ func closes(t *testing.T, what string, conn net.Conn) {
 // answer; empty if there was none.
 func raw(c *cluster, pair *identity.KeyPair, request string, body io.Reader) string {
 	c.t.Helper()
-	conn, err := tls.Dial("tcp", c.servers[0].Addresses().Admin, c.http1(pair))
+	conn, err := tls.Dial("tcp", c.Servers[0].Addresses().Admin, c.http1(pair))
 	c.check(err)
 	defer conn.Close()
 	c.check(conn.SetDeadline(time.Now().Add(patience)))
@@ -143,28 +143,28 @@ func TestHostileHTTP(t *testing.T) {
 		request string
 		body    io.Reader
 	}{
-		"negative length":         {c.pair(), head(can, isJSON, "Content-Length: -1"), strings.NewReader("{}")},
-		"two lengths":             {c.pair(), head(can, isJSON, length(2), length(3)), strings.NewReader("{}")},
-		"length beyond 64 bits":   {c.pair(), head(can, isJSON, "Content-Length: 99999999999999999999"), strings.NewReader("{}")},
-		"length and chunks":       {c.pair(), head(can, isJSON, length(2), "Transfer-Encoding: chunked"), strings.NewReader("5\r\n{}{}{\r\n0\r\n\r\n")},
-		"chunk of no size":        {c.pair(), head(can, isJSON, "Transfer-Encoding: chunked"), strings.NewReader("zz\r\n{}\r\n0\r\n\r\n")},
-		"deep JSON":               {c.pair(), head(can, isJSON, length(len(deep))), strings.NewReader(deep)},
-		"deep objects":            {c.pair(), head("/v1alpha1/apply", isJSON, length(len(nested))), strings.NewReader(nested)},
-		"gzip":                    {c.pair(), head(can, isJSON, "Content-Encoding: gzip", length(len(bomb))), strings.NewReader(bomb)},
-		"a form":                  {c.pair(), head(can, "Content-Type: application/x-www-form-urlencoded", length(2)), strings.NewReader("{}")},
-		"plain text":              {c.pair(), head(can, "Content-Type: text/plain", length(2)), strings.NewReader("{}")},
-		"no type":                 {c.pair(), head(can, length(2)), strings.NewReader("{}")},
-		"unknown field":           {c.pair(), head(can, isJSON, length(12)), strings.NewReader(`{"caller2":1}`)},
-		"two values":              {c.pair(), head("/v1alpha1/tokens", isJSON, length(13)), strings.NewReader(`{"server":1}{}`)},
-		"not UTF-8":               {c.pair(), head(can, isJSON, length(14)), strings.NewReader("{\"caller\":\"\xff\"}")},
-		"2 MiB to a small call":   {c.pair(), head(can, isJSON, length(2<<20)), strings.NewReader(`{"caller":"` + strings.Repeat("x", 2<<20))},
-		"endless":                 {c.pair(), head("/v1alpha1/apply", isJSON, "Transfer-Encoding: chunked"), &endless{}},
+		"negative length":         {c.AdminPair(), head(can, isJSON, "Content-Length: -1"), strings.NewReader("{}")},
+		"two lengths":             {c.AdminPair(), head(can, isJSON, length(2), length(3)), strings.NewReader("{}")},
+		"length beyond 64 bits":   {c.AdminPair(), head(can, isJSON, "Content-Length: 99999999999999999999"), strings.NewReader("{}")},
+		"length and chunks":       {c.AdminPair(), head(can, isJSON, length(2), "Transfer-Encoding: chunked"), strings.NewReader("5\r\n{}{}{\r\n0\r\n\r\n")},
+		"chunk of no size":        {c.AdminPair(), head(can, isJSON, "Transfer-Encoding: chunked"), strings.NewReader("zz\r\n{}\r\n0\r\n\r\n")},
+		"deep JSON":               {c.AdminPair(), head(can, isJSON, length(len(deep))), strings.NewReader(deep)},
+		"deep objects":            {c.AdminPair(), head("/v1alpha1/apply", isJSON, length(len(nested))), strings.NewReader(nested)},
+		"gzip":                    {c.AdminPair(), head(can, isJSON, "Content-Encoding: gzip", length(len(bomb))), strings.NewReader(bomb)},
+		"a form":                  {c.AdminPair(), head(can, "Content-Type: application/x-www-form-urlencoded", length(2)), strings.NewReader("{}")},
+		"plain text":              {c.AdminPair(), head(can, "Content-Type: text/plain", length(2)), strings.NewReader("{}")},
+		"no type":                 {c.AdminPair(), head(can, length(2)), strings.NewReader("{}")},
+		"unknown field":           {c.AdminPair(), head(can, isJSON, length(12)), strings.NewReader(`{"caller2":1}`)},
+		"two values":              {c.AdminPair(), head("/v1alpha1/tokens", isJSON, length(13)), strings.NewReader(`{"server":1}{}`)},
+		"not UTF-8":               {c.AdminPair(), head(can, isJSON, length(14)), strings.NewReader("{\"caller\":\"\xff\"}")},
+		"2 MiB to a small call":   {c.AdminPair(), head(can, isJSON, length(2<<20)), strings.NewReader(`{"caller":"` + strings.Repeat("x", 2<<20))},
+		"endless":                 {c.AdminPair(), head("/v1alpha1/apply", isJSON, "Transfer-Encoding: chunked"), &endless{}},
 		"an apply of nobody":      {nil, head("/v1alpha1/apply", isJSON, length(32<<20)), io.LimitReader(&endless{}, 32<<20)},
-		"headers of 1 MiB":        {c.pair(), head(can, isJSON, length(2), "X: "+strings.Repeat("x", 1<<20)), strings.NewReader("{}")},
-		"no such route":           {c.pair(), head("/v1alpha1/../../etc/passwd", isJSON, length(2)), strings.NewReader("{}")},
-		"an escaped route":        {c.pair(), "GET /v1alpha1/documents/a%2f..%2fb/%00/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", strings.NewReader("")},
-		"gRPC over HTTP/1.1":      {c.pair(), head("/zt.v1alpha1.AdminService/Apply", "Content-Type: application/grpc", length(5)), strings.NewReader("\x00\x00\x00\x00\x00")},
-		"a peer's method by REST": {c.pair(), head("/zt.v1alpha1.PeerService/Announce", isJSON, length(2)), strings.NewReader("{}")},
+		"headers of 1 MiB":        {c.AdminPair(), head(can, isJSON, length(2), "X: "+strings.Repeat("x", 1<<20)), strings.NewReader("{}")},
+		"no such route":           {c.AdminPair(), head("/v1alpha1/../../etc/passwd", isJSON, length(2)), strings.NewReader("{}")},
+		"an escaped route":        {c.AdminPair(), "GET /v1alpha1/documents/a%2f..%2fb/%00/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", strings.NewReader("")},
+		"gRPC over HTTP/1.1":      {c.AdminPair(), head("/zt.v1alpha1.AdminService/Apply", "Content-Type: application/grpc", length(5)), strings.NewReader("\x00\x00\x00\x00\x00")},
+		"a peer's method by REST": {c.AdminPair(), head("/zt.v1alpha1.PeerService/Announce", isJSON, length(2)), strings.NewReader("{}")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if line := raw(c, tt.pair, tt.request, tt.body); !strings.HasPrefix(line, "HTTP/1.1 4") {
@@ -172,7 +172,7 @@ func TestHostileHTTP(t *testing.T) {
 			}
 		})
 	}
-	_, err := c.admin().GetServerInfo(c.ctx(), &ztv1.GetServerInfoRequest{})
+	_, err := c.Admin().GetServerInfo(c.ctx(), &ztv1.GetServerInfoRequest{})
 	c.check(err)
 }
 

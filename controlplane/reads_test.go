@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ztmesh/ztmesh/controlplane"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
@@ -22,12 +23,12 @@ func TestReads(t *testing.T) {
 	for i := range 25 {
 		many.WriteString(workload("team", fmt.Sprintf("w%02d", i)))
 	}
-	first := c.apply(shop)
-	all := c.apply(many.String())
+	first := c.Submit(shop)
+	all := c.Submit(many.String())
 	var names []string
 	req := &ztv1.ListDocumentsRequest{PageSize: 10, Namespace: "team"}
 	for pages := 1; ; pages++ {
-		resp, err := c.admin().ListDocuments(c.ctx(), req)
+		resp, err := c.Admin().ListDocuments(c.ctx(), req)
 		c.check(err)
 		for _, d := range resp.Documents {
 			names = append(names, d.Document.Metadata.Name)
@@ -45,26 +46,26 @@ func TestReads(t *testing.T) {
 	if len(names) != 25 || names[0] != "w00" || names[24] != "w24" {
 		t.Errorf("listed %v", names)
 	}
-	page, err := c.admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{PageSize: 1})
+	page, err := c.Admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{PageSize: 1})
 	c.check(err)
-	c.apply(shop + workload("shop", "more"))
-	_, err = c.admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{PageToken: page.NextPageToken})
+	c.Submit(shop + workload("shop", "more"))
+	_, err = c.Admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{PageToken: page.NextPageToken})
 	c.refused(codes.Aborted, err) // all pages are of one revision
 	for _, token := range []string{"x", ":::", "1:2:3", "-1:a:b:c", "99999999999999999999:a:b:c"} {
-		_, err = c.admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{PageToken: token})
+		_, err = c.Admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{PageToken: token})
 		c.refused(codes.InvalidArgument, err)
 	}
-	got, err := c.admin().GetDocument(c.ctx(), &ztv1.GetDocumentRequest{Kind: "Grant", Namespace: "shop", Name: "web-reads-orders"})
+	got, err := c.Admin().GetDocument(c.ctx(), &ztv1.GetDocumentRequest{Kind: "Grant", Namespace: "shop", Name: "web-reads-orders"})
 	c.check(err)
 	if got.Document.Revision != first.Revision {
 		t.Errorf("document of revision %d, want %d", got.Document.Revision, first.Revision)
 	}
-	_, err = c.admin().GetDocument(c.ctx(), &ztv1.GetDocumentRequest{Kind: "Grant", Namespace: "shop", Name: "none"})
+	_, err = c.Admin().GetDocument(c.ctx(), &ztv1.GetDocumentRequest{Kind: "Grant", Namespace: "shop", Name: "none"})
 	c.refused(codes.NotFound, err)
 
-	watch, err := c.admin().WatchDocuments(c.ctx(), &ztv1.WatchDocumentsRequest{FromRevision: first.Revision, Namespace: "shop"})
+	watch, err := c.Admin().WatchDocuments(c.ctx(), &ztv1.WatchDocumentsRequest{FromRevision: first.Revision, Namespace: "shop"})
 	c.check(err)
-	last := c.apply(shop)
+	last := c.Submit(shop)
 	for _, action := range []string{"add", "remove"} {
 		m, err := watch.Recv()
 		c.check(err)
@@ -72,20 +73,20 @@ func TestReads(t *testing.T) {
 			t.Errorf("watched %v, want to %s shop/more", m.Revision, action)
 		}
 	}
-	revisions, err := c.admin().ListRevisions(c.ctx(), &ztv1.ListRevisionsRequest{PageSize: 2})
+	revisions, err := c.Admin().ListRevisions(c.ctx(), &ztv1.ListRevisionsRequest{PageSize: 2})
 	c.check(err)
 	if len(revisions.Revisions) != 2 || revisions.Revisions[0].Revision != last.Revision || revisions.Revisions[0].Who != "admin/admin" {
 		t.Errorf("revisions %v", revisions.Revisions)
 	}
 	// Without proxies a receipt is complete at once.
-	receipt, err := c.admin().WatchReceipt(c.ctx(), &ztv1.WatchReceiptRequest{Revision: last.Revision})
+	receipt, err := c.Admin().WatchReceipt(c.ctx(), &ztv1.WatchReceiptRequest{Revision: last.Revision})
 	c.check(err)
 	if m, err := receipt.Recv(); err != nil || !m.Complete || len(m.Proxies) != 0 {
 		t.Errorf("receipt %v, %v", m, err)
 	}
 	// One that is enrolled and not connected is not confirmed.
 	c.enrol("shop/orders")
-	receipt, err = c.admin().WatchReceipt(c.ctx(), &ztv1.WatchReceiptRequest{Revision: first.Revision})
+	receipt, err = c.Admin().WatchReceipt(c.ctx(), &ztv1.WatchReceiptRequest{Revision: first.Revision})
 	c.check(err)
 	if m, err := receipt.Recv(); err != nil || m.Complete || len(m.Proxies) != 1 || m.Proxies[0].State != "unconfirmed" {
 		t.Errorf("receipt %v, %v", m, err)
@@ -97,7 +98,8 @@ func TestReads(t *testing.T) {
 // unless what is old will do.
 func TestFollower(t *testing.T) {
 	c := newCluster(t, 3, nil)
-	leader, follower := c.leader()
+	leader := c.Leader()
+	follower := c.Others(leader)[0]
 	ed := c.addAdmin("ed", "editor", "shop")
 	at := c.as(follower, ed)
 	resp, err := at.Apply(c.ctx(), applyRequest(shop))
@@ -130,14 +132,14 @@ func TestFollower(t *testing.T) {
 	c.refused(codes.PermissionDenied, err)
 
 	// The others stop: the one that is left has no quorum, whoever it was.
-	for _, s := range c.servers {
+	for _, s := range c.Servers {
 		if s != follower && s != leader {
-			c.stop(s)
+			s.Stop()
 		}
 	}
-	c.stop(follower)
-	left := c.as(leader, c.pair())
-	c.until("reads are refused", func() bool {
+	follower.Stop()
+	left := c.as(leader, c.AdminPair())
+	c.Until("reads are refused", func() bool {
 		_, err := left.ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{})
 		return status.Code(err) == codes.Unavailable
 	})
@@ -157,52 +159,52 @@ func TestRenewNeedsALeader(t *testing.T) {
 	c := newCluster(t, 2, func(cfg *controlplane.Config) {
 		cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 	})
-	c.apply(shop)
+	c.Submit(shop)
 	id, pair := c.enrol("shop/web")
-	_, csr := c.newKey()
-	leader, follower := c.leader()
-	c.servers[0] = follower // who is asked from now on
+	_, csr := c.NewRequest()
+	leader := c.Leader()
+	follower := c.Others(leader)[0]
+	c.Servers[0] = follower // who is asked from now on
 	renew := func() error {
 		_, err := c.node(follower, pair).Renew(c.ctx(), &ztv1.RenewRequest{NodeCsr: csr})
 		return err
 	}
-	c.until("the follower knows the instance", func() bool { return renew() == nil })
+	c.Until("the follower knows the instance", func() bool { return renew() == nil })
 	_, err := c.node(follower, pair).Renew(c.ctx(), &ztv1.RenewRequest{SvidCsr: csr})
 	c.refused(codes.PermissionDenied, err) // its workload's key is not its own
-	c.stop(leader)
+	leader.Stop()
 	ahead.Store(int64(4 * time.Minute))
 	c.check(renew())
 	ahead.Store(int64(6 * time.Minute))
 	if got := c.refused(codes.Unavailable, renew()); !strings.Contains(got, "no leader") {
 		t.Errorf("refused with %q", got)
 	}
-	c.start(leader)
-	c.until("it renews again", func() bool { return renew() == nil })
-	c.settled(func() error {
-		_, err := c.admin().DeregisterInstance(c.ctx(), &ztv1.DeregisterInstanceRequest{Instance: id})
-		return err
+	leader.Start()
+	c.Until("it renews again", func() bool { return renew() == nil })
+	mesh.Settled(c.Mesh, "a deregistration", func() (*ztv1.DeregisterInstanceResponse, error) {
+		return c.Admin().DeregisterInstance(c.ctx(), &ztv1.DeregisterInstanceRequest{Instance: id})
 	})
-	c.until("it renews no more", func() bool { return status.Code(renew()) == codes.PermissionDenied })
+	c.Until("it renews no more", func() bool { return status.Code(renew()) == codes.PermissionDenied })
 }
 
 // TestOneProcess: a data directory is of one process at a time.
 func TestOneProcess(t *testing.T) {
 	c := newCluster(t, 1, nil)
 	cfg := controlplane.Default()
-	cfg.DataDir, cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = c.servers[0].dir, "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	cfg.DataDir, cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = c.Servers[0].Dir, "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	second, err := controlplane.New(cfg)
 	c.check(err)
 	if err := second.Run(c.ctx()); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("a second server: %v", err)
 	}
-	before := c.servers[0].Addresses()
-	c.apply(shop)
-	c.stop(c.servers[0])
-	c.start(c.servers[0])
-	if now := c.servers[0].Addresses(); now != before {
+	before := c.Servers[0].Addresses()
+	c.Submit(shop)
+	c.Servers[0].Stop()
+	c.Servers[0].Start()
+	if now := c.Servers[0].Addresses(); now != before {
 		t.Errorf("addresses %v, were %v", now, before)
 	}
-	if resp := c.apply(shop); len(resp.Changes) != 0 {
+	if resp := c.Submit(shop); len(resp.Changes) != 0 {
 		t.Errorf("after a restart: %v", resp.Changes)
 	}
 }

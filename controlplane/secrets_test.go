@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -22,30 +23,30 @@ import (
 // read by others (CVE-2023-0690).
 func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	c := newCluster(t, 1, nil) // logs at debug
-	c.apply(shop)
-	token, serverToken, unused := c.token("shop/web"), c.token(""), c.token("shop/orders")
+	c.Submit(shop)
+	token, serverToken, unused := c.Token("shop/web"), c.Token(""), c.Token("shop/orders")
 	key, req := c.enrolment(token, "shop/web")
-	svid, svidCSR := c.newKey()
+	svid, svidCSR := c.NewRequest()
 	req.SvidCsr = svidCSR
-	node := c.node(c.servers[0], nil)
+	node := c.node(c.Servers[0], nil)
 	_, err := node.Enrol(c.ctx(), req)
 	c.check(err)
-	_, err = node.Enrol(c.ctx(), &ztv1.EnrolRequest{Token: unused, Workload: "shop/web", Instance: newID(), NodeCsr: svidCSR}) // refused
+	_, err = node.Enrol(c.ctx(), &ztv1.EnrolRequest{Token: unused, Workload: "shop/web", Instance: mesh.NewID(), NodeCsr: svidCSR}) // refused
 	if err == nil {
 		t.Error("a token of another workload")
 	}
-	_, csr := c.newKey()
-	joined, err := node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: serverToken, Server: newID(), IntermediateCsr: csr})
+	_, csr := c.NewRequest()
+	joined, err := node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: serverToken, Server: mesh.NewID(), IntermediateCsr: csr})
 	c.check(err)
 
-	dir := c.servers[0].dir
+	dir := c.Servers[0].Dir
 	secrets := map[string][]byte{"KEK": joined.KeyEncryptionKey}
 	for name, token := range map[string]string{"token": token, "server token": serverToken, "unused token": unused} {
 		secrets[name] = []byte(strings.Split(token, ".")[2])
 	}
 	intermediate, err := identity.LoadKeyPair(filepath.Join(dir, "intermediate.pem"))
 	c.check(err)
-	for name, k := range map[string]identity.PrivateKey{"intermediate": intermediate.Key, "admin": c.pair().Key, "node": key, "workload": svid} {
+	for name, k := range map[string]identity.PrivateKey{"intermediate": intermediate.Key, "admin": c.AdminPair().Key, "node": key, "workload": svid} {
 		pem, err := k.PEM()
 		c.check(err)
 		secrets[name+" key"] = bytes.Split(pem.Reveal(), []byte("\n"))[1] // a line of it
@@ -68,7 +69,7 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	}
 
 	var answers []proto.Message
-	admin := c.admin()
+	admin := c.Admin()
 	add := func(m proto.Message, err error) {
 		t.Helper()
 		c.check(err)
@@ -96,8 +97,8 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 		c.check(err)
 		hold(string(m.ProtoReflect().Descriptor().Name()), b)
 	}
-	hold("the log", []byte(c.log.String()))
-	if !strings.Contains(c.log.String(), "level=DEBUG") {
+	hold("the log", []byte(c.Log.String()))
+	if !strings.Contains(c.Log.String(), "level=DEBUG") {
 		t.Error("the server does not log at debug")
 	}
 	own := map[string]string{"kek": "KEK", "intermediate.pem": "intermediate key", "admin.yaml": "admin key"}

@@ -16,15 +16,16 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ztmesh/ztmesh/controlplane"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
 // TestTokenRace is that of SPIRE 1.14.6: one token, many at once, one instance.
 func TestTokenRace(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	c.apply(shop)
-	token := c.token("shop/web")
-	node := c.node(c.servers[0], nil)
+	c.Submit(shop)
+	token := c.Token("shop/web")
+	node := c.node(c.Servers[0], nil)
 	ctx := c.ctx()
 	reqs := make([]*ztv1.EnrolRequest, 200)
 	for i := range reqs {
@@ -47,12 +48,12 @@ func TestTokenRace(t *testing.T) {
 	if won.Load() != 1 {
 		t.Errorf("%d enrolments by one token", won.Load())
 	}
-	resp, err := c.admin().GetStatus(c.ctx(), &ztv1.GetStatusRequest{})
+	resp, err := c.Admin().GetStatus(c.ctx(), &ztv1.GetStatusRequest{})
 	c.check(err)
 	if len(resp.Proxies) != 1 {
 		t.Errorf("%d instances by one token", len(resp.Proxies))
 	}
-	if n := c.metric(c.servers[0], "zt_api_refused_tokens_total"); n != 199 {
+	if n := c.Servers[0].Metric("zt_api_refused_tokens_total"); n != 199 {
 		t.Errorf("%v tokens counted as refused, want 199", n)
 	}
 }
@@ -64,24 +65,24 @@ func TestBadTokens(t *testing.T) {
 	c := newCluster(t, 1, func(cfg *controlplane.Config) {
 		cfg.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
 	})
-	c.apply(shop)
-	node := c.node(c.servers[0], nil)
+	c.Submit(shop)
+	node := c.node(c.Servers[0], nil)
 	create := func(req *ztv1.CreateTokenRequest) string {
-		resp, err := c.admin().CreateToken(c.ctx(), req)
+		resp, err := c.Admin().CreateToken(c.ctx(), req)
 		c.check(err)
 		return resp.Token
 	}
-	good, serverToken := c.token("shop/web"), c.token("")
+	good, serverToken := c.Token("shop/web"), c.Token("")
 	expired := create(&ztv1.CreateTokenRequest{Workload: "shop/web", Ttl: durationpb.New(time.Minute)})
-	used := c.token("shop/web")
+	used := c.Token("shop/web")
 	_, req := c.enrolment(used, "shop/web")
 	_, err := node.Enrol(c.ctx(), req)
 	c.check(err)
 	ahead.Store(int64(2 * time.Minute))
 
 	other := newCluster(t, 1, nil)
-	other.apply(shop)
-	foreign := other.token("shop/web")
+	other.Submit(shop)
+	foreign := other.Token("shop/web")
 	last := good[len("zt1.0123"):]
 	wrong := good[:len("zt1.0123")] + flip(last[:1]) + last[1:]
 
@@ -102,15 +103,15 @@ func TestBadTokens(t *testing.T) {
 		}
 		refusals++
 	}
-	_, csr := c.newKey()
+	_, csr := c.NewRequest()
 	for what, token := range map[string]string{"garbage": "x", "of a workload": good, "wrong": flip(serverToken[4:5])} {
-		_, err := node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: token, Server: newID(), IntermediateCsr: csr})
+		_, err := node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: token, Server: mesh.NewID(), IntermediateCsr: csr})
 		if got := c.refused(codes.PermissionDenied, err); got != "token refused" {
 			t.Errorf("a server by a token %s: %q", what, got)
 		}
 		refusals++
 	}
-	if n := c.metric(c.servers[0], "zt_api_refused_tokens_total"); n != refusals {
+	if n := c.Servers[0].Metric("zt_api_refused_tokens_total"); n != refusals {
 		t.Errorf("%v tokens counted as refused, want %v", n, refusals)
 	}
 
@@ -118,7 +119,7 @@ func TestBadTokens(t *testing.T) {
 	_, req = c.enrolment(good, "shop/web")
 	_, err = node.Enrol(c.ctx(), req)
 	c.check(err)
-	_, err = node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: serverToken, Server: newID(), IntermediateCsr: csr})
+	_, err = node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: serverToken, Server: mesh.NewID(), IntermediateCsr: csr})
 	c.check(err)
 }
 
@@ -134,9 +135,9 @@ func flip(s string) string {
 // where its session comes from.
 func TestEnrolmentSaysNothingButItsKey(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	c.apply(shop)
-	node := c.node(c.servers[0], nil)
-	key, _ := c.newKey()
+	c.Submit(shop)
+	node := c.node(c.Servers[0], nil)
+	key, _ := c.NewRequest()
 	admin, err := url.Parse("spiffe://control." + trustDomain + "/admin/admin")
 	c.check(err)
 	orders, err := url.Parse("spiffe://" + trustDomain + "/ns/shop/sa/orders")
@@ -147,7 +148,7 @@ func TestEnrolmentSaysNothingButItsKey(t *testing.T) {
 		EmailAddresses: []string{"admin@shop.example"},
 	}, key)
 	c.check(err)
-	_, req := c.enrolment(c.token("shop/web"), "shop/web")
+	_, req := c.enrolment(c.Token("shop/web"), "shop/web")
 	req.NodeCsr, req.SvidCsr = greedy, greedy
 	resp, err := node.Enrol(c.ctx(), req)
 	c.check(err)
@@ -158,7 +159,7 @@ func TestEnrolmentSaysNothingButItsKey(t *testing.T) {
 		{resp.Certificates.NodeChain, "spiffe://control." + trustDomain + "/node/" + req.Instance},
 		{resp.Certificates.SvidChain, "spiffe://" + trustDomain + "/ns/shop/sa/web"},
 	} {
-		leaf := c.keyPair(key, tt.chain).Leaf()
+		leaf := c.Pair(key, tt.chain).Leaf()
 		if len(leaf.URIs) != 1 || leaf.URIs[0].String() != tt.uri {
 			t.Errorf("signed for %v, want %s", leaf.URIs, tt.uri)
 		}
@@ -167,13 +168,13 @@ func TestEnrolmentSaysNothingButItsKey(t *testing.T) {
 		}
 	}
 	// An admin's request likewise.
-	added, err := c.admin().AddAdmin(c.ctx(), &ztv1.AddAdminRequest{Name: "bob", Role: "viewer", Csr: greedy})
+	added, err := c.Admin().AddAdmin(c.ctx(), &ztv1.AddAdminRequest{Name: "bob", Role: "viewer", Csr: greedy})
 	c.check(err)
-	if leaf := c.keyPair(key, added.Chain).Leaf(); len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://control."+trustDomain+"/admin/bob" {
+	if leaf := c.Pair(key, added.Chain).Leaf(); len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://control."+trustDomain+"/admin/bob" {
 		t.Errorf("signed for %v", leaf.URIs)
 	}
 
-	token := c.token("shop/web")
+	token := c.Token("shop/web")
 	for what, tt := range map[string]struct {
 		code   codes.Code
 		change func(*ztv1.EnrolRequest)
@@ -209,9 +210,9 @@ func TestEnrolmentSaysNothingButItsKey(t *testing.T) {
 // for what was registered; and by nobody else.
 func TestEnrolAgain(t *testing.T) {
 	c := newCluster(t, 1, nil)
-	c.apply(shop)
-	node := c.node(c.servers[0], nil)
-	_, req := c.enrolment(c.token("shop/web"), "shop/web")
+	c.Submit(shop)
+	node := c.node(c.Servers[0], nil)
+	_, req := c.enrolment(c.Token("shop/web"), "shop/web")
 	first, err := node.Enrol(c.ctx(), req)
 	c.check(err)
 	again, err := node.Enrol(c.ctx(), req)
@@ -219,12 +220,12 @@ func TestEnrolAgain(t *testing.T) {
 	if again.Instance != first.Instance || again.Address != first.Address {
 		t.Errorf("%v, then %v", first, again)
 	}
-	_, other := c.newKey()
+	_, other := c.NewRequest()
 	for what, change := range map[string]func(*ztv1.EnrolRequest){
 		"another key":          func(r *ztv1.EnrolRequest) { r.NodeCsr = other },
 		"a workload's key now": func(r *ztv1.EnrolRequest) { r.SvidCsr = other },
 		"another workload":     func(r *ztv1.EnrolRequest) { r.Workload = "shop/orders" },
-		"another instance":     func(r *ztv1.EnrolRequest) { r.Instance = newID() },
+		"another instance":     func(r *ztv1.EnrolRequest) { r.Instance = mesh.NewID() },
 	} {
 		r := &ztv1.EnrolRequest{Token: req.Token, Workload: req.Workload, Instance: req.Instance, NodeCsr: req.NodeCsr}
 		change(r)
@@ -234,7 +235,7 @@ func TestEnrolAgain(t *testing.T) {
 		}
 	}
 	// Once it is deregistered, nothing brings it back.
-	_, err = c.admin().DeregisterInstance(c.ctx(), &ztv1.DeregisterInstanceRequest{Instance: first.Instance})
+	_, err = c.Admin().DeregisterInstance(c.ctx(), &ztv1.DeregisterInstanceRequest{Instance: first.Instance})
 	c.check(err)
 	_, err = node.Enrol(c.ctx(), req)
 	c.refused(codes.PermissionDenied, err)
