@@ -20,7 +20,7 @@ import (
 // A peer is authenticated and may still be hostile. No Envoy of this mesh asks
 // for more or longer names.
 const (
-	maxNames      = 1 << 16 // per stream and type
+	maxNames      = 1 << 16 // per stream, of all types together
 	maxNameLength = 256     // bytes
 )
 
@@ -228,7 +228,13 @@ func (s *stream) CreateWatch(*cache.Request, cache.Subscription, chan cache.Resp
 // CreateDeltaWatch is part of cache.ConfigWatcher. The server calls it for each
 // request, after it has cancelled the former watch of the type.
 func (s *stream) CreateDeltaWatch(r *cache.DeltaRequest, sub cache.Subscription, out chan cache.DeltaResponse) (func(), error) {
-	if len(sub.SubscribedResources()) > maxNames || len(sub.ReturnedResources()) > maxNames {
+	names := max(len(sub.SubscribedResources()), len(sub.ReturnedResources()))
+	for typeURL, other := range s.watches {
+		if typeURL != r.GetTypeUrl() {
+			names += len(other.sub.SubscribedResources())
+		}
+	}
+	if names > maxNames {
 		s.fleet.refuse(refusedExcess, "instance", s.instance)
 		return nil, errExcess
 	}

@@ -275,6 +275,18 @@ func TestTooManyStreams(t *testing.T) {
 	first.refused(codes.ResourceExhausted)
 }
 
+// The bound of names is of all types together.
+func TestTooManyNames(t *testing.T) {
+	s := newServer(t)
+	c := s.stream(s.dial("node/web-1"), "web-1")
+	half := manyNames(maxNames/2 + 1)
+	c.subscribe(xds.EndpointType, half...)
+	c.subscribe(xds.EndpointType, half...) // the same ones
+	s.await("web-1")
+	c.subscribe(xds.SecretType, half...)
+	c.refused(codes.ResourceExhausted)
+}
+
 // A proxy that does not ACK holds one response of a type, and then gets the
 // newest.
 func TestSlowToAck(t *testing.T) {
