@@ -138,11 +138,12 @@ func explainDenial() *hcmv3.LocalReplyConfig {
 
 // inboundRoutes leads the port's own hosts to the application; any other host
 // is not found. The reason is the proxy's to give, so the application's is
-// removed.
+// removed; so are headers that speak of another request than the one judged.
 func (b *builder) inboundRoutes(in *Inbound) *routev3.RouteConfiguration {
 	return &routev3.RouteConfiguration{
 		Name:                    InboundListener(in.Name),
 		ResponseHeadersToRemove: []string{ReasonHeader},
+		RequestHeadersToRemove:  overrides(),
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name:    in.Name,
 			Domains: in.Hosts,
@@ -154,6 +155,15 @@ func (b *builder) inboundRoutes(in *Inbound) *routev3.RouteConfiguration {
 				}},
 			}},
 		}},
+	}
+}
+
+// overrides are headers by which a framework may take another path or method than
+// those of the request, which are the ones that were judged.
+func overrides() []string {
+	return []string{
+		"x-http-method", "x-http-method-override", "x-method-override",
+		"x-original-url", "x-rewrite-url",
 	}
 }
 

@@ -88,6 +88,10 @@ func (a *advisories) forgedHeaders(t *testing.T) {
 	} {
 		forged = append(forged, "X-Envoy-"+name+": forged")
 	}
+	// By these, a framework would take another request than the one that was judged.
+	for _, name := range []string{"Original-Url", "Rewrite-Url", "Http-Method", "Http-Method-Override", "Method-Override"} {
+		forged = append(forged, "X-"+name+": /admin")
+	}
 	request := mesh.Request("GET", orders, "/public/a", forged...)
 	direct := a.in.Raw(8080, a.as, request)
 	conn, err := net.Dial("tcp", a.caller.At(xds.EgressPort))
