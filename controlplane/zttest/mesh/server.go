@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -148,8 +149,9 @@ func localAddress(ip string) grpc.DialOption {
 }
 
 // Metric is the sum of the series whose name and labels begin with series, such
-// as `zt_serve_pushes_total{type="listener"`.
-func (s *Server) Metric(series string) float64 {
+// as `zt_serve_pushes_total{type="listener"`, in one reading; those that begin
+// with one of except are left out.
+func (s *Server) Metric(series string, except ...string) float64 {
 	s.m.t.Helper()
 	req, err := http.NewRequestWithContext(s.m.context(), http.MethodGet, "http://"+s.Addresses().Local+"/metrics", nil)
 	s.m.check(err)
@@ -160,6 +162,9 @@ func (s *Server) Metric(series string) float64 {
 	s.m.check(err)
 	sum := 0.0
 	for line := range strings.Lines(string(body)) {
+		if slices.ContainsFunc(except, func(e string) bool { return strings.HasPrefix(line, e) }) {
+			continue
+		}
 		if i := strings.LastIndexByte(strings.TrimSpace(line), ' '); i > 0 && strings.HasPrefix(line, series) {
 			v, err := strconv.ParseFloat(strings.TrimSpace(line)[i+1:], 64)
 			s.m.check(err)
