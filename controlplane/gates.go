@@ -51,35 +51,51 @@ func gateKey(ix *policy.Index, p policy.Pair) string {
 	return policy.GateKey(p.Service, p.Port, policy.ID(ix.TrustDomain(), p.Source))
 }
 
-// gatesFromHistory is what update would have come to: a server that starts takes
-// what is closed from the revisions that the state remembers.
-func gatesFromHistory(st *state.State, now *view.View, at time.Time) (gates, error) {
-	var past []*logv1.Revision
+// fold lets every revision between two views close and open gates, one by one: a
+// state may stand for several, and what one of them admitted may have a connection,
+// by way of another server. since is the revision of old, next the view of st, and
+// changed the keys in which they differ. A server that starts folds all that the
+// state remembers of the last day; no connection may be older. What this version
+// cannot read is passed over as one change.
+func (g gates) fold(st *state.State, old, next *view.View, since uint64, changed []spec.Key, now time.Time) {
+	var past []*logv1.Revision // newest first
+	views := []*view.View{next}
 	for r := range st.Revisions(0) {
-		if r.When.AsTime().Before(at.Add(-24*time.Hour - gateMargin)) {
-			break // no connection may be older than a day
+		if r.Revision <= since || r.When.AsTime().Before(now.Add(-24*time.Hour-gateMargin)) {
+			break
 		}
-		past = append(past, r)
-	}
-	views := []*view.View{now}
-	for _, r := range past {
 		before, err := views[len(views)-1].Undo(r)
 		if err != nil {
-			return nil, err
+			g.update(old.Index, views[len(views)-1].Index, changed, now)
+			break
 		}
-		views = append(views, before)
+		past, views = append(past, r), append(views, before)
 	}
-	out := gates{}
 	for n := len(past) - 1; n >= 0; n-- {
-		old, next := views[n+1].Index, views[n].Index
 		var keys []spec.Key
 		for _, c := range past[n].Changes {
 			keys = append(keys, view.KeyOf(c.Key))
 		}
-		out.update(old, next, keys, past[n].When.AsTime())
+		g.update(views[n+1].Index, views[n].Index, keys, past[n].When.AsTime())
 	}
-	out.expire(at)
-	return out, nil
+	g.expire(now)
+}
+
+// changed are the workloads whose closed keys differ, sorted.
+func (g gates) changed(next gates) []string {
+	var out []string
+	for w := range g {
+		if !slices.Equal(g.keys(w), next.keys(w)) {
+			out = append(out, w)
+		}
+	}
+	for w := range next {
+		if _, had := g[w]; !had {
+			out = append(out, w)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // expire drops the gates that need not be closed any more and returns the

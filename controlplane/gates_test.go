@@ -49,7 +49,7 @@ func (l *logOf) become(when time.Time, docs []*spec.Document) {
 }
 
 // TestGatesFromHistory: a server that starts closes what one that was there all
-// the time has closed.
+// the time has closed, and so does one that saw only some of the states.
 func TestGatesFromHistory(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := &logOf{t: t, state: state.New()}
@@ -58,7 +58,13 @@ func TestGatesFromHistory(t *testing.T) {
 		}}})
 		views := view.NewCache()
 		now, old, was := gateStart, view.New("shop.example"), l.state
-		there := gates{}
+		there, dozing := gates{}, gates{}
+		saw, seen := old, l.state // what dozing saw last
+		look := func() {
+			keys := keysOf(state.Diff(seen, l.state).Keys)
+			dozing.fold(l.state, saw, old, seen.Revision(), keys, now)
+			saw, seen = old, l.state
+		}
 		for range rapid.IntRange(1, 6).Draw(t, "revisions") {
 			now = now.Add(time.Duration(rapid.IntRange(1, 3600).Draw(t, "seconds")) * time.Second)
 			l.become(now, specgen.Sound(t))
@@ -69,12 +75,17 @@ func TestGatesFromHistory(t *testing.T) {
 			there.update(old.Index, next.Index, keysOf(state.Diff(was, l.state).Keys), now)
 			there.expire(now)
 			old, was = next, l.state
+			if rapid.Bool().Draw(t, "looks") {
+				look()
+			}
 		}
 		now = now.Add(time.Duration(rapid.IntRange(0, 7200).Draw(t, "later")) * time.Second)
 		there.expire(now)
-		started, err := gatesFromHistory(l.state, old, now)
-		if err != nil {
-			t.Fatal(err)
+		started := gates{}
+		started.fold(l.state, view.New("shop.example"), old, 0, nil, now)
+		look()
+		if diff := cmp.Diff(there, dozing); diff != "" {
+			t.Errorf("gates (-there all the time +looked now and then):\n%s", diff)
 		}
 		if diff := cmp.Diff(there, started); diff != "" {
 			t.Errorf("gates (-there all the time +started now):\n%s", diff)

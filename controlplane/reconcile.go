@@ -99,20 +99,14 @@ func (r *reconciler) advance(st *state.State) error {
 	touched := next.Index.Touched(old.Index, keys)
 
 	closed := r.gates.clone()
-	if first {
-		closed, err = gatesFromHistory(st, next, r.now())
-	} else {
-		closed.update(old.Index, next.Index, keys, r.now())
-	}
-	if err != nil {
-		return err
-	}
+	closed.fold(st, old, next, was.Revision(), keys, r.now())
 	configs, tell, err := r.compile(st, next, touched)
 	if err != nil {
 		return err
 	}
 
 	// Nothing can fail from here on.
+	regated := r.gates.changed(closed)
 	r.state, r.view, r.gates = st, next, closed
 	for _, id := range changed.InstanceIDs {
 		if _, enrolled := st.Instance(id); !enrolled && r.connected[id] != nil {
@@ -126,7 +120,9 @@ func (r *reconciler) advance(st *state.State) error {
 		if c := configs[ref]; c != nil {
 			r.configs[ref] = c
 		}
-		r.tellGates(ref.String())
+	}
+	for _, workload := range regated {
+		r.tellGates(workload)
 	}
 	r.fleet.Set(st.Revision(), tell)
 	return nil
