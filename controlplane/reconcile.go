@@ -89,9 +89,8 @@ func (r *reconciler) advance(st *state.State) error {
 	if err != nil {
 		return err
 	}
-	first := r.state == nil
 	was, old := r.state, r.view
-	if first {
+	if was == nil {
 		was, old = state.New(), view.New(st.TrustDomain())
 	}
 	changed := state.Diff(was, st)
@@ -114,7 +113,7 @@ func (r *reconciler) advance(st *state.State) error {
 			delete(r.connected, id)
 		}
 	}
-	r.fleet.SetEndpoints(r.endpoints(was, changed, touched, first))
+	r.fleet.SetEndpoints(r.endpoints(was, changed, touched))
 	for _, ref := range touched {
 		delete(r.configs, ref)
 		if c := configs[ref]; c != nil {
@@ -179,7 +178,7 @@ func (r *reconciler) build(c *xds.Config, i *logv1.Instance) (*xds.Resources, er
 
 // endpoints are the clusters whose endpoints a change may have moved: those of
 // workloads that were touched, or of which an instance came, went or moved.
-func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched []spec.Ref, all bool) map[string]*xds.Resource {
+func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched []spec.Ref) map[string]*xds.Resource {
 	refs := map[string]bool{}
 	for _, ref := range touched {
 		refs[ref.String()] = true
@@ -189,11 +188,6 @@ func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched 
 			if i, ok := st.Instance(id); ok {
 				refs[i.Workload] = true
 			}
-		}
-	}
-	if all {
-		for i := range r.state.Instances() {
-			refs[i.Workload] = true
 		}
 	}
 	out := map[string]*xds.Resource{}
