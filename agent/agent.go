@@ -198,7 +198,7 @@ func (a *Agent) writeBootstrap(h *holding) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(a.dir.bootstrap(), raw)
+	return identity.WriteFile(a.dir.bootstrap(), raw)
 }
 
 // goodbye deregisters the instance.

@@ -2,10 +2,8 @@ package agent
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -280,11 +278,4 @@ func canonicalIP(s string) string {
 		return ip.Unmap().String()
 	}
 	return s
-}
-
-// newID is 32 hex digits at random.
-func newID() string {
-	b := make([]byte, 16)
-	rand.Read(b) // never fails (Go 1.24)
-	return hex.EncodeToString(b)
 }

@@ -118,7 +118,7 @@ func (d dir) save(h *holding) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(d.roots(), identity.EncodePEM(h.roots)); err != nil {
+	if err := identity.WriteFile(d.roots(), identity.EncodePEM(h.roots)); err != nil {
 		return err
 	}
 	if err := h.svid.Save(d.svid()); err != nil {
@@ -127,7 +127,7 @@ func (d dir) save(h *holding) error {
 	if err := h.node.Save(d.node()); err != nil {
 		return err
 	}
-	return writeFile(d.record(), append(raw, '\n'))
+	return identity.WriteFile(d.record(), append(raw, '\n'))
 }
 
 // forget removes what save wrote, and everything made of it; the record first.
@@ -186,11 +186,11 @@ func (d dir) enrolment(workload string) (enrolment, error) {
 	if err != nil {
 		return enrolment{}, err
 	}
-	e := enrolment{instance: newID(), key: key}
+	e := enrolment{instance: identity.NewID(), key: key}
 	if raw, err = json.Marshal(enrollingFile{Instance: e.instance, Workload: workload, Key: string(secret.Reveal())}); err != nil {
 		return enrolment{}, err
 	}
-	return e, writeFile(d.enrolling(), raw)
+	return e, identity.WriteFile(d.enrolling(), raw)
 }
 
 // readToken reads the token file. What is in it never becomes part of an error.
@@ -204,25 +204,4 @@ func readToken(path string) (identity.Token, error) {
 		return identity.Token{}, fmt.Errorf("token file %s: %w", path, err)
 	}
 	return t, nil
-}
-
-// writeFile makes path hold b, mode 0600, all of it or nothing, and returns once
-// that is durable.
-func writeFile(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	parent, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(parent.Sync(), parent.Close())
 }

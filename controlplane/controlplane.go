@@ -29,10 +29,6 @@ import (
 // Version is that of this program; set by the linker.
 var Version = "0.1.0-dev"
 
-// leaderSilence is how long this server goes on issuing without having heard a
-// leader.
-const leaderSilence = 5 * time.Minute
-
 // Config is how a server runs. Default gives a usable one, save the DataDir.
 type Config struct {
 	// DataDir was made by Init or Join.
@@ -208,7 +204,7 @@ func (s *Server) keepSealedRoot(ctx context.Context, agreedOn *store.Store) erro
 		if !changed.Trust || !st.Initialized() {
 			return nil
 		}
-		return writeFile(s.dir.sealedRoot(), st.SealedRootKey())
+		return identity.WriteFile(s.dir.sealedRoot(), st.SealedRootKey())
 	})
 }
 

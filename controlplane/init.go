@@ -2,9 +2,7 @@ package controlplane
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -63,7 +61,7 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 	}
 	defer func() { err = errors.Join(err, journal.Close()) }()
 
-	id := newID()
+	id := identity.NewID()
 	kek := identity.NewKEK()
 	root, err := identity.NewRoot(cfg.TrustDomain, identity.Signing{Now: cfg.Now, Log: journal.Append})
 	if err != nil {
@@ -82,14 +80,14 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 	if err := errors.Join(
 		kek.Save(d.kek()),
 		intermediate.Save(d.intermediate()),
-		writeFile(d.roots(), identity.EncodePEM([]*x509.Certificate{root.Certificate()})),
+		identity.WriteFile(d.roots(), identity.EncodePEM([]*x509.Certificate{root.Certificate()})),
 		writeAdmin(d, root),
 	); err != nil {
 		return "", err
 	}
 	if err := bootstrap(ctx, cfg, d, id,
 		&logv1.Entry{Format: state.Format, Who: "init", Op: &logv1.Entry_Init{Init: &logv1.Init{
-			TrustDomain: cfg.TrustDomain, ClusterId: newID(),
+			TrustDomain: cfg.TrustDomain, ClusterId: identity.NewID(),
 			Roots: [][]byte{root.Certificate().Raw}, SealedRootKey: sealed,
 			Admin: &logv1.Admin{Name: FirstAdmin, Role: "admin"},
 		}}},
@@ -100,13 +98,6 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 		return "", err
 	}
 	return d.adminContext(), writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: cfg.TrustDomain})
-}
-
-// newID is 128 random bits, as all ids of servers, clusters and instances are.
-func newID() string {
-	b := make([]byte, 16)
-	rand.Read(b) // never fails (Go 1.24)
-	return hex.EncodeToString(b)
 }
 
 func newIntermediate(sign func(identity.PrivateKey) (*x509.Certificate, error)) (*identity.KeyPair, error) {
@@ -217,7 +208,7 @@ func Join(ctx context.Context, cfg JoinConfig) error {
 	}
 	defer conn.Close()
 
-	id := newID()
+	id := identity.NewID()
 	key, err := identity.NewKey()
 	if err != nil {
 		return err
@@ -266,7 +257,7 @@ func saveJoined(d dataDir, id string, key identity.PrivateKey, pin identity.Pin,
 	return errors.Join(
 		kek.Save(d.kek()),
 		intermediate.Save(d.intermediate()),
-		writeFile(d.roots(), identity.EncodePEM(roots)),
+		identity.WriteFile(d.roots(), identity.EncodePEM(roots)),
 		writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: resp.TrustDomain, Peers: resp.Peers}),
 	)
 }

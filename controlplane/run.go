@@ -229,7 +229,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	})
 	loop = newReconciler(&reconciler{
 		fleet: fleet, views: views, authority: s.authority, roots: s.roots, log: s.cfg.Logger, now: s.cfg.Now,
-		mayIssue: func() bool { return s.cfg.Now().Sub(agreedOn.LastContact()) <= leaderSilence },
+		mayIssue: func() bool { return s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence },
 	}, s.metrics)
 	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
 	door := api.New(api.Config{

@@ -127,7 +127,7 @@ func SaveContexts(path string, c *Contexts) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	return writeFile(path, raw)
+	return WriteFile(path, raw)
 }
 
 // Validate joins everything that is wrong with the contexts. It judges their

@@ -8,11 +8,11 @@ import (
 	"path/filepath"
 )
 
-// writeFile makes path hold b, mode 0600, all of it or nothing, and returns
+// WriteFile makes path hold b, mode 0600, all of it or nothing, and returns
 // once that is durable. What is there is replaced.
-func writeFile(path string, b []byte) error { return place(path, b, os.Rename) }
+func WriteFile(path string, b []byte) error { return place(path, b, os.Rename) }
 
-// createFile is writeFile for a path where there must be nothing yet.
+// createFile is WriteFile for a path where there must be nothing yet.
 func createFile(path string, b []byte) error { return place(path, b, os.Link) }
 
 // place writes b beside path and puts the finished file there.

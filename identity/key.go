@@ -129,7 +129,7 @@ func (p *KeyPair) Save(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(path, append(key.Reveal(), EncodePEM(p.Chain)...)); err != nil {
+	if err := WriteFile(path, append(key.Reveal(), EncodePEM(p.Chain)...)); err != nil {
 		return fmt.Errorf("save key pair: %w", err)
 	}
 	return nil

@@ -1,8 +1,10 @@
 package identity
 
 import (
+	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -162,4 +164,12 @@ func validLabel(s string) bool {
 		}
 	}
 	return true
+}
+
+// NewID makes 128 random bits as 32 hex digits, as the ids of clusters, servers
+// and instances are.
+func NewID() string {
+	b := make([]byte, 16)
+	rand.Read(b) // never fails (Go 1.24)
+	return hex.EncodeToString(b)
 }

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
+	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
@@ -101,7 +100,7 @@ func (a *app) apply(ctx context.Context, o application) error {
 		}
 	}
 	if req.IdempotencyKey = o.key; o.key == "" {
-		req.IdempotencyKey = newID()
+		req.IdempotencyKey = identity.NewID()
 	}
 	resp, err := a.commit(ctx, c, req)
 	if err != nil {
@@ -263,11 +262,4 @@ func (a *app) printApplied(resp *ztv1.ApplyResponse, receipt *ztv1.WatchReceiptR
 		return err
 	}
 	return a.print(out, nil)
-}
-
-// newID makes 128 random bits as 32 hex digits.
-func newID() string {
-	var b [16]byte
-	rand.Read(b[:]) // never fails (Go 1.24)
-	return hex.EncodeToString(b[:])
 }

@@ -222,12 +222,12 @@ func openPending(dir, tokenID string) (pending, identity.PrivateKey, error) {
 	if err != nil {
 		return p, key, err
 	}
-	p = pending{Instance: newID(), Token: tokenID, Key: string(secret.Reveal())}
+	p = pending{Instance: identity.NewID(), Token: tokenID, Key: string(secret.Reveal())}
 	raw, err = json.Marshal(p)
 	if err != nil {
 		return p, key, err
 	}
-	return p, key, replace(path, raw)
+	return p, key, identity.WriteFile(path, raw)
 }
 
 // enrol redeems the token. An unknown outcome is asked for again: the same

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
+	"github.com/ztmesh/ztmesh/identity"
 )
 
 // maxSpecBytes is what a server takes in one apply.
@@ -127,32 +128,11 @@ func writeNew(path string, content []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// replace writes a file with mode 0600 in one step: a reader, or Envoy that
-// watches the folder, sees the old content or the new, never a part.
-func replace(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	err = errors.Join(err, f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.RemoveAll(f.Name()))
-	}
-	return nil
-}
-
-// replaceChanged is replace, unless the file says so already: who watches it is
+// replaceChanged is identity.WriteFile, unless the file says so already: who watches it is
 // not woken for nothing.
 func replaceChanged(path string, content []byte) error {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
 		return nil
 	}
-	return replace(path, content)
+	return identity.WriteFile(path, content)
 }

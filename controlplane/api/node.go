@@ -15,9 +15,9 @@ import (
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
-// leaderSilence is how long a server renews certificates without having heard a
+// LeaderSilence is how long a server renews certificates without having heard a
 // leader: what was revoked meanwhile is bounded by it.
-const leaderSilence = 5 * time.Minute
+const LeaderSilence = 5 * time.Minute
 
 // defaultEgress is where a workload's applications reach out by default.
 const defaultEgress = "127.0.0.1"
@@ -156,7 +156,7 @@ func (s *Server) nodeAddresses() []string {
 
 // Renew is NodeService.Renew.
 func (s *Server) Renew(ctx context.Context, req *ztv1.RenewRequest) (*ztv1.RenewResponse, error) {
-	if silence := s.cfg.Now().Sub(s.cfg.Log.HeardLeader()); silence > leaderSilence {
+	if silence := s.cfg.Now().Sub(s.cfg.Log.HeardLeader()); silence > LeaderSilence {
 		return nil, refuse(codes.Unavailable, "no leader heard for %v: this server does not renew now; ask another one", silence.Round(time.Second))
 	}
 	i, ok := s.cfg.Log.State().Instance(callOf(ctx).principal.Name)
