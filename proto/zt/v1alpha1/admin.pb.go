@@ -91,7 +91,11 @@ type ApplyRequest struct {
 	// At most one apply with this key takes effect; a retry gets its answer.
 	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// Free text, kept with the revision.
-	Message       string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	// Propose instead of apply: no verdict changes, and the proxies report the
+	// requests whose verdict the files would change. An apply of the namespace, or
+	// EndShadow, ends it.
+	Shadow        bool `protobuf:"varint,7,opt,name=shadow,proto3" json:"shadow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -168,6 +172,13 @@ func (x *ApplyRequest) GetMessage() string {
 	return ""
 }
 
+func (x *ApplyRequest) GetShadow() bool {
+	if x != nil {
+		return x.Shadow
+	}
+	return false
+}
+
 type ApplyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The revision that this apply made; with no change, or a dry run, the newest.
@@ -176,7 +187,9 @@ type ApplyResponse struct {
 	// The instances whose configuration this changes.
 	Affected []*InstanceRef `protobuf:"bytes,3,rep,name=affected,proto3" json:"affected,omitempty"`
 	// The revision of each namespace named, after the apply: the next bases.
-	Bases         map[string]uint64 `protobuf:"bytes,4,rep,name=bases,proto3" json:"bases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Bases map[string]uint64 `protobuf:"bytes,4,rep,name=bases,proto3" json:"bases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// What is allowed, and worth a second look.
+	Warnings      []*Problem `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -235,6 +248,13 @@ func (x *ApplyResponse) GetAffected() []*InstanceRef {
 func (x *ApplyResponse) GetBases() map[string]uint64 {
 	if x != nil {
 		return x.Bases
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetWarnings() []*Problem {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -1684,8 +1704,16 @@ type CanRequest struct {
 	// As in Test.request.
 	Request string `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
 	// For names without a namespace. Default: the caller's.
-	Namespace     string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Stale         bool   `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"`
+	Namespace string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Stale     bool   `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"`
+	// The user whose verified token the request bears.
+	User *User `protobuf:"bytes,5,opt,name=user,proto3" json:"user,omitempty"`
+	// When it begins. Default: now.
+	At *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=at,proto3" json:"at,omitempty"`
+	// The TCP peer. Default: 127.0.0.1.
+	Source string `protobuf:"bytes,7,opt,name=source,proto3" json:"source,omitempty"`
+	// By name in lower case.
+	Headers       map[string]string `protobuf:"bytes,8,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1748,16 +1776,48 @@ func (x *CanRequest) GetStale() bool {
 	return false
 }
 
+func (x *CanRequest) GetUser() *User {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+func (x *CanRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *CanRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *CanRequest) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
 type CanResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Allowed bool                   `protobuf:"varint,1,opt,name=allowed,proto3" json:"allowed,omitempty"`
-	// grant:<ns>/<name>, default, form or transport.
+	// transport, form, block:<ns>/<name>, token, grant:<ns>/<name>,
+	// external:<ns>/<name>, exception:<ns>/<name>, default or health.
 	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Every grant that matches, namespace/name, sorted.
 	Grants   []string `protobuf:"bytes,3,rep,name=grants,proto3" json:"grants,omitempty"`
 	Revision uint64   `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	// For a denial: what would have to differ, nearest grant first.
-	Hints         []string `protobuf:"bytes,5,rep,name=hints,proto3" json:"hints,omitempty"`
+	Hints []string `protobuf:"bytes,5,rep,name=hints,proto3" json:"hints,omitempty"`
+	// The service whose external authorizer is asked as well: namespace/name.
+	// Empty: none.
+	Asks          string `protobuf:"bytes,6,opt,name=asks,proto3" json:"asks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1827,6 +1887,659 @@ func (x *CanResponse) GetHints() []string {
 	return nil
 }
 
+func (x *CanResponse) GetAsks() string {
+	if x != nil {
+		return x.Asks
+	}
+	return ""
+}
+
+type BlockRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The namespace that the Block is written in; "mesh" for one that acts on all.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// A DNS label.
+	Name           string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Block          *Block `protobuf:"bytes,3,opt,name=block,proto3" json:"block,omitempty"`
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	DryRun         bool   `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *BlockRequest) Reset() {
+	*x = BlockRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockRequest) ProtoMessage() {}
+
+func (x *BlockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockRequest.ProtoReflect.Descriptor instead.
+func (*BlockRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *BlockRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *BlockRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *BlockRequest) GetBlock() *Block {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
+func (x *BlockRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *BlockRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type BlockResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The instances whose configuration this changes.
+	Affected      []*InstanceRef `protobuf:"bytes,2,rep,name=affected,proto3" json:"affected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockResponse) Reset() {
+	*x = BlockResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockResponse) ProtoMessage() {}
+
+func (x *BlockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockResponse.ProtoReflect.Descriptor instead.
+func (*BlockResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *BlockResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *BlockResponse) GetAffected() []*InstanceRef {
+	if x != nil {
+		return x.Affected
+	}
+	return nil
+}
+
+type UnblockRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Namespace      string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name           string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	IdempotencyKey string                 `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *UnblockRequest) Reset() {
+	*x = UnblockRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnblockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnblockRequest) ProtoMessage() {}
+
+func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnblockRequest.ProtoReflect.Descriptor instead.
+func (*UnblockRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *UnblockRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *UnblockRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UnblockRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type UnblockResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Affected      []*InstanceRef         `protobuf:"bytes,2,rep,name=affected,proto3" json:"affected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnblockResponse) Reset() {
+	*x = UnblockResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnblockResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnblockResponse) ProtoMessage() {}
+
+func (x *UnblockResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnblockResponse.ProtoReflect.Descriptor instead.
+func (*UnblockResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *UnblockResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *UnblockResponse) GetAffected() []*InstanceRef {
+	if x != nil {
+		return x.Affected
+	}
+	return nil
+}
+
+type GetShadowRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only of services of this namespace. Empty: all that the caller may see.
+	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetShadowRequest) Reset() {
+	*x = GetShadowRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetShadowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetShadowRequest) ProtoMessage() {}
+
+func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetShadowRequest.ProtoReflect.Descriptor instead.
+func (*GetShadowRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *GetShadowRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type GetShadowResponse struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Proposals []*Proposal            `protobuf:"bytes,1,rep,name=proposals,proto3" json:"proposals,omitempty"`
+	// Most frequent first.
+	Differences []*ShadowDifference `protobuf:"bytes,2,rep,name=differences,proto3" json:"differences,omitempty"`
+	// Differences that were reported and not kept, for want of room.
+	Dropped uint64 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	// Servers that could not be asked: what their proxies report is missing.
+	Unreachable   []string `protobuf:"bytes,4,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetShadowResponse) Reset() {
+	*x = GetShadowResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetShadowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetShadowResponse) ProtoMessage() {}
+
+func (x *GetShadowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetShadowResponse.ProtoReflect.Descriptor instead.
+func (*GetShadowResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *GetShadowResponse) GetProposals() []*Proposal {
+	if x != nil {
+		return x.Proposals
+	}
+	return nil
+}
+
+func (x *GetShadowResponse) GetDifferences() []*ShadowDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *GetShadowResponse) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *GetShadowResponse) GetUnreachable() []string {
+	if x != nil {
+		return x.Unreachable
+	}
+	return nil
+}
+
+// Proposal is what `apply --shadow` has proposed for a namespace.
+type Proposal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Who           string                 `protobuf:"bytes,2,opt,name=who,proto3" json:"who,omitempty"`
+	When          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=when,proto3" json:"when,omitempty"`
+	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Proposal) Reset() {
+	*x = Proposal{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Proposal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Proposal) ProtoMessage() {}
+
+func (x *Proposal) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
+func (*Proposal) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Proposal) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Proposal) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *Proposal) GetWhen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+func (x *Proposal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+// ShadowDifference counts requests that are alike and whose verdict would be
+// another.
+type ShadowDifference struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// namespace/name of the workload, or external service, that judged.
+	Service string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Port    string `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	// SPIFFE ID.
+	Caller string `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
+	Method string `protobuf:"bytes,4,opt,name=method,proto3" json:"method,omitempty"`
+	// Without the query; long ones are cut.
+	Path    string `protobuf:"bytes,5,opt,name=path,proto3" json:"path,omitempty"`
+	Allowed bool   `protobuf:"varint,6,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	// The name of the action: "grant:shop/a", "default-deny".
+	Reason        string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	WouldAllow    bool                   `protobuf:"varint,8,opt,name=would_allow,json=wouldAllow,proto3" json:"would_allow,omitempty"`
+	WouldReason   string                 `protobuf:"bytes,9,opt,name=would_reason,json=wouldReason,proto3" json:"would_reason,omitempty"`
+	Count         uint64                 `protobuf:"varint,10,opt,name=count,proto3" json:"count,omitempty"`
+	First         *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=first,proto3" json:"first,omitempty"`
+	Last          *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ShadowDifference) Reset() {
+	*x = ShadowDifference{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ShadowDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ShadowDifference) ProtoMessage() {}
+
+func (x *ShadowDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ShadowDifference.ProtoReflect.Descriptor instead.
+func (*ShadowDifference) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ShadowDifference) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *ShadowDifference) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *ShadowDifference) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *ShadowDifference) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *ShadowDifference) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ShadowDifference) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *ShadowDifference) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ShadowDifference) GetWouldAllow() bool {
+	if x != nil {
+		return x.WouldAllow
+	}
+	return false
+}
+
+func (x *ShadowDifference) GetWouldReason() string {
+	if x != nil {
+		return x.WouldReason
+	}
+	return ""
+}
+
+func (x *ShadowDifference) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ShadowDifference) GetFirst() *timestamppb.Timestamp {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *ShadowDifference) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+type EndShadowRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndShadowRequest) Reset() {
+	*x = EndShadowRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndShadowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndShadowRequest) ProtoMessage() {}
+
+func (x *EndShadowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndShadowRequest.ProtoReflect.Descriptor instead.
+func (*EndShadowRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *EndShadowRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+type EndShadowResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndShadowResponse) Reset() {
+	*x = EndShadowResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndShadowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndShadowResponse) ProtoMessage() {}
+
+func (x *EndShadowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndShadowResponse.ProtoReflect.Descriptor instead.
+func (*EndShadowResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
+}
+
 type CreateTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// namespace/name; empty for a server token.
@@ -1840,7 +2553,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +2565,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +2578,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CreateTokenRequest) GetWorkload() string {
@@ -1900,7 +2613,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1912,7 +2625,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1925,7 +2638,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -1955,7 +2668,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1967,7 +2680,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1980,7 +2693,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -2026,7 +2739,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2751,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2764,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 type ListTokensResponse struct {
@@ -2063,7 +2776,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2075,7 +2788,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2088,7 +2801,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -2107,7 +2820,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2119,7 +2832,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2132,7 +2845,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
@@ -2150,7 +2863,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2162,7 +2875,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2175,7 +2888,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type DeregisterInstanceRequest struct {
@@ -2187,7 +2900,7 @@ type DeregisterInstanceRequest struct {
 
 func (x *DeregisterInstanceRequest) Reset() {
 	*x = DeregisterInstanceRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2199,7 +2912,7 @@ func (x *DeregisterInstanceRequest) String() string {
 func (*DeregisterInstanceRequest) ProtoMessage() {}
 
 func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2212,7 +2925,7 @@ func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DeregisterInstanceRequest) GetInstance() string {
@@ -2230,7 +2943,7 @@ type DeregisterInstanceResponse struct {
 
 func (x *DeregisterInstanceResponse) Reset() {
 	*x = DeregisterInstanceResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2955,7 @@ func (x *DeregisterInstanceResponse) String() string {
 func (*DeregisterInstanceResponse) ProtoMessage() {}
 
 func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2968,7 @@ func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 type ListMembersRequest struct {
@@ -2266,7 +2979,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2991,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +3004,7 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 type ListMembersResponse struct {
@@ -2303,7 +3016,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +3028,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +3041,7 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListMembersResponse) GetMembers() []*Member {
@@ -2358,7 +3071,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +3083,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +3096,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Member) GetId() string {
@@ -2458,7 +3171,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2470,7 +3183,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2483,7 +3196,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *RemoveMemberRequest) GetId() string {
@@ -2501,7 +3214,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2513,7 +3226,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2526,7 +3239,7 @@ func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 type ListAdminsRequest struct {
@@ -2537,7 +3250,7 @@ type ListAdminsRequest struct {
 
 func (x *ListAdminsRequest) Reset() {
 	*x = ListAdminsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +3262,7 @@ func (x *ListAdminsRequest) String() string {
 func (*ListAdminsRequest) ProtoMessage() {}
 
 func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +3275,7 @@ func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
 func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 type ListAdminsResponse struct {
@@ -2574,7 +3287,7 @@ type ListAdminsResponse struct {
 
 func (x *ListAdminsResponse) Reset() {
 	*x = ListAdminsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2586,7 +3299,7 @@ func (x *ListAdminsResponse) String() string {
 func (*ListAdminsResponse) ProtoMessage() {}
 
 func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2599,7 +3312,7 @@ func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
 func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListAdminsResponse) GetAdmins() []*AdminInfo {
@@ -2622,7 +3335,7 @@ type AdminInfo struct {
 
 func (x *AdminInfo) Reset() {
 	*x = AdminInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +3347,7 @@ func (x *AdminInfo) String() string {
 func (*AdminInfo) ProtoMessage() {}
 
 func (x *AdminInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +3360,7 @@ func (x *AdminInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminInfo.ProtoReflect.Descriptor instead.
 func (*AdminInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *AdminInfo) GetName() string {
@@ -2685,7 +3398,7 @@ type AddAdminRequest struct {
 
 func (x *AddAdminRequest) Reset() {
 	*x = AddAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2697,7 +3410,7 @@ func (x *AddAdminRequest) String() string {
 func (*AddAdminRequest) ProtoMessage() {}
 
 func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2710,7 +3423,7 @@ func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminRequest.ProtoReflect.Descriptor instead.
 func (*AddAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *AddAdminRequest) GetName() string {
@@ -2753,7 +3466,7 @@ type AddAdminResponse struct {
 
 func (x *AddAdminResponse) Reset() {
 	*x = AddAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +3478,7 @@ func (x *AddAdminResponse) String() string {
 func (*AddAdminResponse) ProtoMessage() {}
 
 func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +3491,7 @@ func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminResponse.ProtoReflect.Descriptor instead.
 func (*AddAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *AddAdminResponse) GetChain() [][]byte {
@@ -2811,7 +3524,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2823,7 +3536,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2836,7 +3549,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -2854,7 +3567,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +3579,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +3592,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 type GetServerInfoRequest struct {
@@ -2890,7 +3603,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3615,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3628,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 type GetServerInfoResponse struct {
@@ -2933,7 +3646,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2945,7 +3658,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2958,7 +3671,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -3010,23 +3723,25 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x17zt/v1alpha1/admin.proto\x12\vzt.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16zt/v1alpha1/spec.proto\"4\n" +
 	"\x04File\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\acontent\x18\x02 \x01(\fR\acontent\"\xbe\x02\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\"\xd6\x02\n" +
 	"\fApplyRequest\x122\n" +
 	"\x05files\x18\x01 \x03(\v2\x11.zt.v1alpha1.FileB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x05files\x12\x14\n" +
 	"\x05merge\x18\x02 \x01(\bR\x05merge\x12\x17\n" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12:\n" +
 	"\x05bases\x18\x04 \x03(\v2$.zt.v1alpha1.ApplyRequest.BasesEntryR\x05bases\x121\n" +
 	"\x0fidempotency_key\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\x12\"\n" +
-	"\amessage\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\amessage\x1a8\n" +
+	"\amessage\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\amessage\x12\x16\n" +
+	"\x06shadow\x18\a \x01(\bR\x06shadow\x1a8\n" +
 	"\n" +
 	"BasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\x87\x02\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xb9\x02\n" +
 	"\rApplyResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12-\n" +
 	"\achanges\x18\x02 \x03(\v2\x13.zt.v1alpha1.ChangeR\achanges\x124\n" +
 	"\baffected\x18\x03 \x03(\v2\x18.zt.v1alpha1.InstanceRefR\baffected\x12;\n" +
-	"\x05bases\x18\x04 \x03(\v2%.zt.v1alpha1.ApplyResponse.BasesEntryR\x05bases\x1a8\n" +
+	"\x05bases\x18\x04 \x03(\v2%.zt.v1alpha1.ApplyResponse.BasesEntryR\x05bases\x120\n" +
+	"\bwarnings\x18\x05 \x03(\v2\x14.zt.v1alpha1.ProblemR\bwarnings\x1a8\n" +
 	"\n" +
 	"BasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -3138,19 +3853,73 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12.\n" +
 	"\x04when\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12'\n" +
-	"\x05nacks\x18\x05 \x03(\v2\x11.zt.v1alpha1.NackR\x05nacks\"\x84\x01\n" +
+	"\x05nacks\x18\x05 \x03(\v2\x11.zt.v1alpha1.NackR\x05nacks\"\xfe\x02\n" +
 	"\n" +
 	"CanRequest\x12\x1f\n" +
 	"\x06caller\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06caller\x12!\n" +
 	"\arequest\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\arequest\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12\x14\n" +
-	"\x05stale\x18\x04 \x01(\bR\x05stale\"\x89\x01\n" +
+	"\x05stale\x18\x04 \x01(\bR\x05stale\x12%\n" +
+	"\x04user\x18\x05 \x01(\v2\x11.zt.v1alpha1.UserR\x04user\x12*\n" +
+	"\x02at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1f\n" +
+	"\x06source\x18\a \x01(\tB\a\xbaH\x04r\x02\x18-R\x06source\x12H\n" +
+	"\aheaders\x18\b \x03(\v2$.zt.v1alpha1.CanRequest.HeadersEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\aheaders\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9d\x01\n" +
 	"\vCanResponse\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06grants\x18\x03 \x03(\tR\x06grants\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x14\n" +
-	"\x05hints\x18\x05 \x03(\tR\x05hints\"u\n" +
+	"\x05hints\x18\x05 \x03(\tR\x05hints\x12\x12\n" +
+	"\x04asks\x18\x06 \x01(\tR\x04asks\"\xd4\x01\n" +
+	"\fBlockRequest\x12'\n" +
+	"\tnamespace\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\tnamespace\x12\x1d\n" +
+	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x120\n" +
+	"\x05block\x18\x03 \x01(\v2\x12.zt.v1alpha1.BlockB\x06\xbaH\x03\xc8\x01\x01R\x05block\x121\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"a\n" +
+	"\rBlockResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x124\n" +
+	"\baffected\x18\x02 \x03(\v2\x18.zt.v1alpha1.InstanceRefR\baffected\"\x8b\x01\n" +
+	"\x0eUnblockRequest\x12'\n" +
+	"\tnamespace\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\tnamespace\x12\x1d\n" +
+	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x121\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"c\n" +
+	"\x0fUnblockResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x124\n" +
+	"\baffected\x18\x02 \x03(\v2\x18.zt.v1alpha1.InstanceRefR\baffected\"9\n" +
+	"\x10GetShadowRequest\x12%\n" +
+	"\tnamespace\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\tnamespace\"\xc5\x01\n" +
+	"\x11GetShadowResponse\x123\n" +
+	"\tproposals\x18\x01 \x03(\v2\x15.zt.v1alpha1.ProposalR\tproposals\x12?\n" +
+	"\vdifferences\x18\x02 \x03(\v2\x1d.zt.v1alpha1.ShadowDifferenceR\vdifferences\x12\x18\n" +
+	"\adropped\x18\x03 \x01(\x04R\adropped\x12 \n" +
+	"\vunreachable\x18\x04 \x03(\tR\vunreachable\"\x84\x01\n" +
+	"\bProposal\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
+	"\x03who\x18\x02 \x01(\tR\x03who\x12.\n" +
+	"\x04when\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\xf2\x02\n" +
+	"\x10ShadowDifference\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12\x16\n" +
+	"\x06caller\x18\x03 \x01(\tR\x06caller\x12\x16\n" +
+	"\x06method\x18\x04 \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\x05 \x01(\tR\x04path\x12\x18\n" +
+	"\aallowed\x18\x06 \x01(\bR\aallowed\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x1f\n" +
+	"\vwould_allow\x18\b \x01(\bR\n" +
+	"wouldAllow\x12!\n" +
+	"\fwould_reason\x18\t \x01(\tR\vwouldReason\x12\x14\n" +
+	"\x05count\x18\n" +
+	" \x01(\x04R\x05count\x120\n" +
+	"\x05first\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
+	"\x04last\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x04last\";\n" +
+	"\x10EndShadowRequest\x12'\n" +
+	"\tnamespace\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\tnamespace\"\x13\n" +
+	"\x11EndShadowResponse\"u\n" +
 	"\x12CreateTokenRequest\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\bR\x06server\x12+\n" +
@@ -3220,7 +3989,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\tR\x06leader\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12(\n" +
-	"\x03you\x18\x06 \x01(\v2\x16.zt.v1alpha1.AdminInfoR\x03you2\xf9\x0f\n" +
+	"\x03you\x18\x06 \x01(\v2\x16.zt.v1alpha1.AdminInfoR\x03you2\xa1\x13\n" +
 	"\fAdminService\x12Z\n" +
 	"\x05Apply\x12\x19.zt.v1alpha1.ApplyRequest\x1a\x1a.zt.v1alpha1.ApplyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1alpha1/apply\x12\x87\x01\n" +
 	"\vGetDocument\x12\x1f.zt.v1alpha1.GetDocumentRequest\x1a .zt.v1alpha1.GetDocumentResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1alpha1/documents/{kind}/{namespace}/{name}\x12s\n" +
@@ -3240,7 +4009,11 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\n" +
 	"ListAdmins\x12\x1e.zt.v1alpha1.ListAdminsRequest\x1a\x1f.zt.v1alpha1.ListAdminsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1alpha1/admins\x12d\n" +
 	"\bAddAdmin\x12\x1c.zt.v1alpha1.AddAdminRequest\x1a\x1d.zt.v1alpha1.AddAdminResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1alpha1/admins\x12q\n" +
-	"\vRemoveAdmin\x12\x1f.zt.v1alpha1.RemoveAdminRequest\x1a .zt.v1alpha1.RemoveAdminResponse\"\x1f\x82\xd3\xe4\x93\x02\x19*\x17/v1alpha1/admins/{name}\x12n\n" +
+	"\vRemoveAdmin\x12\x1f.zt.v1alpha1.RemoveAdminRequest\x1a .zt.v1alpha1.RemoveAdminResponse\"\x1f\x82\xd3\xe4\x93\x02\x19*\x17/v1alpha1/admins/{name}\x12[\n" +
+	"\x05Block\x12\x19.zt.v1alpha1.BlockRequest\x1a\x1a.zt.v1alpha1.BlockResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1alpha1/blocks\x12q\n" +
+	"\aUnblock\x12\x1b.zt.v1alpha1.UnblockRequest\x1a\x1c.zt.v1alpha1.UnblockResponse\"+\x82\xd3\xe4\x93\x02%*#/v1alpha1/blocks/{namespace}/{name}\x12d\n" +
+	"\tGetShadow\x12\x1d.zt.v1alpha1.GetShadowRequest\x1a\x1e.zt.v1alpha1.GetShadowResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1alpha1/shadow\x12p\n" +
+	"\tEndShadow\x12\x1d.zt.v1alpha1.EndShadowRequest\x1a\x1e.zt.v1alpha1.EndShadowResponse\"$\x82\xd3\xe4\x93\x02\x1e*\x1c/v1alpha1/shadow/{namespace}\x12n\n" +
 	"\rGetServerInfo\x12!.zt.v1alpha1.GetServerInfoRequest\x1a\".zt.v1alpha1.GetServerInfoResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1alpha1/infoB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
@@ -3255,7 +4028,7 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_admin_proto_rawDescData
 }
 
-var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*File)(nil),                       // 0: zt.v1alpha1.File
 	(*ApplyRequest)(nil),               // 1: zt.v1alpha1.ApplyRequest
@@ -3284,111 +4057,144 @@ var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*ProxyReceipt)(nil),               // 24: zt.v1alpha1.ProxyReceipt
 	(*CanRequest)(nil),                 // 25: zt.v1alpha1.CanRequest
 	(*CanResponse)(nil),                // 26: zt.v1alpha1.CanResponse
-	(*CreateTokenRequest)(nil),         // 27: zt.v1alpha1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),        // 28: zt.v1alpha1.CreateTokenResponse
-	(*TokenInfo)(nil),                  // 29: zt.v1alpha1.TokenInfo
-	(*ListTokensRequest)(nil),          // 30: zt.v1alpha1.ListTokensRequest
-	(*ListTokensResponse)(nil),         // 31: zt.v1alpha1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),         // 32: zt.v1alpha1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),        // 33: zt.v1alpha1.DeleteTokenResponse
-	(*DeregisterInstanceRequest)(nil),  // 34: zt.v1alpha1.DeregisterInstanceRequest
-	(*DeregisterInstanceResponse)(nil), // 35: zt.v1alpha1.DeregisterInstanceResponse
-	(*ListMembersRequest)(nil),         // 36: zt.v1alpha1.ListMembersRequest
-	(*ListMembersResponse)(nil),        // 37: zt.v1alpha1.ListMembersResponse
-	(*Member)(nil),                     // 38: zt.v1alpha1.Member
-	(*RemoveMemberRequest)(nil),        // 39: zt.v1alpha1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 40: zt.v1alpha1.RemoveMemberResponse
-	(*ListAdminsRequest)(nil),          // 41: zt.v1alpha1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),         // 42: zt.v1alpha1.ListAdminsResponse
-	(*AdminInfo)(nil),                  // 43: zt.v1alpha1.AdminInfo
-	(*AddAdminRequest)(nil),            // 44: zt.v1alpha1.AddAdminRequest
-	(*AddAdminResponse)(nil),           // 45: zt.v1alpha1.AddAdminResponse
-	(*RemoveAdminRequest)(nil),         // 46: zt.v1alpha1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 47: zt.v1alpha1.RemoveAdminResponse
-	(*GetServerInfoRequest)(nil),       // 48: zt.v1alpha1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),      // 49: zt.v1alpha1.GetServerInfoResponse
-	nil,                                // 50: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 51: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 52: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 53: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	(*Document)(nil),                   // 54: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 55: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),        // 56: google.protobuf.Duration
+	(*BlockRequest)(nil),               // 27: zt.v1alpha1.BlockRequest
+	(*BlockResponse)(nil),              // 28: zt.v1alpha1.BlockResponse
+	(*UnblockRequest)(nil),             // 29: zt.v1alpha1.UnblockRequest
+	(*UnblockResponse)(nil),            // 30: zt.v1alpha1.UnblockResponse
+	(*GetShadowRequest)(nil),           // 31: zt.v1alpha1.GetShadowRequest
+	(*GetShadowResponse)(nil),          // 32: zt.v1alpha1.GetShadowResponse
+	(*Proposal)(nil),                   // 33: zt.v1alpha1.Proposal
+	(*ShadowDifference)(nil),           // 34: zt.v1alpha1.ShadowDifference
+	(*EndShadowRequest)(nil),           // 35: zt.v1alpha1.EndShadowRequest
+	(*EndShadowResponse)(nil),          // 36: zt.v1alpha1.EndShadowResponse
+	(*CreateTokenRequest)(nil),         // 37: zt.v1alpha1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 38: zt.v1alpha1.CreateTokenResponse
+	(*TokenInfo)(nil),                  // 39: zt.v1alpha1.TokenInfo
+	(*ListTokensRequest)(nil),          // 40: zt.v1alpha1.ListTokensRequest
+	(*ListTokensResponse)(nil),         // 41: zt.v1alpha1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),         // 42: zt.v1alpha1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),        // 43: zt.v1alpha1.DeleteTokenResponse
+	(*DeregisterInstanceRequest)(nil),  // 44: zt.v1alpha1.DeregisterInstanceRequest
+	(*DeregisterInstanceResponse)(nil), // 45: zt.v1alpha1.DeregisterInstanceResponse
+	(*ListMembersRequest)(nil),         // 46: zt.v1alpha1.ListMembersRequest
+	(*ListMembersResponse)(nil),        // 47: zt.v1alpha1.ListMembersResponse
+	(*Member)(nil),                     // 48: zt.v1alpha1.Member
+	(*RemoveMemberRequest)(nil),        // 49: zt.v1alpha1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 50: zt.v1alpha1.RemoveMemberResponse
+	(*ListAdminsRequest)(nil),          // 51: zt.v1alpha1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),         // 52: zt.v1alpha1.ListAdminsResponse
+	(*AdminInfo)(nil),                  // 53: zt.v1alpha1.AdminInfo
+	(*AddAdminRequest)(nil),            // 54: zt.v1alpha1.AddAdminRequest
+	(*AddAdminResponse)(nil),           // 55: zt.v1alpha1.AddAdminResponse
+	(*RemoveAdminRequest)(nil),         // 56: zt.v1alpha1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 57: zt.v1alpha1.RemoveAdminResponse
+	(*GetServerInfoRequest)(nil),       // 58: zt.v1alpha1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 59: zt.v1alpha1.GetServerInfoResponse
+	nil,                                // 60: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 61: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 62: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 63: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 64: zt.v1alpha1.CanRequest.HeadersEntry
+	(*Document)(nil),                   // 65: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 66: google.protobuf.Timestamp
+	(*User)(nil),                       // 67: zt.v1alpha1.User
+	(*Block)(nil),                      // 68: zt.v1alpha1.Block
+	(*durationpb.Duration)(nil),        // 69: google.protobuf.Duration
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	0,  // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	50, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	60, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
 	3,  // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
 	4,  // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	51, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
-	5,  // 5: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	52, // 6: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
-	10, // 7: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
-	54, // 8: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
-	10, // 9: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	53, // 10: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	15, // 11: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	55, // 12: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
-	3,  // 13: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
-	15, // 14: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
-	38, // 15: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
-	20, // 16: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	21, // 17: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	55, // 18: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	55, // 19: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	55, // 20: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
-	24, // 21: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
-	55, // 22: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
-	21, // 23: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	56, // 24: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	29, // 25: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	55, // 26: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
-	29, // 27: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
-	38, // 28: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
-	43, // 29: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
-	55, // 30: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
-	43, // 31: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
-	1,  // 32: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
-	8,  // 33: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
-	11, // 34: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
-	13, // 35: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
-	16, // 36: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
-	18, // 37: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
-	22, // 38: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
-	25, // 39: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
-	27, // 40: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
-	30, // 41: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
-	32, // 42: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
-	34, // 43: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
-	36, // 44: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
-	39, // 45: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
-	41, // 46: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
-	44, // 47: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
-	46, // 48: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
-	48, // 49: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	2,  // 50: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	9,  // 51: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	12, // 52: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	14, // 53: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	17, // 54: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	19, // 55: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	23, // 56: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	26, // 57: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	28, // 58: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	31, // 59: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	33, // 60: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	35, // 61: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	37, // 62: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	40, // 63: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	42, // 64: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	45, // 65: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	47, // 66: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	49, // 67: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	50, // [50:68] is the sub-list for method output_type
-	32, // [32:50] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	61, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	5,  // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
+	5,  // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
+	62, // 7: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	10, // 8: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
+	65, // 9: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	10, // 10: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
+	63, // 11: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	15, // 12: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
+	66, // 13: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	3,  // 14: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
+	15, // 15: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
+	48, // 16: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
+	20, // 17: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	21, // 18: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
+	66, // 19: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	66, // 20: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	66, // 21: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	24, // 22: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
+	66, // 23: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	21, // 24: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
+	67, // 25: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	66, // 26: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	64, // 27: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	68, // 28: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	4,  // 29: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	4,  // 30: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	33, // 31: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
+	34, // 32: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	66, // 33: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	66, // 34: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	66, // 35: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	69, // 36: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	39, // 37: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
+	66, // 38: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	39, // 39: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
+	48, // 40: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
+	53, // 41: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
+	66, // 42: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	53, // 43: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
+	1,  // 44: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
+	8,  // 45: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
+	11, // 46: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
+	13, // 47: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
+	16, // 48: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
+	18, // 49: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
+	22, // 50: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
+	25, // 51: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
+	37, // 52: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
+	40, // 53: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
+	42, // 54: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
+	44, // 55: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
+	46, // 56: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
+	49, // 57: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
+	51, // 58: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
+	54, // 59: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
+	56, // 60: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
+	27, // 61: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
+	29, // 62: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
+	31, // 63: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
+	35, // 64: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
+	58, // 65: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	2,  // 66: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	9,  // 67: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	12, // 68: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	14, // 69: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	17, // 70: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	19, // 71: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	23, // 72: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	26, // 73: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	38, // 74: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	41, // 75: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	43, // 76: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	45, // 77: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	47, // 78: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	50, // 79: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	52, // 80: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	55, // 81: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	57, // 82: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	28, // 83: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	30, // 84: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	32, // 85: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	36, // 86: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	59, // 87: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	66, // [66:88] is the sub-list for method output_type
+	44, // [44:66] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_admin_proto_init() }
@@ -3403,7 +4209,7 @@ func file_zt_v1alpha1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   54,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,10 @@ const (
 	AdminService_ListAdmins_FullMethodName         = "/zt.v1alpha1.AdminService/ListAdmins"
 	AdminService_AddAdmin_FullMethodName           = "/zt.v1alpha1.AdminService/AddAdmin"
 	AdminService_RemoveAdmin_FullMethodName        = "/zt.v1alpha1.AdminService/RemoveAdmin"
+	AdminService_Block_FullMethodName              = "/zt.v1alpha1.AdminService/Block"
+	AdminService_Unblock_FullMethodName            = "/zt.v1alpha1.AdminService/Unblock"
+	AdminService_GetShadow_FullMethodName          = "/zt.v1alpha1.AdminService/GetShadow"
+	AdminService_EndShadow_FullMethodName          = "/zt.v1alpha1.AdminService/EndShadow"
 	AdminService_GetServerInfo_FullMethodName      = "/zt.v1alpha1.AdminService/GetServerInfo"
 )
 
@@ -93,6 +97,19 @@ type AdminServiceClient interface {
 	AddAdmin(ctx context.Context, in *AddAdminRequest, opts ...grpc.CallOption) (*AddAdminResponse, error)
 	// RemoveAdmin takes every right away at once. Role: admin.
 	RemoveAdmin(ctx context.Context, in *RemoveAdminRequest, opts ...grpc.CallOption) (*RemoveAdminResponse, error)
+	// Block denies at once. The Block that it writes is no file's: apply leaves it
+	// alone until it is lifted or past its end. A second one of the same name
+	// replaces it. Role: editor of its namespace.
+	Block(ctx context.Context, in *BlockRequest, opts ...grpc.CallOption) (*BlockResponse, error)
+	// Unblock lifts a Block that Block wrote. Role: editor of its namespace.
+	Unblock(ctx context.Context, in *UnblockRequest, opts ...grpc.CallOption) (*UnblockResponse, error)
+	// GetShadow tells what the proxies of the whole cluster have reported of requests
+	// whose verdict shadow grants, or a proposed spec, would change. Counters are in
+	// memory and bounded; a server that cannot be asked is named. Role: viewer.
+	GetShadow(ctx context.Context, in *GetShadowRequest, opts ...grpc.CallOption) (*GetShadowResponse, error)
+	// EndShadow takes back what `apply --shadow` proposed for a namespace. Role:
+	// editor of the namespace.
+	EndShadow(ctx context.Context, in *EndShadowRequest, opts ...grpc.CallOption) (*EndShadowResponse, error)
 	// GetServerInfo tells the version, trust domain and leader. Role: viewer.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
@@ -293,6 +310,46 @@ func (c *adminServiceClient) RemoveAdmin(ctx context.Context, in *RemoveAdminReq
 	return out, nil
 }
 
+func (c *adminServiceClient) Block(ctx context.Context, in *BlockRequest, opts ...grpc.CallOption) (*BlockResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BlockResponse)
+	err := c.cc.Invoke(ctx, AdminService_Block_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Unblock(ctx context.Context, in *UnblockRequest, opts ...grpc.CallOption) (*UnblockResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnblockResponse)
+	err := c.cc.Invoke(ctx, AdminService_Unblock_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) GetShadow(ctx context.Context, in *GetShadowRequest, opts ...grpc.CallOption) (*GetShadowResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetShadowResponse)
+	err := c.cc.Invoke(ctx, AdminService_GetShadow_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) EndShadow(ctx context.Context, in *EndShadowRequest, opts ...grpc.CallOption) (*EndShadowResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndShadowResponse)
+	err := c.cc.Invoke(ctx, AdminService_EndShadow_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerInfoResponse)
@@ -357,6 +414,19 @@ type AdminServiceServer interface {
 	AddAdmin(context.Context, *AddAdminRequest) (*AddAdminResponse, error)
 	// RemoveAdmin takes every right away at once. Role: admin.
 	RemoveAdmin(context.Context, *RemoveAdminRequest) (*RemoveAdminResponse, error)
+	// Block denies at once. The Block that it writes is no file's: apply leaves it
+	// alone until it is lifted or past its end. A second one of the same name
+	// replaces it. Role: editor of its namespace.
+	Block(context.Context, *BlockRequest) (*BlockResponse, error)
+	// Unblock lifts a Block that Block wrote. Role: editor of its namespace.
+	Unblock(context.Context, *UnblockRequest) (*UnblockResponse, error)
+	// GetShadow tells what the proxies of the whole cluster have reported of requests
+	// whose verdict shadow grants, or a proposed spec, would change. Counters are in
+	// memory and bounded; a server that cannot be asked is named. Role: viewer.
+	GetShadow(context.Context, *GetShadowRequest) (*GetShadowResponse, error)
+	// EndShadow takes back what `apply --shadow` proposed for a namespace. Role:
+	// editor of the namespace.
+	EndShadow(context.Context, *EndShadowRequest) (*EndShadowResponse, error)
 	// GetServerInfo tells the version, trust domain and leader. Role: viewer.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
@@ -419,6 +489,18 @@ func (UnimplementedAdminServiceServer) AddAdmin(context.Context, *AddAdminReques
 }
 func (UnimplementedAdminServiceServer) RemoveAdmin(context.Context, *RemoveAdminRequest) (*RemoveAdminResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveAdmin not implemented")
+}
+func (UnimplementedAdminServiceServer) Block(context.Context, *BlockRequest) (*BlockResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Block not implemented")
+}
+func (UnimplementedAdminServiceServer) Unblock(context.Context, *UnblockRequest) (*UnblockResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Unblock not implemented")
+}
+func (UnimplementedAdminServiceServer) GetShadow(context.Context, *GetShadowRequest) (*GetShadowResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetShadow not implemented")
+}
+func (UnimplementedAdminServiceServer) EndShadow(context.Context, *EndShadowRequest) (*EndShadowResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EndShadow not implemented")
 }
 func (UnimplementedAdminServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
@@ -736,6 +818,78 @@ func _AdminService_RemoveAdmin_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Block_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BlockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Block(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Block_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Block(ctx, req.(*BlockRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Unblock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnblockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Unblock(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Unblock_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Unblock(ctx, req.(*UnblockRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_GetShadow_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetShadowRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).GetShadow(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_GetShadow_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).GetShadow(ctx, req.(*GetShadowRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_EndShadow_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EndShadowRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).EndShadow(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_EndShadow_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).EndShadow(ctx, req.(*EndShadowRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetServerInfoRequest)
 	if err := dec(in); err != nil {
@@ -820,6 +974,22 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveAdmin",
 			Handler:    _AdminService_RemoveAdmin_Handler,
+		},
+		{
+			MethodName: "Block",
+			Handler:    _AdminService_Block_Handler,
+		},
+		{
+			MethodName: "Unblock",
+			Handler:    _AdminService_Unblock_Handler,
+		},
+		{
+			MethodName: "GetShadow",
+			Handler:    _AdminService_GetShadow_Handler,
+		},
+		{
+			MethodName: "EndShadow",
+			Handler:    _AdminService_EndShadow_Handler,
 		},
 		{
 			MethodName: "GetServerInfo",

@@ -268,6 +268,94 @@ func (x *WatchProxiesResponse) GetProxies() []*Proxy {
 	return nil
 }
 
+type ListDifferencesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDifferencesRequest) Reset() {
+	*x = ListDifferencesRequest{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDifferencesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDifferencesRequest) ProtoMessage() {}
+
+func (x *ListDifferencesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDifferencesRequest.ProtoReflect.Descriptor instead.
+func (*ListDifferencesRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{5}
+}
+
+type ListDifferencesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Differences   []*ShadowDifference    `protobuf:"bytes,1,rep,name=differences,proto3" json:"differences,omitempty"`
+	Dropped       uint64                 `protobuf:"varint,2,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDifferencesResponse) Reset() {
+	*x = ListDifferencesResponse{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDifferencesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDifferencesResponse) ProtoMessage() {}
+
+func (x *ListDifferencesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDifferencesResponse.ProtoReflect.Descriptor instead.
+func (*ListDifferencesResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListDifferencesResponse) GetDifferences() []*ShadowDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *ListDifferencesResponse) GetDropped() uint64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
 var File_zt_v1alpha1_peer_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_peer_proto_rawDesc = "" +
@@ -285,10 +373,15 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x13WatchProxiesRequest\"`\n" +
 	"\x14WatchProxiesResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12,\n" +
-	"\aproxies\x18\x02 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies2\xad\x01\n" +
+	"\aproxies\x18\x02 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\"\x18\n" +
+	"\x16ListDifferencesRequest\"t\n" +
+	"\x17ListDifferencesResponse\x12?\n" +
+	"\vdifferences\x18\x01 \x03(\v2\x1d.zt.v1alpha1.ShadowDifferenceR\vdifferences\x12\x18\n" +
+	"\adropped\x18\x02 \x01(\x04R\adropped2\x8b\x02\n" +
 	"\vPeerService\x12G\n" +
 	"\bAnnounce\x12\x1c.zt.v1alpha1.AnnounceRequest\x1a\x1d.zt.v1alpha1.AnnounceResponse\x12U\n" +
-	"\fWatchProxies\x12 .zt.v1alpha1.WatchProxiesRequest\x1a!.zt.v1alpha1.WatchProxiesResponse0\x01B7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
+	"\fWatchProxies\x12 .zt.v1alpha1.WatchProxiesRequest\x1a!.zt.v1alpha1.WatchProxiesResponse0\x01\x12\\\n" +
+	"\x0fListDifferences\x12#.zt.v1alpha1.ListDifferencesRequest\x1a$.zt.v1alpha1.ListDifferencesResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
 	file_zt_v1alpha1_peer_proto_rawDescOnce sync.Once
@@ -302,27 +395,33 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
-	(*AnnounceRequest)(nil),      // 0: zt.v1alpha1.AnnounceRequest
-	(*AnnounceResponse)(nil),     // 1: zt.v1alpha1.AnnounceResponse
-	(*Server)(nil),               // 2: zt.v1alpha1.Server
-	(*WatchProxiesRequest)(nil),  // 3: zt.v1alpha1.WatchProxiesRequest
-	(*WatchProxiesResponse)(nil), // 4: zt.v1alpha1.WatchProxiesResponse
-	(*Proxy)(nil),                // 5: zt.v1alpha1.Proxy
+	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
+	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
+	(*Server)(nil),                  // 2: zt.v1alpha1.Server
+	(*WatchProxiesRequest)(nil),     // 3: zt.v1alpha1.WatchProxiesRequest
+	(*WatchProxiesResponse)(nil),    // 4: zt.v1alpha1.WatchProxiesResponse
+	(*ListDifferencesRequest)(nil),  // 5: zt.v1alpha1.ListDifferencesRequest
+	(*ListDifferencesResponse)(nil), // 6: zt.v1alpha1.ListDifferencesResponse
+	(*Proxy)(nil),                   // 7: zt.v1alpha1.Proxy
+	(*ShadowDifference)(nil),        // 8: zt.v1alpha1.ShadowDifference
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
 	2, // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	5, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	0, // 2: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	3, // 3: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	1, // 4: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	4, // 5: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	4, // [4:6] is the sub-list for method output_type
-	2, // [2:4] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	7, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	8, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	0, // 3: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
+	3, // 4: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	5, // 5: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	1, // 6: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	4, // 7: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	6, // 8: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	6, // [6:9] is the sub-list for method output_type
+	3, // [3:6] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_peer_proto_init() }
@@ -337,7 +436,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

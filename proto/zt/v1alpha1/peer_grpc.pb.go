@@ -19,8 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	PeerService_Announce_FullMethodName     = "/zt.v1alpha1.PeerService/Announce"
-	PeerService_WatchProxies_FullMethodName = "/zt.v1alpha1.PeerService/WatchProxies"
+	PeerService_Announce_FullMethodName        = "/zt.v1alpha1.PeerService/Announce"
+	PeerService_WatchProxies_FullMethodName    = "/zt.v1alpha1.PeerService/WatchProxies"
+	PeerService_ListDifferences_FullMethodName = "/zt.v1alpha1.PeerService/ListDifferences"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -36,6 +37,9 @@ type PeerServiceClient interface {
 	// WatchProxies sends the status of every proxy connected to this server, at
 	// once and whenever it changes (newest only).
 	WatchProxies(ctx context.Context, in *WatchProxiesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchProxiesResponse], error)
+	// ListDifferences is what the proxies connected to this server have reported of
+	// shadow policies.
+	ListDifferences(ctx context.Context, in *ListDifferencesRequest, opts ...grpc.CallOption) (*ListDifferencesResponse, error)
 }
 
 type peerServiceClient struct {
@@ -75,6 +79,16 @@ func (c *peerServiceClient) WatchProxies(ctx context.Context, in *WatchProxiesRe
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PeerService_WatchProxiesClient = grpc.ServerStreamingClient[WatchProxiesResponse]
 
+func (c *peerServiceClient) ListDifferences(ctx context.Context, in *ListDifferencesRequest, opts ...grpc.CallOption) (*ListDifferencesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDifferencesResponse)
+	err := c.cc.Invoke(ctx, PeerService_ListDifferences_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServiceServer is the server API for PeerService service.
 // All implementations must embed UnimplementedPeerServiceServer
 // for forward compatibility.
@@ -88,6 +102,9 @@ type PeerServiceServer interface {
 	// WatchProxies sends the status of every proxy connected to this server, at
 	// once and whenever it changes (newest only).
 	WatchProxies(*WatchProxiesRequest, grpc.ServerStreamingServer[WatchProxiesResponse]) error
+	// ListDifferences is what the proxies connected to this server have reported of
+	// shadow policies.
+	ListDifferences(context.Context, *ListDifferencesRequest) (*ListDifferencesResponse, error)
 	mustEmbedUnimplementedPeerServiceServer()
 }
 
@@ -103,6 +120,9 @@ func (UnimplementedPeerServiceServer) Announce(context.Context, *AnnounceRequest
 }
 func (UnimplementedPeerServiceServer) WatchProxies(*WatchProxiesRequest, grpc.ServerStreamingServer[WatchProxiesResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchProxies not implemented")
+}
+func (UnimplementedPeerServiceServer) ListDifferences(context.Context, *ListDifferencesRequest) (*ListDifferencesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDifferences not implemented")
 }
 func (UnimplementedPeerServiceServer) mustEmbedUnimplementedPeerServiceServer() {}
 func (UnimplementedPeerServiceServer) testEmbeddedByValue()                     {}
@@ -154,6 +174,24 @@ func _PeerService_WatchProxies_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type PeerService_WatchProxiesServer = grpc.ServerStreamingServer[WatchProxiesResponse]
 
+func _PeerService_ListDifferences_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDifferencesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).ListDifferences(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_ListDifferences_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).ListDifferences(ctx, req.(*ListDifferencesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PeerService_ServiceDesc is the grpc.ServiceDesc for PeerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -164,6 +202,10 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Announce",
 			Handler:    _PeerService_Announce_Handler,
+		},
+		{
+			MethodName: "ListDifferences",
+			Handler:    _PeerService_ListDifferences_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -15,6 +15,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -33,7 +34,8 @@ type Document struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Always "ztmesh.dev/v1alpha1".
 	ApiVersion string `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
-	// Mesh, Workload, Grant or Assertion.
+	// Mesh, Workload, Service, Grant, Block, IdentityProvider, Segment, Assertion
+	// or Exception.
 	Kind     string    `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	Metadata *Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// Types that are valid to be assigned to Spec:
@@ -42,6 +44,11 @@ type Document struct {
 	//	*Document_Workload
 	//	*Document_Grant
 	//	*Document_Assertion
+	//	*Document_Service
+	//	*Document_Block
+	//	*Document_IdentityProvider
+	//	*Document_Segment
+	//	*Document_Exception
 	Spec          isDocument_Spec `protobuf_oneof:"spec"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -141,6 +148,51 @@ func (x *Document) GetAssertion() *Assertion {
 	return nil
 }
 
+func (x *Document) GetService() *Service {
+	if x != nil {
+		if x, ok := x.Spec.(*Document_Service); ok {
+			return x.Service
+		}
+	}
+	return nil
+}
+
+func (x *Document) GetBlock() *Block {
+	if x != nil {
+		if x, ok := x.Spec.(*Document_Block); ok {
+			return x.Block
+		}
+	}
+	return nil
+}
+
+func (x *Document) GetIdentityProvider() *IdentityProvider {
+	if x != nil {
+		if x, ok := x.Spec.(*Document_IdentityProvider); ok {
+			return x.IdentityProvider
+		}
+	}
+	return nil
+}
+
+func (x *Document) GetSegment() *Segment {
+	if x != nil {
+		if x, ok := x.Spec.(*Document_Segment); ok {
+			return x.Segment
+		}
+	}
+	return nil
+}
+
+func (x *Document) GetException() *Exception {
+	if x != nil {
+		if x, ok := x.Spec.(*Document_Exception); ok {
+			return x.Exception
+		}
+	}
+	return nil
+}
+
 type isDocument_Spec interface {
 	isDocument_Spec()
 }
@@ -161,6 +213,26 @@ type Document_Assertion struct {
 	Assertion *Assertion `protobuf:"bytes,13,opt,name=assertion,proto3,oneof"`
 }
 
+type Document_Service struct {
+	Service *Service `protobuf:"bytes,14,opt,name=service,proto3,oneof"`
+}
+
+type Document_Block struct {
+	Block *Block `protobuf:"bytes,15,opt,name=block,proto3,oneof"`
+}
+
+type Document_IdentityProvider struct {
+	IdentityProvider *IdentityProvider `protobuf:"bytes,16,opt,name=identity_provider,json=identityProvider,proto3,oneof"`
+}
+
+type Document_Segment struct {
+	Segment *Segment `protobuf:"bytes,17,opt,name=segment,proto3,oneof"`
+}
+
+type Document_Exception struct {
+	Exception *Exception `protobuf:"bytes,18,opt,name=exception,proto3,oneof"`
+}
+
 func (*Document_Mesh) isDocument_Spec() {}
 
 func (*Document_Workload) isDocument_Spec() {}
@@ -168,6 +240,62 @@ func (*Document_Workload) isDocument_Spec() {}
 func (*Document_Grant) isDocument_Spec() {}
 
 func (*Document_Assertion) isDocument_Spec() {}
+
+func (*Document_Service) isDocument_Spec() {}
+
+func (*Document_Block) isDocument_Spec() {}
+
+func (*Document_IdentityProvider) isDocument_Spec() {}
+
+func (*Document_Segment) isDocument_Spec() {}
+
+func (*Document_Exception) isDocument_Spec() {}
+
+// Strings is written as a plain list: [a, b]. It stands where a map needs a list
+// as its value. A list is OR; an empty one is an error.
+type Strings struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Values        []string               `protobuf:"bytes,1,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Strings) Reset() {
+	*x = Strings{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Strings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Strings) ProtoMessage() {}
+
+func (x *Strings) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Strings.ProtoReflect.Descriptor instead.
+func (*Strings) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Strings) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
 
 // Metadata names a document.
 type Metadata struct {
@@ -187,7 +315,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[1]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +327,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[1]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,7 +340,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{1}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Metadata) GetNamespace() string {
@@ -253,13 +381,21 @@ type Mesh struct {
 	SvidTtl *durationpb.Duration `protobuf:"bytes,2,opt,name=svid_ttl,json=svidTTL,proto3" json:"svid_ttl,omitempty"`
 	// After this a connection between proxies is drained and closed. Default 30m.
 	MaxConnectionAge *durationpb.Duration `protobuf:"bytes,3,opt,name=max_connection_age,json=maxConnectionAge,proto3" json:"max_connection_age,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Former names of the trust domain, for a migration: an identity of an alias
+	// is the same caller as that of the trust domain. Its certificates are
+	// verified by the bundle that `federation` gives for the alias, or else by the
+	// mesh's own roots.
+	TrustDomainAliases []string `protobuf:"bytes,4,rep,name=trust_domain_aliases,json=trustDomainAliases,proto3" json:"trust_domain_aliases,omitempty"`
+	// Foreign trust domains whose certificates are accepted. Their identities match
+	// only grants that name them exactly (Caller.spiffeIDs).
+	Federation    []*FederatedTrustDomain `protobuf:"bytes,5,rep,name=federation,proto3" json:"federation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Mesh) Reset() {
 	*x = Mesh{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[2]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -271,7 +407,7 @@ func (x *Mesh) String() string {
 func (*Mesh) ProtoMessage() {}
 
 func (x *Mesh) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[2]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -284,7 +420,7 @@ func (x *Mesh) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mesh.ProtoReflect.Descriptor instead.
 func (*Mesh) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{2}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Mesh) GetTrustDomain() string {
@@ -308,6 +444,75 @@ func (x *Mesh) GetMaxConnectionAge() *durationpb.Duration {
 	return nil
 }
 
+func (x *Mesh) GetTrustDomainAliases() []string {
+	if x != nil {
+		return x.TrustDomainAliases
+	}
+	return nil
+}
+
+func (x *Mesh) GetFederation() []*FederatedTrustDomain {
+	if x != nil {
+		return x.Federation
+	}
+	return nil
+}
+
+// FederatedTrustDomain is one foreign trust domain and what verifies it
+// (SPIFFE Trust Domain and Bundle, section 4).
+type FederatedTrustDomain struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// Its CA certificates, as PEM.
+	Bundle        string `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FederatedTrustDomain) Reset() {
+	*x = FederatedTrustDomain{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FederatedTrustDomain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FederatedTrustDomain) ProtoMessage() {}
+
+func (x *FederatedTrustDomain) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FederatedTrustDomain.ProtoReflect.Descriptor instead.
+func (*FederatedTrustDomain) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FederatedTrustDomain) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *FederatedTrustDomain) GetBundle() string {
+	if x != nil {
+		return x.Bundle
+	}
+	return ""
+}
+
 // Workload is one identity, spiffe://<trustDomain>/ns/<namespace>/sa/<name>.
 // With `serves` it is also a service of that name.
 type Workload struct {
@@ -315,14 +520,17 @@ type Workload struct {
 	// What it serves. Names and ports are unique within the workload.
 	Serves []*Port `protobuf:"bytes,1,rep,name=serves,proto3" json:"serves,omitempty"`
 	// The tcp services that it calls, each on a local port of its own.
-	TcpCalls      []*TCPCall `protobuf:"bytes,2,rep,name=tcp_calls,json=tcpCalls,proto3" json:"tcp_calls,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	TcpCalls []*TCPCall `protobuf:"bytes,2,rep,name=tcp_calls,json=tcpCalls,proto3" json:"tcp_calls,omitempty"`
+	// Asked after a grant has matched, on every http, http2 and grpc port; it can
+	// only deny.
+	ExternalAuthorizer *ExternalAuthorizer `protobuf:"bytes,3,opt,name=external_authorizer,json=externalAuthorizer,proto3" json:"external_authorizer,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Workload) Reset() {
 	*x = Workload{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[3]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -334,7 +542,7 @@ func (x *Workload) String() string {
 func (*Workload) ProtoMessage() {}
 
 func (x *Workload) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[3]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -347,7 +555,7 @@ func (x *Workload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Workload.ProtoReflect.Descriptor instead.
 func (*Workload) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{3}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Workload) GetServes() []*Port {
@@ -364,6 +572,90 @@ func (x *Workload) GetTcpCalls() []*TCPCall {
 	return nil
 }
 
+func (x *Workload) GetExternalAuthorizer() *ExternalAuthorizer {
+	if x != nil {
+		return x.ExternalAuthorizer
+	}
+	return nil
+}
+
+// ExternalAuthorizer is a service beside the workload that speaks Envoy's
+// external authorization protocol (envoy.service.auth.v3), such as OPA. What it
+// cannot answer in time is denied.
+type ExternalAuthorizer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it listens: a loopback address and port.
+	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	// How long a request waits for its answer. Default 200ms.
+	Timeout *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// How much of a request's body it is shown; a longer body is refused (413).
+	// Default 0: none of it.
+	MaxBodyBytes uint32 `protobuf:"varint,3,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
+	// The request headers that it may set. It may change nothing else; an answer
+	// that tries to is refused. At most 4 names.
+	Headers       []string `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExternalAuthorizer) Reset() {
+	*x = ExternalAuthorizer{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExternalAuthorizer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExternalAuthorizer) ProtoMessage() {}
+
+func (x *ExternalAuthorizer) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExternalAuthorizer.ProtoReflect.Descriptor instead.
+func (*ExternalAuthorizer) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ExternalAuthorizer) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *ExternalAuthorizer) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *ExternalAuthorizer) GetMaxBodyBytes() uint32 {
+	if x != nil {
+		return x.MaxBodyBytes
+	}
+	return 0
+}
+
+func (x *ExternalAuthorizer) GetHeaders() []string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
 // Port is one port that a workload serves.
 type Port struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -375,14 +667,28 @@ type Port struct {
 	// Default: the same port on 127.0.0.1.
 	Target string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
 	// One of http (HTTP/1.1 to the application), http2, grpc, tcp.
-	Protocol      string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// The path that a node's own probe (the agent, for the kubelet) calls on the
+	// application. Peers do not reach it by this.
+	HealthPath string `protobuf:"bytes,5,opt,name=health_path,json=healthPath,proto3" json:"health_path,omitempty"`
+	// Upgrades that the application takes: only "websocket". A grant must name
+	// them, too. Only for http.
+	Upgrades []string `protobuf:"bytes,6,rep,name=upgrades,proto3" json:"upgrades,omitempty"`
+	// tcp only: the application speaks first (SMTP, MySQL, SSH). Who may connect is
+	// then judged in the TLS handshake, so grants to such a port take no `when`
+	// and no `until`.
+	ServerFirst bool `protobuf:"varint,7,opt,name=server_first,json=serverFirst,proto3" json:"server_first,omitempty"`
+	// Take paths with percent-encoding and ";" as they are. The strict guard refuses
+	// them, since applications differ in how they read them. Grants with paths can
+	// then be stricter or wider than the application's reading: an audit finding.
+	AllowEncodedPaths bool `protobuf:"varint,8,opt,name=allow_encoded_paths,json=allowEncodedPaths,proto3" json:"allow_encoded_paths,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Port) Reset() {
 	*x = Port{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[4]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +700,7 @@ func (x *Port) String() string {
 func (*Port) ProtoMessage() {}
 
 func (x *Port) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[4]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +713,7 @@ func (x *Port) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Port.ProtoReflect.Descriptor instead.
 func (*Port) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{4}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Port) GetName() string {
@@ -438,6 +744,220 @@ func (x *Port) GetProtocol() string {
 	return ""
 }
 
+func (x *Port) GetHealthPath() string {
+	if x != nil {
+		return x.HealthPath
+	}
+	return ""
+}
+
+func (x *Port) GetUpgrades() []string {
+	if x != nil {
+		return x.Upgrades
+	}
+	return nil
+}
+
+func (x *Port) GetServerFirst() bool {
+	if x != nil {
+		return x.ServerFirst
+	}
+	return false
+}
+
+func (x *Port) GetAllowEncodedPaths() bool {
+	if x != nil {
+		return x.AllowEncodedPaths
+	}
+	return false
+}
+
+// Service is a name that callers use, when it is more than one workload of its
+// own namespace, or lies outside the mesh. It has exactly one of its fields.
+type Service struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name: workloads of the service's own namespace. Ports of one name must be
+	// alike in number and protocol.
+	Workloads     []string  `protobuf:"bytes,1,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	External      *External `protobuf:"bytes,2,opt,name=external,proto3" json:"external,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Service) Reset() {
+	*x = Service{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Service) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Service) ProtoMessage() {}
+
+func (x *Service) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Service.ProtoReflect.Descriptor instead.
+func (*Service) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Service) GetWorkloads() []string {
+	if x != nil {
+		return x.Workloads
+	}
+	return nil
+}
+
+func (x *Service) GetExternal() *External {
+	if x != nil {
+		return x.External
+	}
+	return nil
+}
+
+// External is a destination outside the mesh. Calls to it are judged in the
+// caller's own proxy, which originates TLS.
+type External struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Exact host names that lead to it and that its certificate must bear.
+	Hosts []string `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	Port  uint32   `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// One of http, http2, grpc, tcp. Default http.
+	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	// How the proxy makes sure who answers. Absent: the public roots of the proxy's
+	// host. Without TLS only by an Exception (finding: plaintext-egress).
+	Tls           *ExternalTLS `protobuf:"bytes,4,opt,name=tls,proto3" json:"tls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *External) Reset() {
+	*x = External{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *External) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*External) ProtoMessage() {}
+
+func (x *External) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use External.ProtoReflect.Descriptor instead.
+func (*External) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *External) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *External) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *External) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *External) GetTls() *ExternalTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+// ExternalTLS is how an external destination is verified. The server name and
+// the subject alternative name are those of the host that is called.
+type ExternalTLS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// CA certificates as PEM, instead of the public roots.
+	Ca string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	// No TLS at all. Needs an Exception.
+	Disabled      bool `protobuf:"varint,2,opt,name=disabled,proto3" json:"disabled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExternalTLS) Reset() {
+	*x = ExternalTLS{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExternalTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExternalTLS) ProtoMessage() {}
+
+func (x *ExternalTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExternalTLS.ProtoReflect.Descriptor instead.
+func (*ExternalTLS) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ExternalTLS) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *ExternalTLS) GetDisabled() bool {
+	if x != nil {
+		return x.Disabled
+	}
+	return false
+}
+
 // TCPCall opens a local port that leads to a tcp service.
 type TCPCall struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -451,7 +971,7 @@ type TCPCall struct {
 
 func (x *TCPCall) Reset() {
 	*x = TCPCall{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[5]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -463,7 +983,7 @@ func (x *TCPCall) String() string {
 func (*TCPCall) ProtoMessage() {}
 
 func (x *TCPCall) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[5]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -476,7 +996,7 @@ func (x *TCPCall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCPCall.ProtoReflect.Descriptor instead.
 func (*TCPCall) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{5}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *TCPCall) GetService() string {
@@ -494,8 +1014,8 @@ func (x *TCPCall) GetLocalPort() uint32 {
 }
 
 // Grant says who may do what. It is the only way to allow; a request passes if
-// any grant matches. A grant is one flat AND of its fields; a list inside a
-// field is OR; an empty list is an error, never "all".
+// any grant matches and no Block does. A grant is one flat AND of its fields; a
+// list inside a field is OR; an empty list is an error, never "all".
 type Grant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	From  *Caller                `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -503,14 +1023,22 @@ type Grant struct {
 	// Who answers for this grant; free text.
 	Owner string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Why it exists; free text.
-	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Further conditions; each of them narrows.
+	When *When `protobuf:"bytes,5,opt,name=when,proto3" json:"when,omitempty"`
+	// The grant ends then; half-open, judged when a request or connection begins,
+	// by the proxy's own clock.
+	Until *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
+	// "enforce" (the default), or "shadow": it changes no verdict, and the proxies
+	// report where it would.
+	Mode          string `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[6]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -522,7 +1050,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[6]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -535,7 +1063,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{6}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Grant) GetFrom() *Caller {
@@ -566,7 +1094,28 @@ func (x *Grant) GetReason() string {
 	return ""
 }
 
-// Caller has exactly one of its fields.
+func (x *Grant) GetWhen() *When {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+func (x *Grant) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Grant) GetMode() string {
+	if x != nil {
+		return x.Mode
+	}
+	return ""
+}
+
+// Caller has exactly one of its fields, beside which `users` narrows.
 type Caller struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name, or namespace/name.
@@ -574,14 +1123,20 @@ type Caller struct {
 	// Every workload of these namespaces.
 	Namespaces []string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
 	// Every workload of this trust domain.
-	AnyWorkload   bool `protobuf:"varint,3,opt,name=any_workload,json=anyWorkload,proto3" json:"any_workload,omitempty"`
+	AnyWorkload bool `protobuf:"varint,3,opt,name=any_workload,json=anyWorkload,proto3" json:"any_workload,omitempty"`
+	// Every workload of these segments.
+	Segments []string `protobuf:"bytes,4,rep,name=segments,proto3" json:"segments,omitempty"`
+	// Exact SPIFFE IDs: the only way to name identities of federated trust domains.
+	SpiffeIds []string `protobuf:"bytes,5,rep,name=spiffe_ids,json=spiffeIDs,proto3" json:"spiffe_ids,omitempty"`
+	// The person, or outside machine, on whose behalf the caller acts.
+	Users         *Users `protobuf:"bytes,6,opt,name=users,proto3" json:"users,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Caller) Reset() {
 	*x = Caller{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -593,7 +1148,7 @@ func (x *Caller) String() string {
 func (*Caller) ProtoMessage() {}
 
 func (x *Caller) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -606,7 +1161,7 @@ func (x *Caller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Caller.ProtoReflect.Descriptor instead.
 func (*Caller) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{7}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Caller) GetWorkloads() []string {
@@ -630,28 +1185,301 @@ func (x *Caller) GetAnyWorkload() bool {
 	return false
 }
 
+func (x *Caller) GetSegments() []string {
+	if x != nil {
+		return x.Segments
+	}
+	return nil
+}
+
+func (x *Caller) GetSpiffeIds() []string {
+	if x != nil {
+		return x.SpiffeIds
+	}
+	return nil
+}
+
+func (x *Caller) GetUsers() *Users {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+// Users is which verified tokens of one provider match: an AND of its fields.
+// None beside `provider` is any user of the provider.
+type Users struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An IdentityProvider, by its name.
+	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	// `sub` is one of these (RFC 7519, section 4.1.2).
+	Subjects []string `protobuf:"bytes,2,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	// By the name of a claim that the provider declares: its value is, or for a
+	// list holds, one of these. All the claims must match.
+	Claims map[string]*Strings `protobuf:"bytes,3,rep,name=claims,proto3" json:"claims,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// `acr` is one of these (OpenID Connect Core, section 2).
+	Acr []string `protobuf:"bytes,4,rep,name=acr,proto3" json:"acr,omitempty"`
+	// `amr` holds one of these (RFC 8176).
+	Amr []string `protobuf:"bytes,5,rep,name=amr,proto3" json:"amr,omitempty"`
+	// `auth_time` is at most this long ago; a token without it does not match.
+	MaxAge        *durationpb.Duration `protobuf:"bytes,6,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Users) Reset() {
+	*x = Users{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Users) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Users) ProtoMessage() {}
+
+func (x *Users) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Users.ProtoReflect.Descriptor instead.
+func (*Users) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Users) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *Users) GetSubjects() []string {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+func (x *Users) GetClaims() map[string]*Strings {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+func (x *Users) GetAcr() []string {
+	if x != nil {
+		return x.Acr
+	}
+	return nil
+}
+
+func (x *Users) GetAmr() []string {
+	if x != nil {
+		return x.Amr
+	}
+	return nil
+}
+
+func (x *Users) GetMaxAge() *durationpb.Duration {
+	if x != nil {
+		return x.MaxAge
+	}
+	return nil
+}
+
+// When is the context of a request: an AND of its fields.
+type When struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name in lower case: the value is one of these, exactly. Several values of
+	// one header are one, joined by commas. An absent header does not match.
+	Headers map[string]*Strings `protobuf:"bytes,1,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The request begins within one of these.
+	Windows []*Window `protobuf:"bytes,2,rep,name=windows,proto3" json:"windows,omitempty"`
+	// The TCP peer of the judging proxy is in one of these; never X-Forwarded-For.
+	SourceCidrs []string `protobuf:"bytes,3,rep,name=source_cidrs,json=sourceCIDRs,proto3" json:"source_cidrs,omitempty"`
+	// An expression of the Common Expression Language that must be true; see
+	// docs/spec.md for what it may use. What errs does not match. Not for tcp.
+	Cel           string `protobuf:"bytes,4,opt,name=cel,proto3" json:"cel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *When) Reset() {
+	*x = When{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *When) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*When) ProtoMessage() {}
+
+func (x *When) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use When.ProtoReflect.Descriptor instead.
+func (*When) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *When) GetHeaders() map[string]*Strings {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *When) GetWindows() []*Window {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *When) GetSourceCidrs() []string {
+	if x != nil {
+		return x.SourceCidrs
+	}
+	return nil
+}
+
+func (x *When) GetCel() string {
+	if x != nil {
+		return x.Cel
+	}
+	return ""
+}
+
+// Window is a recurring span of local wall-clock time.
+type Window struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// IANA time zone: "Europe/Berlin", "UTC".
+	Zone string `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
+	// The days on which it starts: mon, tue, wed, thu, fri, sat, sun. Absent: all.
+	Days []string `protobuf:"bytes,2,rep,name=days,proto3" json:"days,omitempty"`
+	// "HH:MM", 00:00 to 23:59. Inclusive.
+	Start string `protobuf:"bytes,3,opt,name=start,proto3" json:"start,omitempty"`
+	// "HH:MM", 00:00 to 24:00. Exclusive. Not after `start`: the window crosses
+	// midnight. Equal to `start` is an error.
+	End           string `protobuf:"bytes,4,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Window) Reset() {
+	*x = Window{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Window) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Window) ProtoMessage() {}
+
+func (x *Window) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Window.ProtoReflect.Descriptor instead.
+func (*Window) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Window) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Window) GetDays() []string {
+	if x != nil {
+		return x.Days
+	}
+	return nil
+}
+
+func (x *Window) GetStart() string {
+	if x != nil {
+		return x.Start
+	}
+	return ""
+}
+
+func (x *Window) GetEnd() string {
+	if x != nil {
+		return x.End
+	}
+	return ""
+}
+
 // Target is what is granted.
 type Target struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Services of the grant's own namespace: the callee's owner decides.
+	// Services of the grant's own namespace: the callee's owner decides. Exactly one
+	// of services, namespaces and allServices is set.
 	Services []string `protobuf:"bytes,1,rep,name=services,proto3" json:"services,omitempty"`
-	// Port names. Required when a service has several ports.
+	// Port names. Required when a service has several ports, and with namespaces
+	// or allServices, which speak of every port of such a name.
 	Ports []string `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
 	// HTTP methods (GET, POST, ...; HEAD and OPTIONS are not implied by GET), or
 	// gRPC methods (pkg.Service/Method, pkg.Service/*). Absent: any, except
 	// CONNECT and TRACE, which are always refused.
 	Methods []string `protobuf:"bytes,3,rep,name=methods,proto3" json:"methods,omitempty"`
-	// Canonical absolute paths: exact, or ending in "/**" for any rest ("/a/**"
-	// matches /a, /a/ and /a/b/c). Absent: any. Case matters; the query is never
+	// Canonical absolute paths of at most 16 segments. "*" (or "{name}") is one
+	// non-empty segment; a last "**" is any rest ("/a/**" matches /a, /a/ and
+	// /a/b/c); all else is exact. Absent: any. Case matters; the query is never
 	// matched. Not for tcp or grpc.
-	Paths         []string `protobuf:"bytes,4,rep,name=paths,proto3" json:"paths,omitempty"`
+	Paths []string `protobuf:"bytes,4,rep,name=paths,proto3" json:"paths,omitempty"`
+	// Only "websocket": the grant is for upgrades, and for them alone. The port must
+	// take them, too.
+	Upgrades []string `protobuf:"bytes,5,rep,name=upgrades,proto3" json:"upgrades,omitempty"`
+	// Every service of these namespaces. Only in the namespace "mesh".
+	Namespaces []string `protobuf:"bytes,6,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// Every service of the mesh. Only in the namespace "mesh".
+	AllServices   bool `protobuf:"varint,7,opt,name=all_services,json=allServices,proto3" json:"all_services,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Target) Reset() {
 	*x = Target{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +1491,7 @@ func (x *Target) String() string {
 func (*Target) ProtoMessage() {}
 
 func (x *Target) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +1504,7 @@ func (x *Target) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Target.ProtoReflect.Descriptor instead.
 func (*Target) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{8}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Target) GetServices() []string {
@@ -707,17 +1535,682 @@ func (x *Target) GetPaths() []string {
 	return nil
 }
 
+func (x *Target) GetUpgrades() []string {
+	if x != nil {
+		return x.Upgrades
+	}
+	return nil
+}
+
+func (x *Target) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Target) GetAllServices() bool {
+	if x != nil {
+		return x.AllServices
+	}
+	return false
+}
+
+// Block denies at once, over every grant. Of workloads, namespaces,
+// trustDomains, spiffeIDs and users at most one is set; `services` narrows it to
+// calls to these, or stands alone. In a namespace it acts on callers or services
+// of that namespace; in "mesh" on all.
+type Block struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name, or namespace/name.
+	Workloads  []string `protobuf:"bytes,1,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	Namespaces []string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// The mesh's own, an alias, or a federated one.
+	TrustDomains []string `protobuf:"bytes,3,rep,name=trust_domains,json=trustDomains,proto3" json:"trust_domains,omitempty"`
+	SpiffeIds    []string `protobuf:"bytes,4,rep,name=spiffe_ids,json=spiffeIDs,proto3" json:"spiffe_ids,omitempty"`
+	// Requests that bear one of these users.
+	Users *BlockedUsers `protobuf:"bytes,5,opt,name=users,proto3" json:"users,omitempty"`
+	// name, or namespace/name, of a Service or of a Workload with ports.
+	Services []string `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"`
+	// It ends when the control plane lifts it, within seconds after this.
+	Until *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=until,proto3" json:"until,omitempty"`
+	// Why; shown wherever it denies.
+	Reason        string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Block) Reset() {
+	*x = Block{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Block) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Block) ProtoMessage() {}
+
+func (x *Block) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Block.ProtoReflect.Descriptor instead.
+func (*Block) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Block) GetWorkloads() []string {
+	if x != nil {
+		return x.Workloads
+	}
+	return nil
+}
+
+func (x *Block) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Block) GetTrustDomains() []string {
+	if x != nil {
+		return x.TrustDomains
+	}
+	return nil
+}
+
+func (x *Block) GetSpiffeIds() []string {
+	if x != nil {
+		return x.SpiffeIds
+	}
+	return nil
+}
+
+func (x *Block) GetUsers() *BlockedUsers {
+	if x != nil {
+		return x.Users
+	}
+	return nil
+}
+
+func (x *Block) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *Block) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *Block) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// BlockedUsers are users of one provider, by `sub`.
+type BlockedUsers struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	Subjects      []string               `protobuf:"bytes,2,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockedUsers) Reset() {
+	*x = BlockedUsers{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockedUsers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockedUsers) ProtoMessage() {}
+
+func (x *BlockedUsers) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockedUsers.ProtoReflect.Descriptor instead.
+func (*BlockedUsers) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *BlockedUsers) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *BlockedUsers) GetSubjects() []string {
+	if x != nil {
+		return x.Subjects
+	}
+	return nil
+}
+
+// IdentityProvider issues the tokens of people and outside machines (RFC 7519,
+// OpenID Connect Core). It stands in the namespace "mesh".
+type IdentityProvider struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The exact `iss` of its tokens; no two providers share one.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// `aud` must hold one of these.
+	Audiences []string `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	Jwks      *JWKS    `protobuf:"bytes,3,opt,name=jwks,proto3" json:"jwks,omitempty"`
+	// How far its clock may be from the proxy's. Default 30s.
+	ClockSkew *durationpb.Duration `protobuf:"bytes,4,opt,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty"`
+	// The claims that grants may name, beside sub, acr and amr.
+	Claims []*Claim `protobuf:"bytes,5,rep,name=claims,proto3" json:"claims,omitempty"`
+	// What of a verified token the application is told.
+	Forward       *Forward `protobuf:"bytes,6,opt,name=forward,proto3" json:"forward,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IdentityProvider) Reset() {
+	*x = IdentityProvider{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IdentityProvider) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IdentityProvider) ProtoMessage() {}
+
+func (x *IdentityProvider) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IdentityProvider.ProtoReflect.Descriptor instead.
+func (*IdentityProvider) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *IdentityProvider) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *IdentityProvider) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *IdentityProvider) GetJwks() *JWKS {
+	if x != nil {
+		return x.Jwks
+	}
+	return nil
+}
+
+func (x *IdentityProvider) GetClockSkew() *durationpb.Duration {
+	if x != nil {
+		return x.ClockSkew
+	}
+	return nil
+}
+
+func (x *IdentityProvider) GetClaims() []*Claim {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+func (x *IdentityProvider) GetForward() *Forward {
+	if x != nil {
+		return x.Forward
+	}
+	return nil
+}
+
+// JWKS is where the provider's keys are (RFC 7517). Exactly one of uri and inline
+// is set.
+type JWKS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// https, unless an Exception says otherwise (finding: plaintext-jwks). Fetched
+	// by the proxies; redirects are not followed.
+	Uri string `protobuf:"bytes,1,opt,name=uri,proto3" json:"uri,omitempty"`
+	// A JWK Set, as JSON.
+	Inline string `protobuf:"bytes,2,opt,name=inline,proto3" json:"inline,omitempty"`
+	// With uri: CA certificates as PEM, instead of the public roots of the proxy's
+	// host.
+	Ca            string `protobuf:"bytes,3,opt,name=ca,proto3" json:"ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JWKS) Reset() {
+	*x = JWKS{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JWKS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JWKS) ProtoMessage() {}
+
+func (x *JWKS) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JWKS.ProtoReflect.Descriptor instead.
+func (*JWKS) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *JWKS) GetUri() string {
+	if x != nil {
+		return x.Uri
+	}
+	return ""
+}
+
+func (x *JWKS) GetInline() string {
+	if x != nil {
+		return x.Inline
+	}
+	return ""
+}
+
+func (x *JWKS) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+// Claim is one claim of a provider's tokens.
+type Claim struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How grants name it.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Where it is in the token, from the outside in. Default: at the top, under
+	// its name.
+	Path []string `protobuf:"bytes,2,rep,name=path,proto3" json:"path,omitempty"`
+	// "string" (the default), "list" (of strings), or "boolean" (written "true"
+	// and "false"). A claim of another kind in a token does not match.
+	Kind          string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Claim) Reset() {
+	*x = Claim{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Claim) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Claim) ProtoMessage() {}
+
+func (x *Claim) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Claim.ProtoReflect.Descriptor instead.
+func (*Claim) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Claim) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Claim) GetPath() []string {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Claim) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+// Forward is what the application is told of a verified token. The headers named
+// here are taken from every request that a peer sends.
+type Forward struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Leave the token in the Authorization header. Default: it is taken out once it
+	// is verified.
+	Token bool `protobuf:"varint,1,opt,name=token,proto3" json:"token,omitempty"`
+	// By header: the claim of kind string or boolean, or "sub", that it carries.
+	Headers       map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forward) Reset() {
+	*x = Forward{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forward) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forward) ProtoMessage() {}
+
+func (x *Forward) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forward.ProtoReflect.Descriptor instead.
+func (*Forward) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Forward) GetToken() bool {
+	if x != nil {
+		return x.Token
+	}
+	return false
+}
+
+func (x *Forward) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+// Segment is a micro-segmentation boundary. It stands in the namespace "mesh". A
+// workload is in at most one.
+type Segment struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Every workload of these.
+	Namespaces []string `protobuf:"bytes,1,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// namespace/name.
+	Workloads []string `protobuf:"bytes,2,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	// The segments whose workloads may be granted anything here, beside its own. A
+	// caller in no segment may not.
+	Admits []string `protobuf:"bytes,3,rep,name=admits,proto3" json:"admits,omitempty"`
+	// An IdentityProvider: a grant to its workloads that names no users means any
+	// user of this one.
+	RequireUser string `protobuf:"bytes,4,opt,name=require_user,json=requireUser,proto3" json:"require_user,omitempty"`
+	// Instead of Mesh.svidTTL.
+	SvidTtl *durationpb.Duration `protobuf:"bytes,5,opt,name=svid_ttl,json=svidTTL,proto3" json:"svid_ttl,omitempty"`
+	// Instead of Mesh.maxConnectionAge.
+	MaxConnectionAge *durationpb.Duration `protobuf:"bytes,6,opt,name=max_connection_age,json=maxConnectionAge,proto3" json:"max_connection_age,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *Segment) Reset() {
+	*x = Segment{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Segment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Segment) ProtoMessage() {}
+
+func (x *Segment) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Segment.ProtoReflect.Descriptor instead.
+func (*Segment) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Segment) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Segment) GetWorkloads() []string {
+	if x != nil {
+		return x.Workloads
+	}
+	return nil
+}
+
+func (x *Segment) GetAdmits() []string {
+	if x != nil {
+		return x.Admits
+	}
+	return nil
+}
+
+func (x *Segment) GetRequireUser() string {
+	if x != nil {
+		return x.RequireUser
+	}
+	return ""
+}
+
+func (x *Segment) GetSvidTtl() *durationpb.Duration {
+	if x != nil {
+		return x.SvidTtl
+	}
+	return nil
+}
+
+func (x *Segment) GetMaxConnectionAge() *durationpb.Duration {
+	if x != nil {
+		return x.MaxConnectionAge
+	}
+	return nil
+}
+
+// Exception is implicit trust that is knowingly kept. Without it what it names is
+// refused.
+type Exception struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is kept:
+	//
+	//	plaintext         a port of a workload takes connections without mTLS
+	//	plaintext-egress  an external service is called without TLS
+	//	plaintext-jwks    a provider's keys are fetched without TLS
+	//	reserved-address  an external service or a provider's keys are at a
+	//	                  loopback, link-local, metadata or control-plane address
+	Finding string `protobuf:"bytes,1,opt,name=finding,proto3" json:"finding,omitempty"`
+	// What it is about: for plaintext the port, "service:port" of the exception's own
+	// namespace; for an external service its name; for a provider (in the namespace
+	// "mesh") its name.
+	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// plaintext: who may connect. reserved-address: which addresses are accepted.
+	Peers []string `protobuf:"bytes,3,rep,name=peers,proto3" json:"peers,omitempty"`
+	// Who answers for it.
+	Owner string `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Why it is kept.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// When it ends.
+	Until         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Exception) Reset() {
+	*x = Exception{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Exception) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Exception) ProtoMessage() {}
+
+func (x *Exception) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Exception.ProtoReflect.Descriptor instead.
+func (*Exception) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Exception) GetFinding() string {
+	if x != nil {
+		return x.Finding
+	}
+	return ""
+}
+
+func (x *Exception) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Exception) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *Exception) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *Exception) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Exception) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // Assertion says what must hold. An apply after which it does not is refused.
 type Assertion struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tests         []*Test                `protobuf:"bytes,1,rep,name=tests,proto3" json:"tests,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Tests []*Test                `protobuf:"bytes,1,rep,name=tests,proto3" json:"tests,omitempty"`
+	// No such request is allowed by any grant in mode enforce, whatever the time,
+	// the user and the context. Blocks are not counted.
+	Never []*Statement `protobuf:"bytes,2,rep,name=never,proto3" json:"never,omitempty"`
+	// Every such request is allowed by grants in mode enforce, whatever the time,
+	// the user and the context. Blocks are not counted.
+	Always        []*Statement `protobuf:"bytes,3,rep,name=always,proto3" json:"always,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Assertion) Reset() {
 	*x = Assertion{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[9]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +2222,7 @@ func (x *Assertion) String() string {
 func (*Assertion) ProtoMessage() {}
 
 func (x *Assertion) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[9]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,12 +2235,81 @@ func (x *Assertion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assertion.ProtoReflect.Descriptor instead.
 func (*Assertion) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{9}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Assertion) GetTests() []*Test {
 	if x != nil {
 		return x.Tests
+	}
+	return nil
+}
+
+func (x *Assertion) GetNever() []*Statement {
+	if x != nil {
+		return x.Never
+	}
+	return nil
+}
+
+func (x *Assertion) GetAlways() []*Statement {
+	if x != nil {
+		return x.Always
+	}
+	return nil
+}
+
+// Statement is a set of direct requests.
+type Statement struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in a grant, without users.
+	From *Caller `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// As in a grant, but of any namespace, and without ports it is every port.
+	To            *Target `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Statement) Reset() {
+	*x = Statement{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Statement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Statement) ProtoMessage() {}
+
+func (x *Statement) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Statement.ProtoReflect.Descriptor instead.
+func (*Statement) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Statement) GetFrom() *Caller {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *Statement) GetTo() *Target {
+	if x != nil {
+		return x.To
 	}
 	return nil
 }
@@ -763,14 +2325,20 @@ type Test struct {
 	Want string `protobuf:"bytes,3,opt,name=want,proto3" json:"want,omitempty"`
 	// The grant that must be among those that match: name or namespace/name.
 	// Only with want: allow.
-	By            string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	By string `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	// When the request begins. Default: when the spec is applied.
+	At *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	// The TCP peer. Default: 127.0.0.1.
+	Source string `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	// Headers of the request, by name in lower case.
+	Headers       map[string]string `protobuf:"bytes,7,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Test) Reset() {
 	*x = Test{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[10]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +2350,7 @@ func (x *Test) String() string {
 func (*Test) ProtoMessage() {}
 
 func (x *Test) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[10]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +2363,7 @@ func (x *Test) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Test.ProtoReflect.Descriptor instead.
 func (*Test) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{10}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Test) GetAs() *Subject {
@@ -826,18 +2394,43 @@ func (x *Test) GetBy() string {
 	return ""
 }
 
-// Subject is the caller of a test.
+func (x *Test) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *Test) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Test) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+// Subject is the caller of a test: exactly one of workload and spiffeID.
 type Subject struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name, or namespace/name.
-	Workload      string `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Workload string `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	// An identity, such as one of a federated trust domain.
+	SpiffeId string `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeID,proto3" json:"spiffe_id,omitempty"`
+	// The user whose verified token the request bears.
+	User          *User `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Subject) Reset() {
 	*x = Subject{}
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[11]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +2442,7 @@ func (x *Subject) String() string {
 func (*Subject) ProtoMessage() {}
 
 func (x *Subject) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_spec_proto_msgTypes[11]
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +2455,7 @@ func (x *Subject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Subject.ProtoReflect.Descriptor instead.
 func (*Subject) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{11}
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Subject) GetWorkload() string {
@@ -872,11 +2465,112 @@ func (x *Subject) GetWorkload() string {
 	return ""
 }
 
+func (x *Subject) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *Subject) GetUser() *User {
+	if x != nil {
+		return x.User
+	}
+	return nil
+}
+
+// User is a verified token.
+type User struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An IdentityProvider, by its name.
+	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	Subject  string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// By the name that the provider declares.
+	Claims        map[string]*Strings    `protobuf:"bytes,3,rep,name=claims,proto3" json:"claims,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Acr           string                 `protobuf:"bytes,4,opt,name=acr,proto3" json:"acr,omitempty"`
+	Amr           []string               `protobuf:"bytes,5,rep,name=amr,proto3" json:"amr,omitempty"`
+	AuthTime      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=auth_time,json=authTime,proto3" json:"auth_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *User) Reset() {
+	*x = User{}
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *User) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*User) ProtoMessage() {}
+
+func (x *User) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_spec_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use User.ProtoReflect.Descriptor instead.
+func (*User) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_spec_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *User) GetProvider() string {
+	if x != nil {
+		return x.Provider
+	}
+	return ""
+}
+
+func (x *User) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *User) GetClaims() map[string]*Strings {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
+func (x *User) GetAcr() string {
+	if x != nil {
+		return x.Acr
+	}
+	return ""
+}
+
+func (x *User) GetAmr() []string {
+	if x != nil {
+		return x.Amr
+	}
+	return nil
+}
+
+func (x *User) GetAuthTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AuthTime
+	}
+	return nil
+}
+
 var File_zt_v1alpha1_spec_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_spec_proto_rawDesc = "" +
 	"\n" +
-	"\x16zt/v1alpha1/spec.proto\x12\vzt.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xc4\x02\n" +
+	"\x16zt/v1alpha1/spec.proto\x12\vzt.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x04\n" +
 	"\bDocument\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\tR\n" +
 	"apiVersion\x12\x12\n" +
@@ -886,8 +2580,15 @@ const file_zt_v1alpha1_spec_proto_rawDesc = "" +
 	" \x01(\v2\x11.zt.v1alpha1.MeshH\x00R\x04mesh\x123\n" +
 	"\bworkload\x18\v \x01(\v2\x15.zt.v1alpha1.WorkloadH\x00R\bworkload\x12*\n" +
 	"\x05grant\x18\f \x01(\v2\x12.zt.v1alpha1.GrantH\x00R\x05grant\x126\n" +
-	"\tassertion\x18\r \x01(\v2\x16.zt.v1alpha1.AssertionH\x00R\tassertionB\x06\n" +
-	"\x04spec\"\xa8\x03\n" +
+	"\tassertion\x18\r \x01(\v2\x16.zt.v1alpha1.AssertionH\x00R\tassertion\x120\n" +
+	"\aservice\x18\x0e \x01(\v2\x14.zt.v1alpha1.ServiceH\x00R\aservice\x12*\n" +
+	"\x05block\x18\x0f \x01(\v2\x12.zt.v1alpha1.BlockH\x00R\x05block\x12L\n" +
+	"\x11identity_provider\x18\x10 \x01(\v2\x1d.zt.v1alpha1.IdentityProviderH\x00R\x10identityProvider\x120\n" +
+	"\asegment\x18\x11 \x01(\v2\x14.zt.v1alpha1.SegmentH\x00R\asegment\x126\n" +
+	"\texception\x18\x12 \x01(\v2\x16.zt.v1alpha1.ExceptionH\x00R\texceptionB\x06\n" +
+	"\x04spec\".\n" +
+	"\aStrings\x12#\n" +
+	"\x06values\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\bR\x06values\"\xa8\x03\n" +
 	"\bMetadata\x12H\n" +
 	"\tnamespace\x18\x01 \x01(\tB*\xbaH'r%\x10\x01\x18?2\x1f^[a-z0-9]([-a-z0-9]*[a-z0-9])?$R\tnamespace\x12>\n" +
 	"\x04name\x18\x02 \x01(\tB*\xbaH'r%\x10\x01\x18?2\x1f^[a-z0-9]([-a-z0-9]*[a-z0-9])?$R\x04name\x12C\n" +
@@ -898,53 +2599,205 @@ const file_zt_v1alpha1_spec_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfb\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x84\x03\n" +
 	"\x04Mesh\x12P\n" +
 	"\ftrust_domain\x18\x01 \x01(\tB-\xbaH*r(\x10\x01\x18\xf7\x012!^[a-z0-9]([-a-z0-9._]*[a-z0-9])?$R\vtrustDomain\x12F\n" +
 	"\bsvid_ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b<R\asvidTTL\x12Y\n" +
 	"\x12max_connection_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\n" +
-	"R\x10maxConnectionAge\"|\n" +
+	"R\x10maxConnectionAge\x12:\n" +
+	"\x14trust_domain_aliases\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\bR\x12trustDomainAliases\x12K\n" +
+	"\n" +
+	"federation\x18\x05 \x03(\v2!.zt.v1alpha1.FederatedTrustDomainB\b\xbaH\x05\x92\x01\x02\x10@R\n" +
+	"federation\"\x8d\x01\n" +
+	"\x14FederatedTrustDomain\x12P\n" +
+	"\ftrust_domain\x18\x01 \x01(\tB-\xbaH*r(\x10\x01\x18\xf7\x012!^[a-z0-9]([-a-z0-9._]*[a-z0-9])?$R\vtrustDomain\x12#\n" +
+	"\x06bundle\x18\x02 \x01(\tB\v\xbaH\br\x06\x10\x01\x18\x80\x80\x04R\x06bundle\"\xce\x01\n" +
 	"\bWorkload\x123\n" +
 	"\x06serves\x18\x01 \x03(\v2\x11.zt.v1alpha1.PortB\b\xbaH\x05\x92\x01\x02\x10 R\x06serves\x12;\n" +
-	"\ttcp_calls\x18\x02 \x03(\v2\x14.zt.v1alpha1.TCPCallB\b\xbaH\x05\x92\x01\x02\x10@R\btcpCalls\"\xc3\x01\n" +
+	"\ttcp_calls\x18\x02 \x03(\v2\x14.zt.v1alpha1.TCPCallB\b\xbaH\x05\x92\x01\x02\x10@R\btcpCalls\x12P\n" +
+	"\x13external_authorizer\x18\x03 \x01(\v2\x1f.zt.v1alpha1.ExternalAuthorizerR\x12externalAuthorizer\"\xd3\x01\n" +
+	"\x12ExternalAuthorizer\x12!\n" +
+	"\x06target\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06target\x12E\n" +
+	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x02\b\n" +
+	"2\x04\x10\xc0\x84=R\atimeout\x12/\n" +
+	"\x0emax_body_bytes\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80@R\fmaxBodyBytes\x12\"\n" +
+	"\aheaders\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\x04R\aheaders\"\xe7\x02\n" +
 	"\x04Port\x12>\n" +
 	"\x04name\x18\x01 \x01(\tB*\xbaH'r%\x10\x01\x18?2\x1f^[a-z0-9]([-a-z0-9]*[a-z0-9])?$R\x04name\x12\x1f\n" +
 	"\x04port\x18\x02 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01R\x04port\x12\x1f\n" +
 	"\x06target\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x06target\x129\n" +
-	"\bprotocol\x18\x04 \x01(\tB\x1d\xbaH\x1ar\x18R\x04httpR\x05http2R\x04grpcR\x03tcpR\bprotocol\"[\n" +
+	"\bprotocol\x18\x04 \x01(\tB\x1d\xbaH\x1ar\x18R\x04httpR\x05http2R\x04grpcR\x03tcpR\bprotocol\x12)\n" +
+	"\vhealth_path\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\n" +
+	"healthPath\x12$\n" +
+	"\bupgrades\x18\x06 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\x01R\bupgrades\x12!\n" +
+	"\fserver_first\x18\a \x01(\bR\vserverFirst\x12.\n" +
+	"\x13allow_encoded_paths\x18\b \x01(\bR\x11allowEncodedPaths\"d\n" +
+	"\aService\x12&\n" +
+	"\tworkloads\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\tworkloads\x121\n" +
+	"\bexternal\x18\x02 \x01(\v2\x15.zt.v1alpha1.ExternalR\bexternal\"\xb6\x01\n" +
+	"\bExternal\x12 \n" +
+	"\x05hosts\x18\x01 \x03(\tB\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x10@R\x05hosts\x12\x1f\n" +
+	"\x04port\x18\x02 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01R\x04port\x12;\n" +
+	"\bprotocol\x18\x03 \x01(\tB\x1f\xbaH\x1cr\x1aR\x00R\x04httpR\x05http2R\x04grpcR\x03tcpR\bprotocol\x12*\n" +
+	"\x03tls\x18\x04 \x01(\v2\x18.zt.v1alpha1.ExternalTLSR\x03tls\"D\n" +
+	"\vExternalTLS\x12\x19\n" +
+	"\x02ca\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\x02ca\x12\x1a\n" +
+	"\bdisabled\x18\x02 \x01(\bR\bdisabled\"[\n" +
 	"\aTCPCall\x12$\n" +
 	"\aservice\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\aservice\x12*\n" +
 	"\n" +
-	"local_port\x18\x02 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01R\tlocalPort\"\xa7\x01\n" +
+	"local_port\x18\x02 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\x03(\x01R\tlocalPort\"\xae\x02\n" +
 	"\x05Grant\x12/\n" +
 	"\x04from\x18\x01 \x01(\v2\x13.zt.v1alpha1.CallerB\x06\xbaH\x03\xc8\x01\x01R\x04from\x12+\n" +
 	"\x02to\x18\x02 \x01(\v2\x13.zt.v1alpha1.TargetB\x06\xbaH\x03\xc8\x01\x01R\x02to\x12\x1e\n" +
 	"\x05owner\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05owner\x12 \n" +
-	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\"\x7f\n" +
+	"\x06reason\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\x06reason\x12%\n" +
+	"\x04when\x18\x05 \x01(\v2\x11.zt.v1alpha1.WhenR\x04when\x120\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12,\n" +
+	"\x04mode\x18\a \x01(\tB\x18\xbaH\x15r\x13R\x00R\aenforceR\x06shadowR\x04mode\"\xfa\x01\n" +
 	"\x06Caller\x12'\n" +
 	"\tworkloads\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\tworkloads\x12)\n" +
 	"\n" +
 	"namespaces\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\n" +
 	"namespaces\x12!\n" +
-	"\fany_workload\x18\x03 \x01(\bR\vanyWorkload\"\x97\x01\n" +
-	"\x06Target\x12'\n" +
-	"\bservices\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\x02R\bservices\x12\x1e\n" +
+	"\fany_workload\x18\x03 \x01(\bR\vanyWorkload\x12%\n" +
+	"\bsegments\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\bsegments\x12(\n" +
+	"\n" +
+	"spiffe_ids\x18\x05 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\tspiffeIDs\x12(\n" +
+	"\x05users\x18\x06 \x01(\v2\x12.zt.v1alpha1.UsersR\x05users\"\xe7\x02\n" +
+	"\x05Users\x12%\n" +
+	"\bprovider\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bprovider\x12%\n" +
+	"\bsubjects\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\bsubjects\x12@\n" +
+	"\x06claims\x18\x03 \x03(\v2\x1e.zt.v1alpha1.Users.ClaimsEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\x06claims\x12\x1a\n" +
+	"\x03acr\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\x03acr\x12\x1a\n" +
+	"\x03amr\x18\x05 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\x03amr\x12E\n" +
+	"\amax_age\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xe7\x84\x0f2\x02\b\x01R\x06maxAge\x1aO\n" +
+	"\vClaimsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.zt.v1alpha1.StringsR\x05value:\x028\x01\"\x9f\x02\n" +
+	"\x04When\x12B\n" +
+	"\aheaders\x18\x01 \x03(\v2\x1e.zt.v1alpha1.When.HeadersEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\aheaders\x127\n" +
+	"\awindows\x18\x02 \x03(\v2\x13.zt.v1alpha1.WindowB\b\xbaH\x05\x92\x01\x02\x10\x10R\awindows\x12,\n" +
+	"\fsource_cidrs\x18\x03 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\vsourceCIDRs\x12\x1a\n" +
+	"\x03cel\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\x03cel\x1aP\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.zt.v1alpha1.StringsR\x05value:\x028\x01\"\x81\x01\n" +
+	"\x06Window\x12\x1d\n" +
+	"\x04zone\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x04zone\x12\x1c\n" +
+	"\x04days\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\aR\x04days\x12\x1e\n" +
+	"\x05start\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x05R\x05start\x12\x1a\n" +
+	"\x03end\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x98\x01\x05R\x03end\"\x89\x02\n" +
+	"\x06Target\x12%\n" +
+	"\bservices\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\bservices\x12\x1e\n" +
 	"\x05ports\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10 R\x05ports\x12#\n" +
 	"\amethods\x18\x03 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\amethods\x12\x1f\n" +
-	"\x05paths\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\x05paths\"A\n" +
-	"\tAssertion\x124\n" +
-	"\x05tests\x18\x01 \x03(\v2\x11.zt.v1alpha1.TestB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80 R\x05tests\"\x9b\x01\n" +
+	"\x05paths\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\x05paths\x12$\n" +
+	"\bupgrades\x18\x05 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\x01R\bupgrades\x12)\n" +
+	"\n" +
+	"namespaces\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\n" +
+	"namespaces\x12!\n" +
+	"\fall_services\x18\a \x01(\bR\vallServices\"\xe2\x02\n" +
+	"\x05Block\x12'\n" +
+	"\tworkloads\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\tworkloads\x12)\n" +
+	"\n" +
+	"namespaces\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\n" +
+	"namespaces\x12-\n" +
+	"\rtrust_domains\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\ftrustDomains\x12(\n" +
+	"\n" +
+	"spiffe_ids\x18\x04 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\tspiffeIDs\x12/\n" +
+	"\x05users\x18\x05 \x01(\v2\x19.zt.v1alpha1.BlockedUsersR\x05users\x12%\n" +
+	"\bservices\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\bservices\x120\n" +
+	"\x05until\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\"\n" +
+	"\x06reason\x18\b \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x06reason\"^\n" +
+	"\fBlockedUsers\x12%\n" +
+	"\bprovider\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bprovider\x12'\n" +
+	"\bsubjects\x18\x02 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\bR\bsubjects\"\xc0\x02\n" +
+	"\x10IdentityProvider\x12\"\n" +
+	"\x06issuer\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x06issuer\x12(\n" +
+	"\taudiences\x18\x02 \x03(\tB\n" +
+	"\xbaH\a\x92\x01\x04\b\x01\x10@R\taudiences\x12-\n" +
+	"\x04jwks\x18\x03 \x01(\v2\x11.zt.v1alpha1.JWKSB\x06\xbaH\x03\xc8\x01\x01R\x04jwks\x12I\n" +
+	"\n" +
+	"clock_skew\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xac\x022\x02\b\x01R\tclockSkew\x124\n" +
+	"\x06claims\x18\x05 \x03(\v2\x12.zt.v1alpha1.ClaimB\b\xbaH\x05\x92\x01\x02\x10@R\x06claims\x12.\n" +
+	"\aforward\x18\x06 \x01(\v2\x14.zt.v1alpha1.ForwardR\aforward\"`\n" +
+	"\x04JWKS\x12\x1a\n" +
+	"\x03uri\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\x03uri\x12!\n" +
+	"\x06inline\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\x06inline\x12\x19\n" +
+	"\x02ca\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80\x04R\x02ca\"\x8d\x01\n" +
+	"\x05Claim\x122\n" +
+	"\x04name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18@2\x13^[A-Za-z0-9_.:/-]+$R\x04name\x12\x1c\n" +
+	"\x04path\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10\bR\x04path\x122\n" +
+	"\x04kind\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19R\x00R\x06stringR\x04listR\abooleanR\x04kind\"\xa2\x01\n" +
+	"\aForward\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\bR\x05token\x12E\n" +
+	"\aheaders\x18\x02 \x03(\v2!.zt.v1alpha1.Forward.HeadersEntryB\b\xbaH\x05\x9a\x01\x02\x10\x10R\aheaders\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcf\x02\n" +
+	"\aSegment\x12)\n" +
+	"\n" +
+	"namespaces\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\n" +
+	"namespaces\x12'\n" +
+	"\tworkloads\x18\x02 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\tworkloads\x12!\n" +
+	"\x06admits\x18\x03 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\bR\x06admits\x12*\n" +
+	"\frequire_user\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\vrequireUser\x12F\n" +
+	"\bsvid_ttl\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b<R\asvidTTL\x12Y\n" +
+	"\x12max_connection_age\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\n" +
+	"R\x10maxConnectionAge\"\xb1\x02\n" +
+	"\tException\x12^\n" +
+	"\afinding\x18\x01 \x01(\tBD\xbaHAr?R\tplaintextR\x10plaintext-egressR\x0eplaintext-jwksR\x10reserved-addressR\afinding\x12$\n" +
+	"\asubject\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\asubject\x12\x1e\n" +
+	"\x05peers\x18\x03 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\x05peers\x12 \n" +
+	"\x05owner\x18\x04 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x02R\x05owner\x12\"\n" +
+	"\x06reason\x18\x05 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\bR\x06reason\x128\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01R\x05until\"\xb3\x01\n" +
+	"\tAssertion\x122\n" +
+	"\x05tests\x18\x01 \x03(\v2\x11.zt.v1alpha1.TestB\t\xbaH\x06\x92\x01\x03\x10\x80 R\x05tests\x127\n" +
+	"\x05never\x18\x02 \x03(\v2\x16.zt.v1alpha1.StatementB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\x05never\x129\n" +
+	"\x06always\x18\x03 \x03(\v2\x16.zt.v1alpha1.StatementB\t\xbaH\x06\x92\x01\x03\x10\x80\x02R\x06always\"i\n" +
+	"\tStatement\x12/\n" +
+	"\x04from\x18\x01 \x01(\v2\x13.zt.v1alpha1.CallerB\x06\xbaH\x03\xc8\x01\x01R\x04from\x12+\n" +
+	"\x02to\x18\x02 \x01(\v2\x13.zt.v1alpha1.TargetB\x06\xbaH\x03\xc8\x01\x01R\x02to\"\xe8\x02\n" +
 	"\x04Test\x12,\n" +
 	"\x02as\x18\x01 \x01(\v2\x14.zt.v1alpha1.SubjectB\x06\xbaH\x03\xc8\x01\x01R\x02as\x12$\n" +
 	"\arequest\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80@R\arequest\x12&\n" +
 	"\x04want\x18\x03 \x01(\tB\x12\xbaH\x0fr\rR\x05allowR\x04denyR\x04want\x12\x17\n" +
-	"\x02by\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18\x7fR\x02by\"0\n" +
-	"\aSubject\x12%\n" +
-	"\bworkload\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x7fR\bworkloadB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
+	"\x02by\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18\x7fR\x02by\x12*\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1f\n" +
+	"\x06source\x18\x06 \x01(\tB\a\xbaH\x04r\x02\x18-R\x06source\x12B\n" +
+	"\aheaders\x18\a \x03(\v2\x1e.zt.v1alpha1.Test.HeadersEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\aheaders\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
+	"\aSubject\x12#\n" +
+	"\bworkload\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18\x7fR\bworkload\x12%\n" +
+	"\tspiffe_id\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\bspiffeID\x12%\n" +
+	"\x04user\x18\x03 \x01(\v2\x11.zt.v1alpha1.UserR\x04user\"\xd4\x02\n" +
+	"\x04User\x12%\n" +
+	"\bprovider\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\bprovider\x12\"\n" +
+	"\asubject\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\asubject\x12?\n" +
+	"\x06claims\x18\x03 \x03(\v2\x1d.zt.v1alpha1.User.ClaimsEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\x06claims\x12\x1a\n" +
+	"\x03acr\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x03acr\x12\x1a\n" +
+	"\x03amr\x18\x05 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10@R\x03amr\x127\n" +
+	"\tauth_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bauthTime\x1aO\n" +
+	"\vClaimsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12*\n" +
+	"\x05value\x18\x02 \x01(\v2\x14.zt.v1alpha1.StringsR\x05value:\x028\x01B7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
 	file_zt_v1alpha1_spec_proto_rawDescOnce sync.Once
@@ -958,45 +2811,109 @@ func file_zt_v1alpha1_spec_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_spec_proto_rawDescData
 }
 
-var file_zt_v1alpha1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_zt_v1alpha1_spec_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_zt_v1alpha1_spec_proto_goTypes = []any{
-	(*Document)(nil),            // 0: zt.v1alpha1.Document
-	(*Metadata)(nil),            // 1: zt.v1alpha1.Metadata
-	(*Mesh)(nil),                // 2: zt.v1alpha1.Mesh
-	(*Workload)(nil),            // 3: zt.v1alpha1.Workload
-	(*Port)(nil),                // 4: zt.v1alpha1.Port
-	(*TCPCall)(nil),             // 5: zt.v1alpha1.TCPCall
-	(*Grant)(nil),               // 6: zt.v1alpha1.Grant
-	(*Caller)(nil),              // 7: zt.v1alpha1.Caller
-	(*Target)(nil),              // 8: zt.v1alpha1.Target
-	(*Assertion)(nil),           // 9: zt.v1alpha1.Assertion
-	(*Test)(nil),                // 10: zt.v1alpha1.Test
-	(*Subject)(nil),             // 11: zt.v1alpha1.Subject
-	nil,                         // 12: zt.v1alpha1.Metadata.LabelsEntry
-	nil,                         // 13: zt.v1alpha1.Metadata.AnnotationsEntry
-	(*durationpb.Duration)(nil), // 14: google.protobuf.Duration
+	(*Document)(nil),              // 0: zt.v1alpha1.Document
+	(*Strings)(nil),               // 1: zt.v1alpha1.Strings
+	(*Metadata)(nil),              // 2: zt.v1alpha1.Metadata
+	(*Mesh)(nil),                  // 3: zt.v1alpha1.Mesh
+	(*FederatedTrustDomain)(nil),  // 4: zt.v1alpha1.FederatedTrustDomain
+	(*Workload)(nil),              // 5: zt.v1alpha1.Workload
+	(*ExternalAuthorizer)(nil),    // 6: zt.v1alpha1.ExternalAuthorizer
+	(*Port)(nil),                  // 7: zt.v1alpha1.Port
+	(*Service)(nil),               // 8: zt.v1alpha1.Service
+	(*External)(nil),              // 9: zt.v1alpha1.External
+	(*ExternalTLS)(nil),           // 10: zt.v1alpha1.ExternalTLS
+	(*TCPCall)(nil),               // 11: zt.v1alpha1.TCPCall
+	(*Grant)(nil),                 // 12: zt.v1alpha1.Grant
+	(*Caller)(nil),                // 13: zt.v1alpha1.Caller
+	(*Users)(nil),                 // 14: zt.v1alpha1.Users
+	(*When)(nil),                  // 15: zt.v1alpha1.When
+	(*Window)(nil),                // 16: zt.v1alpha1.Window
+	(*Target)(nil),                // 17: zt.v1alpha1.Target
+	(*Block)(nil),                 // 18: zt.v1alpha1.Block
+	(*BlockedUsers)(nil),          // 19: zt.v1alpha1.BlockedUsers
+	(*IdentityProvider)(nil),      // 20: zt.v1alpha1.IdentityProvider
+	(*JWKS)(nil),                  // 21: zt.v1alpha1.JWKS
+	(*Claim)(nil),                 // 22: zt.v1alpha1.Claim
+	(*Forward)(nil),               // 23: zt.v1alpha1.Forward
+	(*Segment)(nil),               // 24: zt.v1alpha1.Segment
+	(*Exception)(nil),             // 25: zt.v1alpha1.Exception
+	(*Assertion)(nil),             // 26: zt.v1alpha1.Assertion
+	(*Statement)(nil),             // 27: zt.v1alpha1.Statement
+	(*Test)(nil),                  // 28: zt.v1alpha1.Test
+	(*Subject)(nil),               // 29: zt.v1alpha1.Subject
+	(*User)(nil),                  // 30: zt.v1alpha1.User
+	nil,                           // 31: zt.v1alpha1.Metadata.LabelsEntry
+	nil,                           // 32: zt.v1alpha1.Metadata.AnnotationsEntry
+	nil,                           // 33: zt.v1alpha1.Users.ClaimsEntry
+	nil,                           // 34: zt.v1alpha1.When.HeadersEntry
+	nil,                           // 35: zt.v1alpha1.Forward.HeadersEntry
+	nil,                           // 36: zt.v1alpha1.Test.HeadersEntry
+	nil,                           // 37: zt.v1alpha1.User.ClaimsEntry
+	(*durationpb.Duration)(nil),   // 38: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 39: google.protobuf.Timestamp
 }
 var file_zt_v1alpha1_spec_proto_depIdxs = []int32{
-	1,  // 0: zt.v1alpha1.Document.metadata:type_name -> zt.v1alpha1.Metadata
-	2,  // 1: zt.v1alpha1.Document.mesh:type_name -> zt.v1alpha1.Mesh
-	3,  // 2: zt.v1alpha1.Document.workload:type_name -> zt.v1alpha1.Workload
-	6,  // 3: zt.v1alpha1.Document.grant:type_name -> zt.v1alpha1.Grant
-	9,  // 4: zt.v1alpha1.Document.assertion:type_name -> zt.v1alpha1.Assertion
-	12, // 5: zt.v1alpha1.Metadata.labels:type_name -> zt.v1alpha1.Metadata.LabelsEntry
-	13, // 6: zt.v1alpha1.Metadata.annotations:type_name -> zt.v1alpha1.Metadata.AnnotationsEntry
-	14, // 7: zt.v1alpha1.Mesh.svid_ttl:type_name -> google.protobuf.Duration
-	14, // 8: zt.v1alpha1.Mesh.max_connection_age:type_name -> google.protobuf.Duration
-	4,  // 9: zt.v1alpha1.Workload.serves:type_name -> zt.v1alpha1.Port
-	5,  // 10: zt.v1alpha1.Workload.tcp_calls:type_name -> zt.v1alpha1.TCPCall
-	7,  // 11: zt.v1alpha1.Grant.from:type_name -> zt.v1alpha1.Caller
-	8,  // 12: zt.v1alpha1.Grant.to:type_name -> zt.v1alpha1.Target
-	10, // 13: zt.v1alpha1.Assertion.tests:type_name -> zt.v1alpha1.Test
-	11, // 14: zt.v1alpha1.Test.as:type_name -> zt.v1alpha1.Subject
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	2,  // 0: zt.v1alpha1.Document.metadata:type_name -> zt.v1alpha1.Metadata
+	3,  // 1: zt.v1alpha1.Document.mesh:type_name -> zt.v1alpha1.Mesh
+	5,  // 2: zt.v1alpha1.Document.workload:type_name -> zt.v1alpha1.Workload
+	12, // 3: zt.v1alpha1.Document.grant:type_name -> zt.v1alpha1.Grant
+	26, // 4: zt.v1alpha1.Document.assertion:type_name -> zt.v1alpha1.Assertion
+	8,  // 5: zt.v1alpha1.Document.service:type_name -> zt.v1alpha1.Service
+	18, // 6: zt.v1alpha1.Document.block:type_name -> zt.v1alpha1.Block
+	20, // 7: zt.v1alpha1.Document.identity_provider:type_name -> zt.v1alpha1.IdentityProvider
+	24, // 8: zt.v1alpha1.Document.segment:type_name -> zt.v1alpha1.Segment
+	25, // 9: zt.v1alpha1.Document.exception:type_name -> zt.v1alpha1.Exception
+	31, // 10: zt.v1alpha1.Metadata.labels:type_name -> zt.v1alpha1.Metadata.LabelsEntry
+	32, // 11: zt.v1alpha1.Metadata.annotations:type_name -> zt.v1alpha1.Metadata.AnnotationsEntry
+	38, // 12: zt.v1alpha1.Mesh.svid_ttl:type_name -> google.protobuf.Duration
+	38, // 13: zt.v1alpha1.Mesh.max_connection_age:type_name -> google.protobuf.Duration
+	4,  // 14: zt.v1alpha1.Mesh.federation:type_name -> zt.v1alpha1.FederatedTrustDomain
+	7,  // 15: zt.v1alpha1.Workload.serves:type_name -> zt.v1alpha1.Port
+	11, // 16: zt.v1alpha1.Workload.tcp_calls:type_name -> zt.v1alpha1.TCPCall
+	6,  // 17: zt.v1alpha1.Workload.external_authorizer:type_name -> zt.v1alpha1.ExternalAuthorizer
+	38, // 18: zt.v1alpha1.ExternalAuthorizer.timeout:type_name -> google.protobuf.Duration
+	9,  // 19: zt.v1alpha1.Service.external:type_name -> zt.v1alpha1.External
+	10, // 20: zt.v1alpha1.External.tls:type_name -> zt.v1alpha1.ExternalTLS
+	13, // 21: zt.v1alpha1.Grant.from:type_name -> zt.v1alpha1.Caller
+	17, // 22: zt.v1alpha1.Grant.to:type_name -> zt.v1alpha1.Target
+	15, // 23: zt.v1alpha1.Grant.when:type_name -> zt.v1alpha1.When
+	39, // 24: zt.v1alpha1.Grant.until:type_name -> google.protobuf.Timestamp
+	14, // 25: zt.v1alpha1.Caller.users:type_name -> zt.v1alpha1.Users
+	33, // 26: zt.v1alpha1.Users.claims:type_name -> zt.v1alpha1.Users.ClaimsEntry
+	38, // 27: zt.v1alpha1.Users.max_age:type_name -> google.protobuf.Duration
+	34, // 28: zt.v1alpha1.When.headers:type_name -> zt.v1alpha1.When.HeadersEntry
+	16, // 29: zt.v1alpha1.When.windows:type_name -> zt.v1alpha1.Window
+	19, // 30: zt.v1alpha1.Block.users:type_name -> zt.v1alpha1.BlockedUsers
+	39, // 31: zt.v1alpha1.Block.until:type_name -> google.protobuf.Timestamp
+	21, // 32: zt.v1alpha1.IdentityProvider.jwks:type_name -> zt.v1alpha1.JWKS
+	38, // 33: zt.v1alpha1.IdentityProvider.clock_skew:type_name -> google.protobuf.Duration
+	22, // 34: zt.v1alpha1.IdentityProvider.claims:type_name -> zt.v1alpha1.Claim
+	23, // 35: zt.v1alpha1.IdentityProvider.forward:type_name -> zt.v1alpha1.Forward
+	35, // 36: zt.v1alpha1.Forward.headers:type_name -> zt.v1alpha1.Forward.HeadersEntry
+	38, // 37: zt.v1alpha1.Segment.svid_ttl:type_name -> google.protobuf.Duration
+	38, // 38: zt.v1alpha1.Segment.max_connection_age:type_name -> google.protobuf.Duration
+	39, // 39: zt.v1alpha1.Exception.until:type_name -> google.protobuf.Timestamp
+	28, // 40: zt.v1alpha1.Assertion.tests:type_name -> zt.v1alpha1.Test
+	27, // 41: zt.v1alpha1.Assertion.never:type_name -> zt.v1alpha1.Statement
+	27, // 42: zt.v1alpha1.Assertion.always:type_name -> zt.v1alpha1.Statement
+	13, // 43: zt.v1alpha1.Statement.from:type_name -> zt.v1alpha1.Caller
+	17, // 44: zt.v1alpha1.Statement.to:type_name -> zt.v1alpha1.Target
+	29, // 45: zt.v1alpha1.Test.as:type_name -> zt.v1alpha1.Subject
+	39, // 46: zt.v1alpha1.Test.at:type_name -> google.protobuf.Timestamp
+	36, // 47: zt.v1alpha1.Test.headers:type_name -> zt.v1alpha1.Test.HeadersEntry
+	30, // 48: zt.v1alpha1.Subject.user:type_name -> zt.v1alpha1.User
+	37, // 49: zt.v1alpha1.User.claims:type_name -> zt.v1alpha1.User.ClaimsEntry
+	39, // 50: zt.v1alpha1.User.auth_time:type_name -> google.protobuf.Timestamp
+	1,  // 51: zt.v1alpha1.Users.ClaimsEntry.value:type_name -> zt.v1alpha1.Strings
+	1,  // 52: zt.v1alpha1.When.HeadersEntry.value:type_name -> zt.v1alpha1.Strings
+	1,  // 53: zt.v1alpha1.User.ClaimsEntry.value:type_name -> zt.v1alpha1.Strings
+	54, // [54:54] is the sub-list for method output_type
+	54, // [54:54] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_spec_proto_init() }
@@ -1009,6 +2926,11 @@ func file_zt_v1alpha1_spec_proto_init() {
 		(*Document_Workload)(nil),
 		(*Document_Grant)(nil),
 		(*Document_Assertion)(nil),
+		(*Document_Service)(nil),
+		(*Document_Block)(nil),
+		(*Document_IdentityProvider)(nil),
+		(*Document_Segment)(nil),
+		(*Document_Exception)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1016,7 +2938,7 @@ func file_zt_v1alpha1_spec_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_spec_proto_rawDesc), len(file_zt_v1alpha1_spec_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -55,6 +55,7 @@ type Entry struct {
 	//	*Entry_DeleteAdmin
 	//	*Entry_PutServer
 	//	*Entry_DeleteServer
+	//	*Entry_Propose
 	Op            isEntry_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -231,6 +232,15 @@ func (x *Entry) GetDeleteServer() *DeleteServer {
 	return nil
 }
 
+func (x *Entry) GetPropose() *Propose {
+	if x != nil {
+		if x, ok := x.Op.(*Entry_Propose); ok {
+			return x.Propose
+		}
+	}
+	return nil
+}
+
 type isEntry_Op interface {
 	isEntry_Op()
 }
@@ -279,6 +289,10 @@ type Entry_DeleteServer struct {
 	DeleteServer *DeleteServer `protobuf:"bytes,20,opt,name=delete_server,json=deleteServer,proto3,oneof"`
 }
 
+type Entry_Propose struct {
+	Propose *Propose `protobuf:"bytes,21,opt,name=propose,proto3,oneof"`
+}
+
 func (*Entry_Init) isEntry_Op() {}
 
 func (*Entry_Apply) isEntry_Op() {}
@@ -300,6 +314,8 @@ func (*Entry_DeleteAdmin) isEntry_Op() {}
 func (*Entry_PutServer) isEntry_Op() {}
 
 func (*Entry_DeleteServer) isEntry_Op() {}
+
+func (*Entry_Propose) isEntry_Op() {}
 
 // Init is the first entry of a cluster; a second one is refused.
 type Init struct {
@@ -387,10 +403,15 @@ type Apply struct {
 	Bases map[string]uint64 `protobuf:"bytes,1,rep,name=bases,proto3" json:"bases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// The global revision against which the server validated. Another change
 	// since then makes the leader validate again.
-	ValidatedAt   uint64 `protobuf:"varint,2,opt,name=validated_at,json=validatedAt,proto3" json:"validated_at,omitempty"`
-	Puts          []*Put `protobuf:"bytes,3,rep,name=puts,proto3" json:"puts,omitempty"`
-	Deletes       []*Key `protobuf:"bytes,4,rep,name=deletes,proto3" json:"deletes,omitempty"`
-	Message       string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	ValidatedAt uint64 `protobuf:"varint,2,opt,name=validated_at,json=validatedAt,proto3" json:"validated_at,omitempty"`
+	Puts        []*Put `protobuf:"bytes,3,rep,name=puts,proto3" json:"puts,omitempty"`
+	Deletes     []*Key `protobuf:"bytes,4,rep,name=deletes,proto3" json:"deletes,omitempty"`
+	Message     string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// Workloads that the deletes remove: their names are not to be used again
+	// before the last certificate of the name has ended.
+	Retired []*Retired `protobuf:"bytes,6,rep,name=retired,proto3" json:"retired,omitempty"`
+	// Namespaces whose proposals this ends.
+	EndsProposals []string `protobuf:"bytes,7,rep,name=ends_proposals,json=endsProposals,proto3" json:"ends_proposals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -460,6 +481,145 @@ func (x *Apply) GetMessage() string {
 	return ""
 }
 
+func (x *Apply) GetRetired() []*Retired {
+	if x != nil {
+		return x.Retired
+	}
+	return nil
+}
+
+func (x *Apply) GetEndsProposals() []string {
+	if x != nil {
+		return x.EndsProposals
+	}
+	return nil
+}
+
+type Retired struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// namespace/name
+	Workload      string                 `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retired) Reset() {
+	*x = Retired{}
+	mi := &file_zt_log_v1_entry_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retired) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retired) ProtoMessage() {}
+
+func (x *Retired) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_entry_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retired.ProtoReflect.Descriptor instead.
+func (*Retired) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Retired) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *Retired) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+// Propose replaces what is proposed for namespaces: documents that proxies judge
+// in shadow. It changes no document and no revision.
+type Propose struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Namespaces []string               `protobuf:"bytes,1,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	// All documents of the namespaces, as they would be.
+	Puts    []*Put `protobuf:"bytes,2,rep,name=puts,proto3" json:"puts,omitempty"`
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// Take the proposals back instead.
+	End           bool `protobuf:"varint,4,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Propose) Reset() {
+	*x = Propose{}
+	mi := &file_zt_log_v1_entry_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Propose) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Propose) ProtoMessage() {}
+
+func (x *Propose) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_entry_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Propose.ProtoReflect.Descriptor instead.
+func (*Propose) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Propose) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *Propose) GetPuts() []*Put {
+	if x != nil {
+		return x.Puts
+	}
+	return nil
+}
+
+func (x *Propose) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Propose) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
 type Key struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -471,7 +631,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[3]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -483,7 +643,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[3]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -496,7 +656,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{3}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Key) GetKind() string {
@@ -532,7 +692,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[4]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +704,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[4]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +717,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{4}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Put) GetKey() *Key {
@@ -590,7 +750,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[5]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -602,7 +762,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[5]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -615,7 +775,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{5}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Token) GetId() string {
@@ -669,7 +829,7 @@ type PutToken struct {
 
 func (x *PutToken) Reset() {
 	*x = PutToken{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[6]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -681,7 +841,7 @@ func (x *PutToken) String() string {
 func (*PutToken) ProtoMessage() {}
 
 func (x *PutToken) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[6]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -694,7 +854,7 @@ func (x *PutToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutToken.ProtoReflect.Descriptor instead.
 func (*PutToken) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{6}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PutToken) GetToken() *Token {
@@ -713,7 +873,7 @@ type DeleteToken struct {
 
 func (x *DeleteToken) Reset() {
 	*x = DeleteToken{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[7]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -725,7 +885,7 @@ func (x *DeleteToken) String() string {
 func (*DeleteToken) ProtoMessage() {}
 
 func (x *DeleteToken) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[7]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -738,7 +898,7 @@ func (x *DeleteToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteToken.ProtoReflect.Descriptor instead.
 func (*DeleteToken) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{7}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeleteToken) GetId() string {
@@ -762,7 +922,7 @@ type Redeem struct {
 
 func (x *Redeem) Reset() {
 	*x = Redeem{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[8]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +934,7 @@ func (x *Redeem) String() string {
 func (*Redeem) ProtoMessage() {}
 
 func (x *Redeem) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[8]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +947,7 @@ func (x *Redeem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redeem.ProtoReflect.Descriptor instead.
 func (*Redeem) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{8}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Redeem) GetId() string {
@@ -841,7 +1001,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[9]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +1013,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[9]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +1026,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{9}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Instance) GetId() string {
@@ -944,7 +1104,7 @@ type Redeemed struct {
 
 func (x *Redeemed) Reset() {
 	*x = Redeemed{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1116,7 @@ func (x *Redeemed) String() string {
 func (*Redeemed) ProtoMessage() {}
 
 func (x *Redeemed) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1129,7 @@ func (x *Redeemed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redeemed.ProtoReflect.Descriptor instead.
 func (*Redeemed) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{10}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Redeemed) GetId() string {
@@ -1005,7 +1165,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1177,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1190,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{11}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Endpoints) GetWithdraw() []string {
@@ -1056,7 +1216,7 @@ type Deregister struct {
 
 func (x *Deregister) Reset() {
 	*x = Deregister{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1228,7 @@ func (x *Deregister) String() string {
 func (*Deregister) ProtoMessage() {}
 
 func (x *Deregister) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1241,7 @@ func (x *Deregister) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deregister.ProtoReflect.Descriptor instead.
 func (*Deregister) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{12}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Deregister) GetInstance() string {
@@ -1103,7 +1263,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1115,7 +1275,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1128,7 +1288,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{13}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Admin) GetName() string {
@@ -1161,7 +1321,7 @@ type PutAdmin struct {
 
 func (x *PutAdmin) Reset() {
 	*x = PutAdmin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1173,7 +1333,7 @@ func (x *PutAdmin) String() string {
 func (*PutAdmin) ProtoMessage() {}
 
 func (x *PutAdmin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1186,7 +1346,7 @@ func (x *PutAdmin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAdmin.ProtoReflect.Descriptor instead.
 func (*PutAdmin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{14}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PutAdmin) GetAdmin() *Admin {
@@ -1205,7 +1365,7 @@ type DeleteAdmin struct {
 
 func (x *DeleteAdmin) Reset() {
 	*x = DeleteAdmin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1377,7 @@ func (x *DeleteAdmin) String() string {
 func (*DeleteAdmin) ProtoMessage() {}
 
 func (x *DeleteAdmin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1390,7 @@ func (x *DeleteAdmin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAdmin.ProtoReflect.Descriptor instead.
 func (*DeleteAdmin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{15}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DeleteAdmin) GetName() string {
@@ -1253,7 +1413,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1425,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1438,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{16}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Server) GetId() string {
@@ -1325,7 +1485,7 @@ type PutServer struct {
 
 func (x *PutServer) Reset() {
 	*x = PutServer{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1337,7 +1497,7 @@ func (x *PutServer) String() string {
 func (*PutServer) ProtoMessage() {}
 
 func (x *PutServer) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1350,7 +1510,7 @@ func (x *PutServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutServer.ProtoReflect.Descriptor instead.
 func (*PutServer) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{17}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PutServer) GetServer() *Server {
@@ -1369,7 +1529,7 @@ type DeleteServer struct {
 
 func (x *DeleteServer) Reset() {
 	*x = DeleteServer{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1541,7 @@ func (x *DeleteServer) String() string {
 func (*DeleteServer) ProtoMessage() {}
 
 func (x *DeleteServer) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +1554,7 @@ func (x *DeleteServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServer.ProtoReflect.Descriptor instead.
 func (*DeleteServer) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{18}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteServer) GetId() string {
@@ -1408,7 +1568,7 @@ var File_zt_log_v1_entry_proto protoreflect.FileDescriptor
 
 const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\n" +
-	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfd\x05\n" +
+	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x06\n" +
 	"\x05Entry\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12.\n" +
 	"\x04when\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x10\n" +
@@ -1429,7 +1589,8 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\fdelete_admin\x18\x12 \x01(\v2\x16.zt.log.v1.DeleteAdminH\x00R\vdeleteAdmin\x125\n" +
 	"\n" +
 	"put_server\x18\x13 \x01(\v2\x14.zt.log.v1.PutServerH\x00R\tputServer\x12>\n" +
-	"\rdelete_server\x18\x14 \x01(\v2\x17.zt.log.v1.DeleteServerH\x00R\fdeleteServerB\x04\n" +
+	"\rdelete_server\x18\x14 \x01(\v2\x17.zt.log.v1.DeleteServerH\x00R\fdeleteServer\x12.\n" +
+	"\apropose\x18\x15 \x01(\v2\x12.zt.log.v1.ProposeH\x00R\aproposeB\x04\n" +
 	"\x02op\"\xae\x01\n" +
 	"\x04Init\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1d\n" +
@@ -1437,17 +1598,29 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"cluster_id\x18\x02 \x01(\tR\tclusterId\x12\x14\n" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12&\n" +
 	"\x0fsealed_root_key\x18\x04 \x01(\fR\rsealedRootKey\x12&\n" +
-	"\x05admin\x18\x05 \x01(\v2\x10.zt.log.v1.AdminR\x05admin\"\xff\x01\n" +
+	"\x05admin\x18\x05 \x01(\v2\x10.zt.log.v1.AdminR\x05admin\"\xd4\x02\n" +
 	"\x05Apply\x121\n" +
 	"\x05bases\x18\x01 \x03(\v2\x1b.zt.log.v1.Apply.BasesEntryR\x05bases\x12!\n" +
 	"\fvalidated_at\x18\x02 \x01(\x04R\vvalidatedAt\x12\"\n" +
 	"\x04puts\x18\x03 \x03(\v2\x0e.zt.log.v1.PutR\x04puts\x12(\n" +
 	"\adeletes\x18\x04 \x03(\v2\x0e.zt.log.v1.KeyR\adeletes\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\tR\amessage\x1a8\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12,\n" +
+	"\aretired\x18\x06 \x03(\v2\x12.zt.log.v1.RetiredR\aretired\x12%\n" +
+	"\x0eends_proposals\x18\a \x03(\tR\rendsProposals\x1a8\n" +
 	"\n" +
 	"BasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"K\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"W\n" +
+	"\aRetired\x12\x1a\n" +
+	"\bworkload\x18\x01 \x01(\tR\bworkload\x120\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"y\n" +
+	"\aPropose\x12\x1e\n" +
+	"\n" +
+	"namespaces\x18\x01 \x03(\tR\n" +
+	"namespaces\x12\"\n" +
+	"\x04puts\x18\x02 \x03(\v2\x0e.zt.log.v1.PutR\x04puts\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12\x10\n" +
+	"\x03end\x18\x04 \x01(\bR\x03end\"K\n" +
 	"\x03Key\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1528,62 +1701,68 @@ func file_zt_log_v1_entry_proto_rawDescGZIP() []byte {
 	return file_zt_log_v1_entry_proto_rawDescData
 }
 
-var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*Entry)(nil),                 // 0: zt.log.v1.Entry
 	(*Init)(nil),                  // 1: zt.log.v1.Init
 	(*Apply)(nil),                 // 2: zt.log.v1.Apply
-	(*Key)(nil),                   // 3: zt.log.v1.Key
-	(*Put)(nil),                   // 4: zt.log.v1.Put
-	(*Token)(nil),                 // 5: zt.log.v1.Token
-	(*PutToken)(nil),              // 6: zt.log.v1.PutToken
-	(*DeleteToken)(nil),           // 7: zt.log.v1.DeleteToken
-	(*Redeem)(nil),                // 8: zt.log.v1.Redeem
-	(*Instance)(nil),              // 9: zt.log.v1.Instance
-	(*Redeemed)(nil),              // 10: zt.log.v1.Redeemed
-	(*Endpoints)(nil),             // 11: zt.log.v1.Endpoints
-	(*Deregister)(nil),            // 12: zt.log.v1.Deregister
-	(*Admin)(nil),                 // 13: zt.log.v1.Admin
-	(*PutAdmin)(nil),              // 14: zt.log.v1.PutAdmin
-	(*DeleteAdmin)(nil),           // 15: zt.log.v1.DeleteAdmin
-	(*Server)(nil),                // 16: zt.log.v1.Server
-	(*PutServer)(nil),             // 17: zt.log.v1.PutServer
-	(*DeleteServer)(nil),          // 18: zt.log.v1.DeleteServer
-	nil,                           // 19: zt.log.v1.Apply.BasesEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*Retired)(nil),               // 3: zt.log.v1.Retired
+	(*Propose)(nil),               // 4: zt.log.v1.Propose
+	(*Key)(nil),                   // 5: zt.log.v1.Key
+	(*Put)(nil),                   // 6: zt.log.v1.Put
+	(*Token)(nil),                 // 7: zt.log.v1.Token
+	(*PutToken)(nil),              // 8: zt.log.v1.PutToken
+	(*DeleteToken)(nil),           // 9: zt.log.v1.DeleteToken
+	(*Redeem)(nil),                // 10: zt.log.v1.Redeem
+	(*Instance)(nil),              // 11: zt.log.v1.Instance
+	(*Redeemed)(nil),              // 12: zt.log.v1.Redeemed
+	(*Endpoints)(nil),             // 13: zt.log.v1.Endpoints
+	(*Deregister)(nil),            // 14: zt.log.v1.Deregister
+	(*Admin)(nil),                 // 15: zt.log.v1.Admin
+	(*PutAdmin)(nil),              // 16: zt.log.v1.PutAdmin
+	(*DeleteAdmin)(nil),           // 17: zt.log.v1.DeleteAdmin
+	(*Server)(nil),                // 18: zt.log.v1.Server
+	(*PutServer)(nil),             // 19: zt.log.v1.PutServer
+	(*DeleteServer)(nil),          // 20: zt.log.v1.DeleteServer
+	nil,                           // 21: zt.log.v1.Apply.BasesEntry
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_zt_log_v1_entry_proto_depIdxs = []int32{
-	20, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
+	22, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
 	1,  // 1: zt.log.v1.Entry.init:type_name -> zt.log.v1.Init
 	2,  // 2: zt.log.v1.Entry.apply:type_name -> zt.log.v1.Apply
-	6,  // 3: zt.log.v1.Entry.put_token:type_name -> zt.log.v1.PutToken
-	7,  // 4: zt.log.v1.Entry.delete_token:type_name -> zt.log.v1.DeleteToken
-	8,  // 5: zt.log.v1.Entry.redeem:type_name -> zt.log.v1.Redeem
-	11, // 6: zt.log.v1.Entry.endpoints:type_name -> zt.log.v1.Endpoints
-	12, // 7: zt.log.v1.Entry.deregister:type_name -> zt.log.v1.Deregister
-	14, // 8: zt.log.v1.Entry.put_admin:type_name -> zt.log.v1.PutAdmin
-	15, // 9: zt.log.v1.Entry.delete_admin:type_name -> zt.log.v1.DeleteAdmin
-	17, // 10: zt.log.v1.Entry.put_server:type_name -> zt.log.v1.PutServer
-	18, // 11: zt.log.v1.Entry.delete_server:type_name -> zt.log.v1.DeleteServer
-	13, // 12: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
-	19, // 13: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
-	4,  // 14: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
-	3,  // 15: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
-	3,  // 16: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
-	20, // 17: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	5,  // 18: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
-	9,  // 19: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
-	16, // 20: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
-	20, // 21: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
-	10, // 22: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
-	20, // 23: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
-	13, // 24: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
-	16, // 25: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
-	26, // [26:26] is the sub-list for method output_type
-	26, // [26:26] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	8,  // 3: zt.log.v1.Entry.put_token:type_name -> zt.log.v1.PutToken
+	9,  // 4: zt.log.v1.Entry.delete_token:type_name -> zt.log.v1.DeleteToken
+	10, // 5: zt.log.v1.Entry.redeem:type_name -> zt.log.v1.Redeem
+	13, // 6: zt.log.v1.Entry.endpoints:type_name -> zt.log.v1.Endpoints
+	14, // 7: zt.log.v1.Entry.deregister:type_name -> zt.log.v1.Deregister
+	16, // 8: zt.log.v1.Entry.put_admin:type_name -> zt.log.v1.PutAdmin
+	17, // 9: zt.log.v1.Entry.delete_admin:type_name -> zt.log.v1.DeleteAdmin
+	19, // 10: zt.log.v1.Entry.put_server:type_name -> zt.log.v1.PutServer
+	20, // 11: zt.log.v1.Entry.delete_server:type_name -> zt.log.v1.DeleteServer
+	4,  // 12: zt.log.v1.Entry.propose:type_name -> zt.log.v1.Propose
+	15, // 13: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
+	21, // 14: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
+	6,  // 15: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
+	5,  // 16: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
+	3,  // 17: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
+	22, // 18: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
+	6,  // 19: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
+	5,  // 20: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
+	22, // 21: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	7,  // 22: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
+	11, // 23: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
+	18, // 24: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
+	22, // 25: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
+	12, // 26: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
+	22, // 27: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
+	15, // 28: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
+	18, // 29: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_zt_log_v1_entry_proto_init() }
@@ -1603,6 +1782,7 @@ func file_zt_log_v1_entry_proto_init() {
 		(*Entry_DeleteAdmin)(nil),
 		(*Entry_PutServer)(nil),
 		(*Entry_DeleteServer)(nil),
+		(*Entry_Propose)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1610,7 +1790,7 @@ func file_zt_log_v1_entry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_log_v1_entry_proto_rawDesc), len(file_zt_log_v1_entry_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -38,6 +38,8 @@ type Record struct {
 	//	*Record_Revision
 	//	*Record_Outcome
 	//	*Record_End
+	//	*Record_Retired
+	//	*Record_Proposal
 	Record        isRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -170,6 +172,24 @@ func (x *Record) GetEnd() *End {
 	return nil
 }
 
+func (x *Record) GetRetired() *Retired {
+	if x != nil {
+		if x, ok := x.Record.(*Record_Retired); ok {
+			return x.Retired
+		}
+	}
+	return nil
+}
+
+func (x *Record) GetProposal() *Proposal {
+	if x != nil {
+		if x, ok := x.Record.(*Record_Proposal); ok {
+			return x.Proposal
+		}
+	}
+	return nil
+}
+
 type isRecord_Record interface {
 	isRecord_Record()
 }
@@ -214,6 +234,14 @@ type Record_End struct {
 	End *End `protobuf:"bytes,10,opt,name=end,proto3,oneof"`
 }
 
+type Record_Retired struct {
+	Retired *Retired `protobuf:"bytes,11,opt,name=retired,proto3,oneof"`
+}
+
+type Record_Proposal struct {
+	Proposal *Proposal `protobuf:"bytes,12,opt,name=proposal,proto3,oneof"`
+}
+
 func (*Record_Header) isRecord_Record() {}
 
 func (*Record_Document) isRecord_Record() {}
@@ -233,6 +261,10 @@ func (*Record_Revision) isRecord_Record() {}
 func (*Record_Outcome) isRecord_Record() {}
 
 func (*Record_End) isRecord_Record() {}
+
+func (*Record_Retired) isRecord_Record() {}
+
+func (*Record_Proposal) isRecord_Record() {}
 
 type Header struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -704,11 +736,88 @@ func (x *End) GetSha256() []byte {
 	return nil
 }
 
+// Proposal is what is proposed for one namespace.
+type Proposal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Puts          []*Put                 `protobuf:"bytes,2,rep,name=puts,proto3" json:"puts,omitempty"`
+	Who           string                 `protobuf:"bytes,3,opt,name=who,proto3" json:"who,omitempty"`
+	When          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=when,proto3" json:"when,omitempty"`
+	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Proposal) Reset() {
+	*x = Proposal{}
+	mi := &file_zt_log_v1_snapshot_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Proposal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Proposal) ProtoMessage() {}
+
+func (x *Proposal) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_snapshot_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
+func (*Proposal) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_snapshot_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Proposal) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Proposal) GetPuts() []*Put {
+	if x != nil {
+		return x.Puts
+	}
+	return nil
+}
+
+func (x *Proposal) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *Proposal) GetWhen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+func (x *Proposal) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 var File_zt_log_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"\x18zt/log/v1/snapshot.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15zt/log/v1/entry.proto\"\xe9\x03\n" +
+	"\x18zt/log/v1/snapshot.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15zt/log/v1/entry.proto\"\xcc\x04\n" +
 	"\x06Record\x12+\n" +
 	"\x06header\x18\x01 \x01(\v2\x11.zt.log.v1.HeaderH\x00R\x06header\x127\n" +
 	"\bdocument\x18\x02 \x01(\v2\x19.zt.log.v1.StoredDocumentH\x00R\bdocument\x12(\n" +
@@ -720,7 +829,9 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\brevision\x18\b \x01(\v2\x13.zt.log.v1.RevisionH\x00R\brevision\x12.\n" +
 	"\aoutcome\x18\t \x01(\v2\x12.zt.log.v1.OutcomeH\x00R\aoutcome\x12\"\n" +
 	"\x03end\x18\n" +
-	" \x01(\v2\x0e.zt.log.v1.EndH\x00R\x03endB\b\n" +
+	" \x01(\v2\x0e.zt.log.v1.EndH\x00R\x03end\x12.\n" +
+	"\aretired\x18\v \x01(\v2\x12.zt.log.v1.RetiredH\x00R\aretired\x121\n" +
+	"\bproposal\x18\f \x01(\v2\x13.zt.log.v1.ProposalH\x00R\bproposalB\b\n" +
 	"\x06record\"\x82\x02\n" +
 	"\x06Header\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
@@ -755,7 +866,13 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\x0eoperation_hash\x18\x04 \x01(\fR\roperationHash\"7\n" +
 	"\x03End\x12\x18\n" +
 	"\arecords\x18\x01 \x01(\x04R\arecords\x12\x16\n" +
-	"\x06sha256\x18\x02 \x01(\fR\x06sha256B0Z.github.com/ztmesh/ztmesh/proto/zt/log/v1;logv1b\x06proto3"
+	"\x06sha256\x18\x02 \x01(\fR\x06sha256\"\xa8\x01\n" +
+	"\bProposal\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\"\n" +
+	"\x04puts\x18\x02 \x03(\v2\x0e.zt.log.v1.PutR\x04puts\x12\x10\n" +
+	"\x03who\x18\x03 \x01(\tR\x03who\x12.\n" +
+	"\x04when\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessageB0Z.github.com/ztmesh/ztmesh/proto/zt/log/v1;logv1b\x06proto3"
 
 var (
 	file_zt_log_v1_snapshot_proto_rawDescOnce sync.Once
@@ -769,7 +886,7 @@ func file_zt_log_v1_snapshot_proto_rawDescGZIP() []byte {
 	return file_zt_log_v1_snapshot_proto_rawDescData
 }
 
-var file_zt_log_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_zt_log_v1_snapshot_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_zt_log_v1_snapshot_proto_goTypes = []any{
 	(*Record)(nil),                // 0: zt.log.v1.Record
 	(*Header)(nil),                // 1: zt.log.v1.Header
@@ -779,36 +896,42 @@ var file_zt_log_v1_snapshot_proto_goTypes = []any{
 	(*Change)(nil),                // 5: zt.log.v1.Change
 	(*Outcome)(nil),               // 6: zt.log.v1.Outcome
 	(*End)(nil),                   // 7: zt.log.v1.End
-	(*Token)(nil),                 // 8: zt.log.v1.Token
-	(*Instance)(nil),              // 9: zt.log.v1.Instance
-	(*Admin)(nil),                 // 10: zt.log.v1.Admin
-	(*Server)(nil),                // 11: zt.log.v1.Server
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*Put)(nil),                   // 13: zt.log.v1.Put
-	(*Key)(nil),                   // 14: zt.log.v1.Key
+	(*Proposal)(nil),              // 8: zt.log.v1.Proposal
+	(*Token)(nil),                 // 9: zt.log.v1.Token
+	(*Instance)(nil),              // 10: zt.log.v1.Instance
+	(*Admin)(nil),                 // 11: zt.log.v1.Admin
+	(*Server)(nil),                // 12: zt.log.v1.Server
+	(*Retired)(nil),               // 13: zt.log.v1.Retired
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*Put)(nil),                   // 15: zt.log.v1.Put
+	(*Key)(nil),                   // 16: zt.log.v1.Key
 }
 var file_zt_log_v1_snapshot_proto_depIdxs = []int32{
 	1,  // 0: zt.log.v1.Record.header:type_name -> zt.log.v1.Header
 	2,  // 1: zt.log.v1.Record.document:type_name -> zt.log.v1.StoredDocument
-	8,  // 2: zt.log.v1.Record.token:type_name -> zt.log.v1.Token
-	9,  // 3: zt.log.v1.Record.instance:type_name -> zt.log.v1.Instance
-	10, // 4: zt.log.v1.Record.admin:type_name -> zt.log.v1.Admin
-	11, // 5: zt.log.v1.Record.server:type_name -> zt.log.v1.Server
+	9,  // 2: zt.log.v1.Record.token:type_name -> zt.log.v1.Token
+	10, // 3: zt.log.v1.Record.instance:type_name -> zt.log.v1.Instance
+	11, // 4: zt.log.v1.Record.admin:type_name -> zt.log.v1.Admin
+	12, // 5: zt.log.v1.Record.server:type_name -> zt.log.v1.Server
 	3,  // 6: zt.log.v1.Record.namespace:type_name -> zt.log.v1.Namespace
 	4,  // 7: zt.log.v1.Record.revision:type_name -> zt.log.v1.Revision
 	6,  // 8: zt.log.v1.Record.outcome:type_name -> zt.log.v1.Outcome
 	7,  // 9: zt.log.v1.Record.end:type_name -> zt.log.v1.End
-	12, // 10: zt.log.v1.Header.when:type_name -> google.protobuf.Timestamp
-	13, // 11: zt.log.v1.StoredDocument.put:type_name -> zt.log.v1.Put
-	12, // 12: zt.log.v1.Revision.when:type_name -> google.protobuf.Timestamp
-	5,  // 13: zt.log.v1.Revision.changes:type_name -> zt.log.v1.Change
-	14, // 14: zt.log.v1.Change.key:type_name -> zt.log.v1.Key
-	12, // 15: zt.log.v1.Outcome.when:type_name -> google.protobuf.Timestamp
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	13, // 10: zt.log.v1.Record.retired:type_name -> zt.log.v1.Retired
+	8,  // 11: zt.log.v1.Record.proposal:type_name -> zt.log.v1.Proposal
+	14, // 12: zt.log.v1.Header.when:type_name -> google.protobuf.Timestamp
+	15, // 13: zt.log.v1.StoredDocument.put:type_name -> zt.log.v1.Put
+	14, // 14: zt.log.v1.Revision.when:type_name -> google.protobuf.Timestamp
+	5,  // 15: zt.log.v1.Revision.changes:type_name -> zt.log.v1.Change
+	16, // 16: zt.log.v1.Change.key:type_name -> zt.log.v1.Key
+	14, // 17: zt.log.v1.Outcome.when:type_name -> google.protobuf.Timestamp
+	15, // 18: zt.log.v1.Proposal.puts:type_name -> zt.log.v1.Put
+	14, // 19: zt.log.v1.Proposal.when:type_name -> google.protobuf.Timestamp
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_zt_log_v1_snapshot_proto_init() }
@@ -828,6 +951,8 @@ func file_zt_log_v1_snapshot_proto_init() {
 		(*Record_Revision)(nil),
 		(*Record_Outcome)(nil),
 		(*Record_End)(nil),
+		(*Record_Retired)(nil),
+		(*Record_Proposal)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -835,7 +960,7 @@ func file_zt_log_v1_snapshot_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_log_v1_snapshot_proto_rawDesc), len(file_zt_log_v1_snapshot_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
