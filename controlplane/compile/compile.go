@@ -119,15 +119,22 @@ func rule(trustDomain string, r policy.Rule) xds.Rule {
 		out.Callers.Prefixes = append(out.Callers.Prefixes, policy.IDPrefix(trustDomain, ns))
 	}
 	for _, p := range r.Paths {
-		out.Paths = append(out.Paths, xds.Path{Value: p.Value, Kind: pathKinds[p.Kind]})
+		out.Paths = append(out.Paths, path(p))
 	}
 	return out
 }
 
-var pathKinds = map[policy.PathKind]xds.PathKind{
-	policy.Exact:      xds.Exact,
-	policy.Rest:       xds.Rest,
-	policy.OneSegment: xds.OneSegment,
+func path(p policy.Path) xds.Path {
+	switch p.Kind {
+	case policy.Exact:
+		return xds.Path{Value: p.Pattern, Kind: xds.Exact}
+	case policy.Rest:
+		return xds.Path{Value: p.Pattern, Kind: xds.Rest}
+	}
+	if base, ok := strings.CutSuffix(p.Pattern, "*"); ok && !strings.Contains(base, "*") {
+		return xds.Path{Value: base, Kind: xds.OneSegment}
+	}
+	return xds.Path{Value: p.Pattern, Kind: xds.Pattern}
 }
 
 func destinations(ix *policy.Index, ref spec.Ref) []xds.Destination {

@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 
@@ -24,36 +23,6 @@ type Callers struct {
 	Workloads  []spec.Ref
 	Namespaces []string
 	Any        bool // every workload of the trust domain
-}
-
-// Path is what a rule says of a canonical path.
-type Path struct {
-	Value string
-	Kind  PathKind
-}
-
-// PathKind is how a Path's value is compared.
-type PathKind uint8
-
-// The kinds of Path.
-const (
-	Exact      PathKind = iota // the value itself
-	Rest                       // "/a": /a, /a/ and all below it; "/": everything
-	OneSegment                 // "/pkg.S/": the value and exactly one non-empty segment
-)
-
-// Matches tells whether the canonical path is one that p speaks of.
-func (p Path) Matches(path string) bool {
-	switch p.Kind {
-	case Exact:
-		return path == p.Value
-	case Rest:
-		return p.Value == "/" || path == p.Value || strings.HasPrefix(path, p.Value+"/")
-	case OneSegment:
-		segment, ok := strings.CutPrefix(path, p.Value)
-		return ok && segment != "" && !strings.Contains(segment, "/")
-	}
-	return false
 }
 
 // Has tells whether the caller is one of c, declared or not.
@@ -160,34 +129,22 @@ func httpRule(r Rule, methods, paths []string) (Rule, bool) {
 			r.Methods = append(r.Methods, m)
 		}
 	}
-	for _, p := range set(paths) {
-		if base, rest := strings.CutSuffix(p, "/**"); rest {
-			r.Paths = append(r.Paths, Path{Value: orRoot(base), Kind: Rest})
-		} else {
-			r.Paths = append(r.Paths, Path{Value: p, Kind: Exact})
-		}
-	}
-	sortPaths(r.Paths)
+	r.Paths = newPaths(paths)
 	return r, len(methods) == 0 || len(r.Methods) > 0
 }
 
 // grpcRule is the rule on a grpc port, where pkg.Service/Method is a POST to
 // /pkg.Service/Method (gRPC over HTTP/2, section Requests). Paths do not fit.
 func grpcRule(r Rule, methods, paths []string) (Rule, bool) {
+	var called []string
 	for _, m := range set(methods) {
-		service, method, ok := strings.Cut(m, "/")
-		switch {
-		case !ok:
-		case method == "*":
-			r.Paths = append(r.Paths, Path{Value: "/" + service + "/", Kind: OneSegment})
-		default:
-			r.Paths = append(r.Paths, Path{Value: "/" + m, Kind: Exact})
+		if strings.Contains(m, "/") {
+			called = append(called, "/"+m)
 		}
 	}
-	if r.Paths != nil {
+	if r.Paths = newPaths(called); r.Paths != nil {
 		r.Methods = []string{"POST"}
 	}
-	sortPaths(r.Paths)
 	return r, len(paths) == 0 && (len(methods) == 0 || len(r.Paths) > 0)
 }
 
@@ -213,19 +170,6 @@ func (g *grant) names(w *Workload, p *Port) bool {
 		return len(w.Ports) == 1
 	}
 	return slices.Contains(g.ports, p.Name)
-}
-
-func orRoot(base string) string {
-	if base == "" {
-		return "/"
-	}
-	return base
-}
-
-func sortPaths(paths []Path) {
-	slices.SortFunc(paths, func(a, b Path) int {
-		return cmp.Or(cmp.Compare(a.Value, b.Value), cmp.Compare(a.Kind, b.Kind))
-	})
 }
 
 // set is list sorted, without duplicates; nil for an empty list.

@@ -119,17 +119,6 @@ func (c Callers) String() string {
 	return "nobody"
 }
 
-// String is p as a grant writes it.
-func (p Path) String() string {
-	switch p.Kind {
-	case Rest:
-		return strings.TrimSuffix(p.Value, "/") + "/**"
-	case OneSegment:
-		return p.Value + "*"
-	}
-	return p.Value
-}
-
 func pathList(paths []Path) string { return listed(texts(paths, Path.String)) }
 
 func grpcMethods(paths []Path) string {
