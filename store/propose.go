@@ -19,7 +19,7 @@ import (
 const enqueueTimeout = 10 * time.Second
 
 // Propose puts an entry into the log and waits until it is committed and applied
-// here. The store fills in Format and When; e is not changed. Any number of calls
+// here. The store fills in Format (state.FormatOf) and When; e is not changed. Any number of calls
 // may be under way: they share fsyncs and round trips.
 //
 // Result.Err is what the state answered; the entry was committed all the same.
@@ -35,7 +35,7 @@ func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 		when = newest
 	}
 	data, err := proto.Marshal(&logv1.Entry{
-		Format: state.Format, When: timestamppb.New(when), Who: e.GetWho(),
+		Format: state.FormatOf(e), When: timestamppb.New(when), Who: e.GetWho(),
 		IdempotencyKey: e.GetIdempotencyKey(), OperationHash: e.GetOperationHash(), Op: e.GetOp(),
 	})
 	if err != nil {

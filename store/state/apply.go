@@ -45,6 +45,7 @@ func Apply(s *State, index uint64, e *logv1.Entry) (*State, Result) {
 	}
 	refused := *s
 	refused.index = index
+	needs := FormatOf(e)
 	if laterThan(e.GetWhen(), s.when) {
 		refused.when = e.GetWhen().AsTime()
 	}
@@ -57,7 +58,10 @@ func Apply(s *State, index uint64, e *logv1.Entry) (*State, Result) {
 	}
 
 	next := refused
-	r := next.apply(e)
+	r := Result{Err: fmt.Errorf("%w: format %d, its fields are of format %d", ErrInvalid, e.GetFormat(), needs)}
+	if e.GetFormat() >= needs {
+		r = next.apply(e)
+	}
 	if r.Err != nil {
 		return &refused, Result{Revision: refused.revision, Err: r.Err}
 	}
@@ -71,6 +75,21 @@ func Apply(s *State, index uint64, e *logv1.Entry) (*State, Result) {
 	}
 	r.Revision = next.revision
 	return &next, r
+}
+
+// FormatOf returns the oldest format that a reader of the entry must know, whatever
+// the entry itself says. An entry that says less is refused: an older reader would
+// leave out what it does not know, and diverge.
+func FormatOf(e *logv1.Entry) uint32 {
+	switch op := e.GetOp().(type) {
+	case *logv1.Entry_Propose:
+		return 2
+	case *logv1.Entry_Apply:
+		if len(op.Apply.GetRetired())+len(op.Apply.GetEndsProposals()) > 0 {
+			return 2
+		}
+	}
+	return 1
 }
 
 // apply carries the operation out on a copy that nobody else has seen. When it
@@ -103,6 +122,8 @@ func (s *State) apply(e *logv1.Entry) Result {
 		return s.applyPutServer(op.PutServer.GetServer())
 	case *logv1.Entry_DeleteServer:
 		return s.applyDeleteServer(op.DeleteServer.GetId())
+	case *logv1.Entry_Propose:
+		return s.applyPropose(e.GetWho(), op.Propose)
 	default:
 		return Result{Err: ErrUnknownEntry}
 	}
@@ -124,7 +145,7 @@ func (s *State) applyInit(op *logv1.Init) Result {
 // applyDocuments checks what the change was computed and validated against, and
 // then makes it whole: deletes first, then puts in their order. What is put as it
 // already stands, or deleted where nothing stands, is no change; without any
-// change there is no revision.
+// change there is no revision. Proposals that it ends are ended in any case.
 func (s *State) applyDocuments(e *logv1.Entry, op *logv1.Apply) Result {
 	if err := s.checkBases(op); err != nil {
 		return Result{Err: err}
@@ -133,8 +154,13 @@ func (s *State) applyDocuments(e *logv1.Entry, op *logv1.Apply) Result {
 	if err != nil {
 		return Result{Err: err}
 	}
+	for _, r := range op.GetRetired() {
+		if !r.GetUntil().IsValid() {
+			return Result{Err: fmt.Errorf("%w: %s is retired without a time", ErrInvalid, r.GetWorkload())}
+		}
+	}
 	revision := &logv1.Revision{Revision: s.index, When: timestamppb.New(s.when), Who: e.GetWho(), Message: op.GetMessage()}
-	var c Changes
+	c := Changes{Proposals: s.endProposals(op.GetEndsProposals())}
 	gone := make(map[string]bool) // workloads
 	docs, namespaces := s.documents.Txn(), s.namespaces.Txn()
 	for _, k := range keys {
@@ -160,11 +186,12 @@ func (s *State) applyDocuments(e *logv1.Entry, op *logv1.Apply) Result {
 		c.Keys = append(c.Keys, k)
 	}
 	if len(revision.Changes) == 0 {
-		return Result{}
+		return Result{Changed: c}
 	}
 	s.documents, s.namespaces, s.revision = docs.Commit(), namespaces.Commit(), s.index
 	s.record(revision)
 	s.forgetWorkloads(gone, &c)
+	s.retire(op.GetRetired(), gone)
 	return Result{Changed: c}
 }
 
@@ -231,6 +258,26 @@ func (s *State) forgetWorkloads(gone map[string]bool, c *Changes) {
 		}
 	}
 	s.tokens = tokens.Commit()
+}
+
+// retire keeps the names of workloads that are gone, and takes the occasion to
+// drop those that may be used again.
+func (s *State) retire(names []*logv1.Retired, gone map[string]bool) {
+	if len(names) == 0 {
+		return
+	}
+	retired := s.retired.Txn()
+	for old := range values(s.retired) {
+		if !laterThan(old.GetUntil(), s.when) {
+			retired.Delete([]byte(old.GetWorkload()))
+		}
+	}
+	for _, r := range names {
+		if gone[r.GetWorkload()] && laterThan(r.GetUntil(), s.when) {
+			retired.Insert([]byte(r.GetWorkload()), r)
+		}
+	}
+	s.retired = retired.Commit()
 }
 
 // record puts a revision into the history and lets the oldest go.

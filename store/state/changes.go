@@ -52,6 +52,7 @@ func (k Key) proto() *logv1.Key {
 type Changes struct {
 	Keys        []Key    // documents put or deleted, sorted
 	InstanceIDs []string // instances enrolled, withdrawn, restored or removed, sorted
+	Proposals   []string // namespaces whose proposal was made, replaced or ended, sorted
 	Trust       bool     // trust domain, cluster id, roots, sealed root key
 	Tokens      bool
 	Admins      bool
@@ -60,12 +61,12 @@ type Changes struct {
 
 // Empty tells whether nothing differs.
 func (c Changes) Empty() bool {
-	return len(c.Keys) == 0 && len(c.InstanceIDs) == 0 && !c.Trust && !c.Tokens && !c.Admins && !c.Servers
+	return len(c.Keys) == 0 && len(c.InstanceIDs) == 0 && len(c.Proposals) == 0 && !c.Trust && !c.Tokens && !c.Admins && !c.Servers
 }
 
 // Union returns what c and all of the others tell together.
 func (c Changes) Union(others ...Changes) Changes {
-	u := Changes{Keys: slices.Clone(c.Keys), InstanceIDs: slices.Clone(c.InstanceIDs)}
+	u := Changes{Keys: slices.Clone(c.Keys), InstanceIDs: slices.Clone(c.InstanceIDs), Proposals: slices.Clone(c.Proposals)}
 	for _, o := range append([]Changes{c}, others...) {
 		u.Trust = u.Trust || o.Trust
 		u.Tokens = u.Tokens || o.Tokens
@@ -75,11 +76,14 @@ func (c Changes) Union(others ...Changes) Changes {
 	for _, o := range others {
 		u.Keys = append(u.Keys, o.Keys...)
 		u.InstanceIDs = append(u.InstanceIDs, o.InstanceIDs...)
+		u.Proposals = append(u.Proposals, o.Proposals...)
 	}
 	slices.SortFunc(u.Keys, Key.Compare)
 	u.Keys = slices.Compact(u.Keys)
 	slices.Sort(u.InstanceIDs)
 	u.InstanceIDs = slices.Compact(u.InstanceIDs)
+	slices.Sort(u.Proposals)
+	u.Proposals = slices.Compact(u.Proposals)
 	return u
 }
 
@@ -101,6 +105,7 @@ func Diff(old, s *State) Changes {
 		c.Keys = append(c.Keys, Key{Kind: part[0], Namespace: part[1], Name: part[2]})
 	}
 	c.InstanceIDs = diff(old.instances, s.instances, sameMessage)
+	c.Proposals = diff(old.proposals, s.proposals, sameMessage)
 	return c
 }
 

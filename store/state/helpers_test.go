@@ -3,9 +3,11 @@ package state_test
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
@@ -71,6 +73,20 @@ func doc(kind, namespace, name, bytes string) *logv1.Put {
 	return &logv1.Put{Key: &logv1.Key{Kind: kind, Namespace: namespace, Name: name}, Document: []byte(bytes)}
 }
 
+func key(kind, namespace, name string) *logv1.Key {
+	return &logv1.Key{Kind: kind, Namespace: namespace, Name: name}
+}
+
+// retired keeps a name for a while from the state's time on.
+func (c *cluster) retired(workload string, d time.Duration) *logv1.Retired {
+	return &logv1.Retired{Workload: workload, Until: timestamppb.New(c.s.When().Add(d))}
+}
+
+// propose is for one namespace.
+func propose(namespace string, docs ...*logv1.Put) *logv1.Entry {
+	return &logv1.Entry{Who: "admin/ed", Op: &logv1.Entry_Propose{Propose: &logv1.Propose{Namespaces: []string{namespace}, Puts: docs}}}
+}
+
 func hashOf(s string) []byte {
 	h := sha256.Sum256([]byte(s))
 	return h[:]
@@ -97,4 +113,15 @@ func snapshotOf(t testing.TB, s *state.State) []byte {
 		t.Fatalf("WriteTo: %d of %d bytes, %v", n, b.Len(), err)
 	}
 	return b.Bytes()
+}
+
+// formatOf is the format that a snapshot's header says.
+func formatOf(t testing.TB, snapshot []byte) uint32 {
+	t.Helper()
+	size, n := binary.Uvarint(snapshot)
+	rec := &logv1.Record{}
+	if err := proto.Unmarshal(snapshot[n:n+int(size)], rec); err != nil {
+		t.Fatal(err)
+	}
+	return rec.GetHeader().GetFormat()
 }

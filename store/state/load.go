@@ -13,6 +13,7 @@ import (
 // loader builds a State from the records of a snapshot.
 type loader struct {
 	s       *State
+	format  uint32 // of the header
 	section int    // of the record added last; sections only go up
 	last    []byte // its key; within a section keys only go up
 
@@ -22,6 +23,8 @@ type loader struct {
 	members      *iradix.Txn[struct{}]
 	admins       *iradix.Txn[*logv1.Admin]
 	servers      *iradix.Txn[*logv1.Server]
+	retired      *iradix.Txn[*logv1.Retired]
+	proposals    *iradix.Txn[*logv1.Proposal]
 	namespaces   *iradix.Txn[uint64]
 	history      *iradix.Txn[*logv1.Revision]
 	outcomes     *iradix.Txn[*logv1.Outcome]
@@ -36,7 +39,7 @@ func newLoader() *loader {
 		s:         s,
 		documents: s.documents.Txn(), tokens: s.tokens.Txn(), instances: s.instances.Txn(), members: s.members.Txn(),
 		admins: s.admins.Txn(), servers: s.servers.Txn(), namespaces: s.namespaces.Txn(), history: s.history.Txn(),
-		outcomes: s.outcomes.Txn(), outcomeOrder: s.outcomeOrder.Txn(),
+		outcomes: s.outcomes.Txn(), outcomeOrder: s.outcomeOrder.Txn(), retired: s.retired.Txn(), proposals: s.proposals.Txn(),
 		newest: make(map[Key][]byte),
 	}
 }
@@ -48,6 +51,7 @@ func (l *loader) header(h *logv1.Header) error {
 	if !h.GetWhen().IsValid() || h.GetWhen().AsTime().Before(l.s.when) || h.GetRevision() > h.GetIndex() {
 		return errors.New("the header contradicts itself")
 	}
+	l.format = h.GetFormat()
 	l.s.index, l.s.revision, l.s.when = h.GetIndex(), h.GetRevision(), h.GetWhen().AsTime()
 	l.s.trustDomain, l.s.clusterID = h.GetTrustDomain(), h.GetClusterId()
 	l.s.roots, l.s.sealedRootKey = h.GetRoots(), h.GetSealedRootKey()
@@ -56,6 +60,9 @@ func (l *loader) header(h *logv1.Header) error {
 
 // add loads one record that is neither header nor end.
 func (l *loader) add(rec *logv1.Record) error {
+	if l.format < 2 && (rec.GetRetired() != nil || rec.GetProposal() != nil) {
+		return fmt.Errorf("a record of format 2 in a snapshot of format %d", l.format)
+	}
 	switch r := rec.GetRecord().(type) {
 	case *logv1.Record_Document:
 		return l.document(r.Document)
@@ -86,6 +93,14 @@ func (l *loader) add(rec *logv1.Record) error {
 		}
 		l.outcomeOrder.Insert(outcomeKey(r.Outcome), r.Outcome.GetKey())
 		return l.ascend(8, outcomeKey(r.Outcome))
+	case *logv1.Record_Retired:
+		if !r.Retired.GetUntil().IsValid() {
+			return errors.New("a retired name without a time")
+		}
+		l.retired.Insert([]byte(r.Retired.GetWorkload()), r.Retired)
+		return l.ascend(9, []byte(r.Retired.GetWorkload()))
+	case *logv1.Record_Proposal:
+		return l.proposal(r.Proposal)
 	default:
 		return errors.New("a record of an unknown kind")
 	}
@@ -98,6 +113,19 @@ func (l *loader) document(d *logv1.StoredDocument) error {
 	}
 	l.documents.Insert(k.radix(), &Document{Key: k, Bytes: d.GetPut().GetDocument(), Revision: d.GetRevision()})
 	return l.ascend(1, k.radix())
+}
+
+func (l *loader) proposal(p *logv1.Proposal) error {
+	var last []byte
+	for _, put := range p.GetPuts() {
+		k := keyOf(put.GetKey())
+		if !k.valid() || k.Namespace != p.GetNamespace() || len(put.GetDocument()) == 0 || bytes.Compare(k.radix(), last) <= 0 {
+			return fmt.Errorf("proposed document %q", k.String())
+		}
+		last = k.radix()
+	}
+	l.proposals.Insert([]byte(p.GetNamespace()), p)
+	return l.ascend(10, []byte(p.GetNamespace()))
 }
 
 // revision loads one past change. A document's bytes stand in the snapshot up to
@@ -134,5 +162,6 @@ func (l *loader) commit() *State {
 	s.documents, s.tokens, s.instances, s.members = l.documents.Commit(), l.tokens.Commit(), l.instances.Commit(), l.members.Commit()
 	s.admins, s.servers, s.namespaces, s.history = l.admins.Commit(), l.servers.Commit(), l.namespaces.Commit(), l.history.Commit()
 	s.outcomes, s.outcomeOrder = l.outcomes.Commit(), l.outcomeOrder.Commit()
+	s.retired, s.proposals = l.retired.Commit(), l.proposals.Commit()
 	return s
 }

@@ -40,7 +40,7 @@ func entries(t *rapid.T, s *state.State) *logv1.Entry {
 		e.IdempotencyKey = name.Draw(t, "idempotency key")
 		e.OperationHash = hashOf(name.Draw(t, "hash"))
 	}
-	switch rapid.IntRange(0, 11).Draw(t, "operation") {
+	switch rapid.IntRange(0, 13).Draw(t, "operation") {
 	default:
 		op := &logv1.Apply{ValidatedAt: s.Revision() - uint64(rapid.SampledFrom([]int{0, 0, 0, 0, 1}).Draw(t, "behind"))}
 		if rapid.Bool().Draw(t, "with base") {
@@ -51,7 +51,15 @@ func entries(t *rapid.T, s *state.State) *logv1.Entry {
 			op.Puts = append(op.Puts, &logv1.Put{Key: key("put"), Document: []byte(name.Draw(t, "bytes"))})
 		}
 		for range rapid.IntRange(0, 2).Draw(t, "deletes") {
-			op.Deletes = append(op.Deletes, key("delete"))
+			d := key("delete")
+			op.Deletes = append(op.Deletes, d)
+			if rapid.Bool().Draw(t, "retires") {
+				until := s.When().Add(time.Duration(rapid.IntRange(-1, 2).Draw(t, "hours")) * time.Hour)
+				op.Retired = append(op.Retired, &logv1.Retired{Workload: d.GetNamespace() + "/" + d.GetName(), Until: timestamppb.New(until)})
+			}
+		}
+		if rapid.Bool().Draw(t, "ends proposals") {
+			op.EndsProposals = []string{"ns" + name.Draw(t, "of")}
 		}
 		e.Op = &logv1.Entry_Apply{Apply: op}
 	case 0:
@@ -88,6 +96,15 @@ func entries(t *rapid.T, s *state.State) *logv1.Entry {
 		e.Op = &logv1.Entry_DeleteAdmin{DeleteAdmin: &logv1.DeleteAdmin{Name: rapid.SampledFrom([]string{"root", "a"}).Draw(t, "admin")}}
 	case 9:
 		e.Op = &logv1.Entry_PutServer{PutServer: &logv1.PutServer{Server: &logv1.Server{Id: name.Draw(t, "server"), Version: name.Draw(t, "version")}}}
+	case 10, 11:
+		op := &logv1.Propose{End: rapid.Bool().Draw(t, "end")}
+		for range rapid.IntRange(1, 2).Draw(t, "namespaces") {
+			op.Namespaces = append(op.Namespaces, "ns"+name.Draw(t, "proposed"))
+		}
+		for range rapid.IntRange(0, 2).Draw(t, "puts") {
+			op.Puts = append(op.Puts, &logv1.Put{Key: key("propose"), Document: []byte(name.Draw(t, "bytes"))})
+		}
+		e.Op = &logv1.Entry_Propose{Propose: op}
 	}
 	return e
 }
@@ -106,6 +123,7 @@ func TestProperties(t *testing.T) {
 			index += uint64(rapid.IntRange(1, 3).Draw(t, "gap")) // raft has entries of its own
 			next, r := state.Apply(s, index, e)
 			checkStep(t, s, next, r)
+			checkRetired(t, s, next, e, r)
 			log, states, indexes = append(log, e), append(states, next), append(indexes, index)
 			bytesThen = append(bytesThen, snapshotBytes(t, s))
 			e = entries(t, next)
@@ -146,6 +164,8 @@ func checkStep(t *rapid.T, s, next *state.State, r state.Result) {
 		t.Fatalf("refused (%v) or replayed, but %+v differs", r.Err, differs)
 	case next.When().Before(s.When()) || next.Revision() < s.Revision():
 		t.Fatal("time or revision goes back")
+	case !slices.Equal(r.Changed.Proposals, differs.Proposals) && !slices.Equal(r.Changed.Proposals, proposed(next, r.Changed.Proposals)):
+		t.Fatalf("proposals of %v differ, %v are told", differs.Proposals, r.Changed.Proposals)
 	case (len(r.Changed.Keys) > 0) != (next.Revision() > s.Revision()):
 		t.Fatalf("revision %d → %d with changes %v", s.Revision(), next.Revision(), r.Changed.Keys)
 	case next.Revision() > s.Revision() && next.Revision() != next.Index():
@@ -154,6 +174,42 @@ func checkStep(t *rapid.T, s, next *state.State, r state.Result) {
 		t.Fatalf("answer %d, revision %d", r.Revision, next.Revision())
 	}
 	checkState(t, next)
+}
+
+// proposed are those of the namespaces that have a proposal.
+func proposed(s *state.State, namespaces []string) (out []string) {
+	for _, ns := range namespaces {
+		if _, ok := s.Proposal(ns); ok {
+			out = append(out, ns)
+		}
+	}
+	return out
+}
+
+// checkRetired: a name is kept exactly from the entry that deletes the workload
+// and says so until its time.
+func checkRetired(t *rapid.T, s, next *state.State, e *logv1.Entry, r state.Result) {
+	for _, ns := range []string{"nsa", "nsb", "nsc"} {
+		for _, name := range []string{"a", "b", "c"} {
+			w := ns + "/" + name
+			want, _ := s.Retired(w)
+			k := state.Key{Kind: "Workload", Namespace: ns, Name: name}
+			_, there := next.Document(k)
+			if r.Err == nil && !there && slices.Contains(r.Changed.Keys, k) {
+				for _, said := range e.GetApply().GetRetired() {
+					if said.GetWorkload() == w && said.GetUntil().AsTime().After(next.When()) {
+						want = said.GetUntil().AsTime()
+					}
+				}
+			}
+			if !want.After(next.When()) {
+				want = time.Time{}
+			}
+			if got, ok := next.Retired(w); ok == want.IsZero() || !got.Equal(want) {
+				t.Fatalf("%s is retired until %v, want %v", w, got, want)
+			}
+		}
+	}
 }
 
 // checkState checks what holds in every state.
@@ -178,6 +234,16 @@ func checkState(t *rapid.T, s *state.State) {
 		ns, name, _ := bytes.Cut([]byte(w), []byte("/"))
 		if _, ok := s.Document(state.Key{Kind: "Workload", Namespace: string(ns), Name: string(name)}); !ok {
 			t.Fatalf("instances of %s, which is not there", w)
+		}
+	}
+	for p := range s.Proposals() {
+		if got, ok := s.Proposal(p.GetNamespace()); !ok || got != p {
+			t.Fatalf("proposal of %s", p.GetNamespace())
+		}
+		for _, put := range p.GetPuts() {
+			if put.GetKey().GetNamespace() != p.GetNamespace() {
+				t.Fatalf("a proposal for %s holds %v", p.GetNamespace(), put.GetKey())
+			}
 		}
 	}
 	if s.Initialized() && !slices.ContainsFunc(slices.Collect(s.Admins()), func(a *logv1.Admin) bool { return a.GetRole() == "admin" }) {
@@ -230,9 +296,11 @@ func TestDocuments(t *testing.T) {
 }
 
 func TestUnion(t *testing.T) {
-	a := state.Changes{Keys: []state.Key{{Kind: "B"}, {Kind: "C"}}, InstanceIDs: []string{"2"}, Tokens: true}
-	b := state.Changes{Keys: []state.Key{{Kind: "A"}, {Kind: "B"}}, InstanceIDs: []string{"1", "2"}, Admins: true}
-	want := state.Changes{Keys: []state.Key{{Kind: "A"}, {Kind: "B"}, {Kind: "C"}}, InstanceIDs: []string{"1", "2"}, Tokens: true, Admins: true}
+	a := state.Changes{Keys: []state.Key{{Kind: "B"}, {Kind: "C"}}, InstanceIDs: []string{"2"}, Proposals: []string{"b"}, Tokens: true}
+	b := state.Changes{Keys: []state.Key{{Kind: "A"}, {Kind: "B"}}, InstanceIDs: []string{"1", "2"}, Proposals: []string{"a", "b"}, Admins: true}
+	want := state.Changes{
+		Keys: []state.Key{{Kind: "A"}, {Kind: "B"}, {Kind: "C"}}, InstanceIDs: []string{"1", "2"}, Proposals: []string{"a", "b"}, Tokens: true, Admins: true,
+	}
 	if got := a.Union(b); !cmp.Equal(got, want) {
 		t.Error(cmp.Diff(want, got))
 	}

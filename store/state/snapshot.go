@@ -26,13 +26,13 @@ var marshal = proto.MarshalOptions{Deterministic: true}
 
 // WriteTo writes the state as a snapshot: records of zt.log.v1.Record, each after
 // its length as a varint. A Header comes first, then documents, tokens,
-// instances, admins, servers, namespaces, revisions and outcomes, each sorted
-// (outcomes from the oldest), then an End with the number and the SHA-256 of all
-// that precedes it. Equal states give equal bytes.
+// instances, admins, servers, namespaces, revisions, outcomes, retired names and
+// proposals, each sorted (outcomes from the oldest), then an End with the number
+// and the SHA-256 of all that precedes it. Equal states give equal bytes.
 func (s *State) WriteTo(w io.Writer) (int64, error) {
 	sw := &snapshotWriter{w: w, sum: sha256.New()}
 	sw.put(&logv1.Record{Record: &logv1.Record_Header{Header: &logv1.Header{
-		Format: Format, Index: s.index, Revision: s.revision, When: timestamppb.New(s.when),
+		Format: s.format(), Index: s.index, Revision: s.revision, When: timestamppb.New(s.when),
 		TrustDomain: s.trustDomain, ClusterId: s.clusterID, Roots: s.roots, SealedRootKey: s.sealedRootKey,
 	}}})
 	for d := range values(s.documents) {
@@ -61,8 +61,22 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 		o, _ := s.outcomes.Get([]byte(key))
 		sw.put(&logv1.Record{Record: &logv1.Record_Outcome{Outcome: o}})
 	}
+	for r := range values(s.retired) {
+		sw.put(&logv1.Record{Record: &logv1.Record_Retired{Retired: r}})
+	}
+	for p := range values(s.proposals) {
+		sw.put(&logv1.Record{Record: &logv1.Record_Proposal{Proposal: p}})
+	}
 	sw.put(&logv1.Record{Record: &logv1.Record_End{End: &logv1.End{Records: sw.records, Sha256: sw.sum.Sum(nil)}}})
 	return sw.n, sw.err
+}
+
+// format is the oldest that a reader of the snapshot must know.
+func (s *State) format() uint32 {
+	if s.retired.Len()+s.proposals.Len() > 0 {
+		return 2
+	}
+	return 1
 }
 
 // snapshotWriter keeps the first error; puts after it do nothing.

@@ -34,7 +34,11 @@ import (
 )
 
 // Format is the newest format of entries and snapshots that this version knows.
-const Format = 1
+// What needs no newer one is written in the oldest that says it; see [FormatOf].
+//
+//	1  the first
+//	2  names of workloads that are not to be used again yet, and proposals
+const Format = 2
 
 // How much is remembered.
 const (
@@ -73,6 +77,8 @@ type State struct {
 	members    *iradix.Tree[struct{}] // workload NUL instance id
 	admins     *iradix.Tree[*logv1.Admin]
 	servers    *iradix.Tree[*logv1.Server]
+	retired    *iradix.Tree[*logv1.Retired]  // by workload; some have ended
+	proposals  *iradix.Tree[*logv1.Proposal] // by namespace
 
 	history      *iradix.Tree[*logv1.Revision] // by big-endian revision
 	historyBytes int
@@ -91,6 +97,8 @@ func New() *State {
 		members:      iradix.New[struct{}](),
 		admins:       iradix.New[*logv1.Admin](),
 		servers:      iradix.New[*logv1.Server](),
+		retired:      iradix.New[*logv1.Retired](),
+		proposals:    iradix.New[*logv1.Proposal](),
 		history:      iradix.New[*logv1.Revision](),
 		outcomes:     iradix.New[*logv1.Outcome](),
 		outcomeOrder: iradix.New[string](),
@@ -254,6 +262,25 @@ func (s *State) Server(id string) (*logv1.Server, bool) { return s.servers.Get([
 
 // Servers returns every server that has announced itself, sorted by id.
 func (s *State) Servers() iter.Seq[*logv1.Server] { return values(s.servers) }
+
+// Retired tells until when the name of a workload ("namespace/name") that was
+// deleted is not to be used again, while that is ahead of the state's time.
+func (s *State) Retired(workload string) (until time.Time, ok bool) {
+	r, ok := s.retired.Get([]byte(workload))
+	if !ok || !laterThan(r.GetUntil(), s.when) {
+		return time.Time{}, false
+	}
+	return r.GetUntil().AsTime(), true
+}
+
+// Proposal returns what is proposed for a namespace. Its puts are all documents of
+// the namespace as they would be, sorted by key.
+func (s *State) Proposal(namespace string) (*logv1.Proposal, bool) {
+	return s.proposals.Get([]byte(namespace))
+}
+
+// Proposals returns every proposal, sorted by namespace.
+func (s *State) Proposals() iter.Seq[*logv1.Proposal] { return values(s.proposals) }
 
 // Outcome returns what an idempotency key has led to while it is remembered. A
 // door looks here first, so that a retry is answered even though the puts that

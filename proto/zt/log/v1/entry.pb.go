@@ -30,7 +30,7 @@ const (
 // chosen before it is proposed, so that applying it is a pure function.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The oldest format that a reader must know. Now 1.
+	// The oldest format that a reader must know: 1, or 2 with what is since format 2.
 	Format uint32 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
 	// Stamped by the leader; state time is the larger of this and the previous.
 	When *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=when,proto3" json:"when,omitempty"`
@@ -408,9 +408,9 @@ type Apply struct {
 	Deletes     []*Key `protobuf:"bytes,4,rep,name=deletes,proto3" json:"deletes,omitempty"`
 	Message     string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	// Workloads that the deletes remove: their names are not to be used again
-	// before the last certificate of the name has ended.
+	// before the last certificate of the name has ended. Since format 2.
 	Retired []*Retired `protobuf:"bytes,6,rep,name=retired,proto3" json:"retired,omitempty"`
-	// Namespaces whose proposals this ends.
+	// Namespaces whose proposals this ends. Since format 2.
 	EndsProposals []string `protobuf:"bytes,7,rep,name=ends_proposals,json=endsProposals,proto3" json:"ends_proposals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -549,7 +549,7 @@ func (x *Retired) GetUntil() *timestamppb.Timestamp {
 }
 
 // Propose replaces what is proposed for namespaces: documents that proxies judge
-// in shadow. It changes no document and no revision.
+// in shadow. It changes no document and no revision. Since format 2.
 type Propose struct {
 	state      protoimpl.MessageState `protogen:"open.v1"`
 	Namespaces []string               `protobuf:"bytes,1,rep,name=namespaces,proto3" json:"namespaces,omitempty"`

@@ -235,6 +235,7 @@ type Record_End struct {
 }
 
 type Record_Retired struct {
+	// The following since format 2.
 	Retired *Retired `protobuf:"bytes,11,opt,name=retired,proto3,oneof"`
 }
 
@@ -268,7 +269,7 @@ func (*Record_Proposal) isRecord_Record() {}
 
 type Header struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The oldest format that a reader must know. Now 1.
+	// The oldest format that a reader must know: 1, or 2 with what is since format 2.
 	Format uint32 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
 	// The Raft index that the state has applied.
 	Index uint64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
