@@ -28,6 +28,14 @@ func Build(c *Config, in Instance) (*Resources, error) {
 			b.extensionResource(PolicyName(b.c.Workload, port.Name), b.policy(port))
 		}
 	}
+	for i := range b.c.Providers {
+		if p := &b.c.Providers[i]; p.URI != "" {
+			b.add(JWKSCluster(p.Name), b.keys(p))
+		}
+	}
+	if b.c.Authorizer != nil {
+		b.add(AuthorizerCluster, b.authorizer())
+	}
 	b.add(OutboundHTTP, b.outboundHTTP())
 	b.add(OutboundHTTP, b.outboundRoutes())
 	reachable := map[string]bool{}

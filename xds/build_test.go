@@ -255,7 +255,7 @@ func TestConsistent(t *testing.T) {
 		}, "svc/shop/orders/http: takes configuration from elsewhere than ADS"},
 		"endpoints of another": {xds.ClusterType, "svc/shop/orders/http", func(m proto.Message) {
 			m.(*clusterv3.Cluster).EdsClusterConfig.ServiceName = "svc/shop/payments/http"
-		}, "svc/shop/orders/http: endpoints are not those of svc/<namespace>/<service>/<port>"},
+		}, "svc/shop/orders/http: endpoints are not those of its own name"},
 		"an open gate": {xds.ListenerType, "in/tcp", func(m proto.Message) {
 			m.(*listenerv3.Listener).FilterChains[0].Filters[0].GetConfigDiscovery().DefaultConfig = nil
 		}, "in/tcp: gate/shop/orders/tcp is not closed while its resource is missing"},

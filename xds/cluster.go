@@ -49,11 +49,7 @@ func (b *builder) app(in *Inbound) *clusterv3.Cluster {
 	c.CircuitBreakers = breakers()
 	switch in.Protocol {
 	case HTTP:
-		c.TypedExtensionProtocolOptions = b.httpOptions(&upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig{
-			ProtocolConfig: &upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig_HttpProtocolOptions{
-				HttpProtocolOptions: &corev3.Http1ProtocolOptions{},
-			},
-		})
+		c.TypedExtensionProtocolOptions = b.httpOptions(http1())
 	case HTTP2, GRPC:
 		c.TypedExtensionProtocolOptions = b.httpOptions(http2(nil))
 	case TCP:
@@ -79,9 +75,7 @@ func (b *builder) service(d Destination) *clusterv3.Cluster {
 		IgnoreHealthOnHostRemoval: true,
 		HealthChecks:              []*corev3.HealthCheck{healthCheck(d)},
 		TransportSocket:           b.clientTLS(d),
-		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{TcpKeepalive: &corev3.TcpKeepalive{
-			KeepaliveTime: wrapperspb.UInt32(30), KeepaliveInterval: wrapperspb.UInt32(10), KeepaliveProbes: wrapperspb.UInt32(3),
-		}},
+		UpstreamConnectionOptions: keepAlive(),
 	}
 	if d.Protocol.IsHTTP() {
 		c.TypedExtensionProtocolOptions = b.httpOptions(http2(nil))
@@ -115,6 +109,12 @@ func healthCheck(d Destination) *corev3.HealthCheck {
 		CodecClientType: typev3.CodecClientType_HTTP2,
 	}}
 	return hc
+}
+
+func keepAlive() *clusterv3.UpstreamConnectionOptions {
+	return &clusterv3.UpstreamConnectionOptions{TcpKeepalive: &corev3.TcpKeepalive{
+		KeepaliveTime: wrapperspb.UInt32(30), KeepaliveInterval: wrapperspb.UInt32(10), KeepaliveProbes: wrapperspb.UInt32(3),
+	}}
 }
 
 func breakers() *clusterv3.CircuitBreakers {

@@ -8,6 +8,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -135,6 +136,10 @@ func (c *consistency) visit(m proto.Message) {
 		c.discovery(m.GetName(), m.GetConfigDiscovery())
 	case *listenerv3.Filter:
 		c.discovery(m.GetName(), m.GetConfigDiscovery())
+	case *corev3.HttpUri: // of keys
+		c.refer(ClusterType, m.GetCluster())
+	case *extauthzv3.ExtAuthz:
+		c.refer(ClusterType, m.GetGrpcService().GetEnvoyGrpc().GetClusterName())
 	case *routev3.RouteAction:
 		if m.GetCluster() == "" {
 			c.fault("a route names no cluster")
@@ -151,7 +156,7 @@ func (c *consistency) visit(m proto.Message) {
 		if m.GetType() == clusterv3.Cluster_EDS {
 			c.fromADS(m.GetEdsClusterConfig().GetEdsConfig())
 			if !isEndpointName(m.GetName()) || m.GetEdsClusterConfig().GetServiceName() != "" {
-				c.fault("endpoints are not those of svc/<namespace>/<service>/<port>")
+				c.fault("endpoints are not those of its own name")
 			}
 		}
 	case *tlsv3.SdsSecretConfig:

@@ -4,11 +4,13 @@ import (
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	streamlogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/stream/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlymutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
@@ -99,6 +101,31 @@ func (b *builder) httpFilter(name string, m proto.Message) *hcmv3.HttpFilter {
 
 func (b *builder) networkFilter(name string, m proto.Message) *listenerv3.Filter {
 	return &listenerv3.Filter{Name: name, ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: b.any(m)}}
+}
+
+// withUpgrades lets the upgrades that a port lists through to the policy, also as
+// HTTP/2 extended CONNECT (RFC 8441). Without it every upgrade is refused.
+func withUpgrades(hcm *hcmv3.HttpConnectionManager, upgrades []string) {
+	for _, u := range upgrades {
+		hcm.UpgradeConfigs = append(hcm.UpgradeConfigs, &hcmv3.HttpConnectionManager_UpgradeConfig{UpgradeType: u})
+	}
+	hcm.Http2ProtocolOptions.AllowConnect = len(upgrades) > 0
+}
+
+// stripped takes the headers that carry verified claims from every request, before
+// anything reads it: only the proxy sets them.
+func (b *builder) stripped() []*corev3.TypedExtensionConfig {
+	if len(b.c.Strip) == 0 {
+		return nil
+	}
+	m := &earlymutationv3.HeaderMutation{}
+	for _, h := range b.c.Strip {
+		m.Mutations = append(m.Mutations, &mutationv3.HeaderMutation{Action: &mutationv3.HeaderMutation_Remove{Remove: h}})
+	}
+	return []*corev3.TypedExtensionConfig{{
+		Name:        "envoy.http.early_header_mutation.header_mutation",
+		TypedConfig: b.any(m),
+	}}
 }
 
 // accessLog writes one line of JSON per request or connection. The query is

@@ -12,6 +12,7 @@ const (
 	NodeSecret          = "zt/node"           // SDS, agent or bootstrap only: the instance's certificate
 	ControlBundleSecret = "zt/control-bundle" // SDS, agent or bootstrap only: validator of the control plane
 	GatesName           = "zt/gates"          // RTDS: the layer of closed gates
+	AuthorizerCluster   = "authz"             // CDS: the workload's external authorizer
 	OutboundHTTP        = "out/http"          // LDS and RDS
 	XDSCluster          = "zt_xds"            // static: the control plane
 	AgentCluster        = "zt_agent"          // static: the agent's SDS socket
@@ -49,5 +50,19 @@ func PolicyName(workload, port string) string { return "policy/" + workload + "/
 // GateName names the ECDS resource of a port's gate.
 func GateName(workload, port string) string { return "gate/" + workload + "/" + port }
 
+// ExternalCluster names the cluster (CDS) and the endpoints (EDS) of one host of
+// an external service, "shop/stripe": "ext/shop/stripe/api.stripe.com".
+func ExternalCluster(service, host string) string { return "ext/" + service + "/" + host }
+
+// JWKSCluster names the cluster and the endpoints of where a provider's keys are
+// fetched.
+func JWKSCluster(provider string) string { return "jwks/" + provider }
+
+// PeersSecret names the SDS secret that says who may connect to a server-first
+// port.
+func PeersSecret(port string) string { return "zt/peers/" + port }
+
 // isEndpointName says whether a cluster name is one that takes endpoints.
-func isEndpointName(name string) bool { return strings.HasPrefix(name, "svc/") }
+func isEndpointName(name string) bool {
+	return strings.HasPrefix(name, "svc/") || strings.HasPrefix(name, "ext/") || strings.HasPrefix(name, "jwks/")
+}

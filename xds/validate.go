@@ -27,6 +27,8 @@ func (c *Config) Validate() error {
 		ports[in.Port] = true
 		v.inbound(in)
 	}
+	v.providers(c.Providers)
+	v.authorizer(c.Authorizer)
 	v.destinations(c.Destinations)
 	v.tcpCalls(c)
 	return errors.Join(v.errs...)
