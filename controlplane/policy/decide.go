@@ -2,8 +2,10 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 )
@@ -17,7 +19,35 @@ type Request struct {
 	TCP          bool   // a connection to a tcp port; what follows is empty then
 	Method, Path string // Path with its query, not normalized
 	Authority    string // empty: a host of the port
+
+	Plaintext bool       // no TLS; CallerID is empty
+	Source    netip.Addr // the TCP peer of the judging proxy; zero: 127.0.0.1
+	Headers   []Header   // as sent, in order; without pseudo headers, host and authorization
+	Upgrade   string     // "websocket" for an upgrade request and for extended CONNECT
+	Token     Token      // what authorization says
+	Time      time.Time  // when it begins; zero: no condition of time holds
+	Denied    bool       // what the external authorizer answers, if it is asked: no
 }
+
+// Header is one header of a request. Its name is in lower case.
+type Header struct{ Name, Value string }
+
+// Token is what the authorization header of a request says.
+type Token struct {
+	State    TokenState
+	Provider string         // of a valid one
+	Claims   map[string]any // of a valid one, as encoding/json decodes them
+}
+
+// TokenState is what verifying a token gave.
+type TokenState uint8
+
+// The states of a token.
+const (
+	TokenNone    TokenState = iota // there is none
+	TokenInvalid                   // there is one that does not verify, or more than one
+	TokenValid
+)
 
 // The reasons of a Decision that name no grant.
 const (

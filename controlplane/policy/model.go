@@ -42,6 +42,12 @@ type TCPCall struct {
 	LocalPort uint32
 }
 
+// Provider verifies the tokens of users.
+type Provider struct {
+	Name   string
+	Claims map[string]Claim // that grants may name
+}
+
 // ID is the SPIFFE ID of a workload.
 func ID(trustDomain string, ref spec.Ref) string {
 	return IDPrefix(trustDomain, ref.Namespace) + ref.Name
