@@ -1,6 +1,7 @@
 package script_test
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 
@@ -37,15 +38,15 @@ allow spiffe://x/y -> q GRPC p.S/M because health
 		CallerID: "spiffe://shop.example/ns/shop/sa/a", Service: spec.Ref{Namespace: "shop", Name: "web"},
 		Port: "http", Method: "GET", Path: "/x?y", Authority: "web.shop.mesh",
 	}
-	if l := s.Lines[0]; l.Request != web || !l.Allow || l.Number != 4 || len(l.By) != 2 || l.By[0].String() != "other/g1" {
+	if l := s.Lines[0]; !reflect.DeepEqual(l.Request, web) || !l.Allow || l.Number != 4 || len(l.By) != 2 || l.By[0].String() != "other/g1" {
 		t.Errorf("first line is %+v", l)
 	}
 	db := policy.Request{Service: spec.Ref{Namespace: "other", Name: "db"}, TCP: true}
-	if l := s.Lines[1]; l.Request != db || l.Allow || l.Because != policy.ReasonTransport {
+	if l := s.Lines[1]; !reflect.DeepEqual(l.Request, db) || l.Allow || l.Because != policy.ReasonTransport {
 		t.Errorf("second line is %+v", l)
 	}
 	grpc := policy.Request{CallerID: "spiffe://x/y", Service: spec.Ref{Namespace: "shop", Name: "q"}, Method: "POST", Path: "/p.S/M"}
-	if l := s.Lines[2]; l.Request != grpc || !l.GRPC || l.Because != policy.ReasonHealth {
+	if l := s.Lines[2]; !reflect.DeepEqual(l.Request, grpc) || !l.GRPC || l.Because != policy.ReasonHealth {
 		t.Errorf("third line is %+v", l)
 	}
 }
