@@ -1,5 +1,7 @@
 package spec
 
+import "strings"
+
 // Code is one row of the table of problem codes. Codes are API: one is never
 // given another meaning and never used again after it has gone.
 type Code struct {
@@ -42,6 +44,7 @@ const (
 	codeBadValue     = "ZT1113"
 	codeBadName      = "ZT1114"
 	codeTooLong      = "ZT1115"
+	codeTimestamp    = "ZT1116"
 )
 
 // The set of documents, and the mesh.
@@ -122,15 +125,16 @@ var codes = []Code{
 	{codeWrongType, "The value has another type than the field", "Quote what is a string; write numbers and true or false without quotes."},
 	{codeMissing, "A required field is missing", "Add it."},
 	{codeNull, "The field has no value", "Give it a value or remove the field."},
-	{codeEmptyList, "The list is empty: that would mean nothing, never everything", "Name something, or remove the field."},
+	{codeEmptyList, "The list or mapping is empty: that would mean nothing, never everything", "Name something, or remove the field."},
 	{codeRange, "The number or duration is out of range", "Choose a value within the range."},
 	{codeDuration, "This is not a duration", "Write a number with a unit: 90s, 30m, 2h or 1h30m."},
 	{codeUnsupported, "The kind, field or form belongs to the language but is not supported yet by this version", "Remove it; the spec would not be enforced as written."},
-	{codeUnknownKind, "The kind does not exist", "The kinds are Mesh, Workload, Grant and Assertion."},
+	{codeUnknownKind, "The kind does not exist", "The kinds are " + strings.Join(kinds, ", ") + "."},
 	{codeAPIVersion, "The apiVersion is not " + APIVersion, "Write \"apiVersion: " + APIVersion + "\"."},
 	{codeBadValue, "The value is not one of those that the field takes", "Choose one of the values listed."},
 	{codeBadName, "The name is not of the form required", "A DNS label: at most 63 of a-z, 0-9 and inner hyphens."},
 	{codeTooLong, "The text, list or map is longer than the field allows", "Shorten it, or split it into several documents."},
+	{codeTimestamp, "This is not a point in time", "Write date, time and zone, to the second: 2030-01-31T18:00:00Z or 2030-01-31T19:00:00+01:00."},
 
 	{codeDuplicateDocument, "Two documents have the same kind, namespace and name", "Rename one of them or remove it."},
 	{codeSecondMesh, "There is more than one Mesh", "Keep one of them."},

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -250,24 +251,41 @@ func (d *decoder) field(n *yaml.Node, m protoreflect.Message, fd protoreflect.Fi
 	d.value(n, path, wanted(fd), func() {
 		switch {
 		case fd.IsMap():
-			d.textMap(n, m.Mutable(fd).Map(), path)
+			d.mapOf(n, m.Mutable(fd).Map(), fd.MapValue(), path)
 		case fd.IsList():
 			d.list(n, m.Mutable(fd).List(), fd, path)
-		case fd.Message() != nil && fd.Message().FullName() == durationName:
+		case isMessage(fd, durationName):
 			if v, ok := d.duration(n, path); ok {
+				m.Set(fd, protoreflect.ValueOfMessage(v.ProtoReflect()))
+			}
+		case isMessage(fd, timestampName):
+			if v, ok := d.timestamp(n, path); ok {
 				m.Set(fd, protoreflect.ValueOfMessage(v.ProtoReflect()))
 			}
 		case fd.Message() != nil:
 			d.message(n, m.Mutable(fd).Message(), path)
 		default:
-			if v, ok := d.scalar(n, fd.Kind(), path); ok {
+			v, ok := d.scalar(n, fd.Kind(), path)
+			switch {
+			case ok && fd.Kind() == protoreflect.StringKind && v.String() == "":
+				d.fault(n, codeMissing, path, "Write a value; leave out a field that is not needed.", "%s is empty", lastOf(path))
+			case ok:
 				m.Set(fd, v)
 			}
 		}
 	})
 }
 
-const durationName = "google.protobuf.Duration"
+// The messages that are written as something else than a mapping.
+const (
+	durationName  = "google.protobuf.Duration"
+	timestampName = "google.protobuf.Timestamp"
+	stringsName   = "zt.v1alpha1.Strings"
+)
+
+func isMessage(fd protoreflect.FieldDescriptor, name protoreflect.FullName) bool {
+	return fd.Message() != nil && fd.Message().FullName() == name
+}
 
 // list reads the sequence n.
 func (d *decoder) list(n *yaml.Node, l protoreflect.List, fd protoreflect.FieldDescriptor, path string) {
@@ -305,11 +323,14 @@ func (d *decoder) list(n *yaml.Node, l protoreflect.List, fd protoreflect.FieldD
 	}
 }
 
-// textMap reads the mapping n of texts.
-func (d *decoder) textMap(n *yaml.Node, m protoreflect.Map, path string) {
+// mapOf reads the mapping n, whose values are texts or lists of texts.
+func (d *decoder) mapOf(n *yaml.Node, m protoreflect.Map, fd protoreflect.FieldDescriptor, path string) {
 	if n.Kind != yaml.MappingNode {
 		d.wrongType(n, path, "a mapping")
 		return
+	}
+	if len(n.Content) == 0 && strings.HasPrefix(path, "spec.") {
+		d.fault(n, codeEmptyList, path, "", "the mapping is empty")
 	}
 	d.pairs(n, func(key, value *yaml.Node) {
 		at := join(path, keyName(key))
@@ -318,8 +339,12 @@ func (d *decoder) textMap(n *yaml.Node, m protoreflect.Map, path string) {
 		if !ok {
 			return
 		}
-		d.value(value, at, "a text", func() {
-			if v, ok := d.scalar(value, protoreflect.StringKind, at); ok {
+		d.value(value, at, wanted(fd), func() {
+			if isMessage(fd, stringsName) {
+				list := m.Mutable(k.MapKey()).Message()
+				values := list.Descriptor().Fields().ByName("values")
+				d.list(value, list.Mutable(values).List(), values, at)
+			} else if v, ok := d.scalar(value, protoreflect.StringKind, at); ok {
 				m.Set(k.MapKey(), v)
 			}
 		})
@@ -372,6 +397,21 @@ func (d *decoder) duration(n *yaml.Node, path string) (proto.Message, bool) {
 	return durationpb.New(v), true
 }
 
+// timestamp reads n as RFC 3339 writes points in time. YAML takes such a text
+// for a date where it is not quoted.
+func (d *decoder) timestamp(n *yaml.Node, path string) (proto.Message, bool) {
+	if n.Kind != yaml.ScalarNode {
+		d.wrongType(n, path, "a time")
+		return nil, false
+	}
+	v, err := parseTime(n.Value)
+	if err != nil || n.Tag != "!!str" && n.Tag != "!!timestamp" {
+		d.fault(n, codeTimestamp, path, "", "%s is not a time", show(n.Value))
+		return nil, false
+	}
+	return timestamppb.New(v), true
+}
+
 func (d *decoder) wrongType(n *yaml.Node, path, want string) {
 	hint := ""
 	switch {
@@ -393,7 +433,7 @@ func wanted(fd protoreflect.FieldDescriptor) string {
 	switch {
 	case fd.IsMap():
 		return "a mapping"
-	case fd.IsList():
+	case fd.IsList(), isMessage(fd, stringsName):
 		return "a list"
 	}
 	return wantedItem(fd)
@@ -401,8 +441,10 @@ func wanted(fd protoreflect.FieldDescriptor) string {
 
 func wantedItem(fd protoreflect.FieldDescriptor) string {
 	switch {
-	case fd.Message() != nil && fd.Message().FullName() == durationName:
+	case isMessage(fd, durationName):
 		return "a duration"
+	case isMessage(fd, timestampName):
+		return "a time"
 	case fd.Message() != nil:
 		return "a mapping"
 	case fd.Kind() == protoreflect.BoolKind:

@@ -26,14 +26,46 @@ const (
 	DefaultSVIDTTL = 2 * time.Hour
 	// DefaultMaxConnectionAge is Mesh.maxConnectionAge where the spec says nothing.
 	DefaultMaxConnectionAge = 30 * time.Minute
+	// DefaultClockSkew is IdentityProvider.clockSkew where the spec says nothing.
+	DefaultClockSkew = 30 * time.Second
+	// DefaultAuthorizerTimeout is ExternalAuthorizer.timeout where the spec says
+	// nothing.
+	DefaultAuthorizerTimeout = 200 * time.Millisecond
+
+	// ExternalPort is by what requests, tests and tcpCalls may name the only port of
+	// an external service.
+	ExternalPort = "external"
+	// HostSuffix is what the host names of services end in: <name>.<namespace>.mesh.
+	HostSuffix = ".mesh"
+
+	// OperatorAnnotation with the value OperatorValue marks what was written by
+	// `ztctl block`, not by files.
+	OperatorAnnotation = reservedPrefix + "managed-by"
+	OperatorValue      = "operator"
+
+	// reservedPrefix begins those labels and annotations that files may not use.
+	reservedPrefix = "ztmesh.dev/"
 )
 
 // The kinds of documents.
 const (
-	KindMesh      = "Mesh"
-	KindWorkload  = "Workload"
-	KindGrant     = "Grant"
-	KindAssertion = "Assertion"
+	KindMesh             = "Mesh"
+	KindWorkload         = "Workload"
+	KindService          = "Service"
+	KindGrant            = "Grant"
+	KindBlock            = "Block"
+	KindIdentityProvider = "IdentityProvider"
+	KindSegment          = "Segment"
+	KindAssertion        = "Assertion"
+	KindException        = "Exception"
+)
+
+// What an Exception keeps.
+const (
+	FindingPlaintext       = "plaintext"
+	FindingPlaintextEgress = "plaintext-egress"
+	FindingPlaintextJWKS   = "plaintext-jwks"
+	FindingReservedAddress = "reserved-address"
 )
 
 // Key is the identity of a document.
@@ -76,6 +108,11 @@ func (d *Document) Key() Key {
 // Ref is the document's namespace and name.
 func (d *Document) Ref() Ref { return Ref{d.GetMetadata().GetNamespace(), d.GetMetadata().GetName()} }
 
+// Operator tells whether the document was written by `ztctl block`, not by files.
+func (d *Document) Operator() bool {
+	return d.GetMetadata().GetAnnotations()[OperatorAnnotation] == OperatorValue
+}
+
 // At is where the value at path ("spec.to.services[0]") begins; where nothing is
 // written at path, the nearest thing around it. line and column count from 1.
 // For a document without positions, file is its key and both are 0.
@@ -117,43 +154,6 @@ func MeshOf(docs []*Document) *ztv1.Mesh {
 		}
 	}
 	return &ztv1.Mesh{}
-}
-
-// Canonical is the one form of what d says: the bytes that the log holds and
-// that equality is judged by. Lists that are sets are sorted and hold nothing
-// twice; what keeps its order is serves and tests. Defaults are not filled in.
-func Canonical(d *Document) []byte {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(normalized(d.Document))
-	if err != nil {
-		// Every string came through Parse or Decode and is valid UTF-8.
-		panic(fmt.Sprintf("spec: canonical form of %s: %v", d.Key(), err))
-	}
-	return b
-}
-
-// normalized is a copy of d in canonical order.
-func normalized(d *ztv1.Document) *ztv1.Document {
-	d = proto.CloneOf(d)
-	if w := d.GetWorkload(); w != nil {
-		slices.SortFunc(w.TcpCalls, func(a, b *ztv1.TCPCall) int {
-			return cmp.Or(cmp.Compare(a.LocalPort, b.LocalPort), cmp.Compare(a.Service, b.Service))
-		})
-	}
-	if g := d.GetGrant(); g != nil {
-		if f := g.From; f != nil {
-			f.Workloads, f.Namespaces = asSet(f.Workloads), asSet(f.Namespaces)
-		}
-		if t := g.To; t != nil {
-			t.Services, t.Ports = asSet(t.Services), asSet(t.Ports)
-			t.Methods, t.Paths = asSet(t.Methods), asSet(t.Paths)
-		}
-	}
-	return d
-}
-
-func asSet(list []string) []string {
-	slices.Sort(list)
-	return slices.Compact(list)
 }
 
 // Decode reads what Canonical wrote. The document has no positions. It errs on

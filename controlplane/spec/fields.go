@@ -7,22 +7,19 @@ import (
 )
 
 // laterKinds belong to the language, but not yet to this version.
-var laterKinds = []string{"Service", "Block", "IdentityProvider", "Segment", "Gateway", "Secret", "Exception"}
+var laterKinds = []string{"Gateway", "Secret"}
 
 // laterFields belong to the language, but not yet to this version; by message.
 var laterFields = map[protoreflect.Name][]string{
-	"Mesh":      {"trustDomainAliases", "federation"},
-	"Workload":  {"attest", "externalAuthorizer"},
-	"Port":      {"healthPath", "upgrades"},
-	"Grant":     {"when", "until", "mode"},
-	"Caller":    {"segments", "gateways", "spiffeIDs", "users", "anonymous"},
-	"Target":    {"namespaces", "allServices", "upgrades"},
-	"Assertion": {"never", "always"},
-	"Subject":   {"user", "users", "gateway", "segment", "spiffeID"},
+	"Workload": {"attest"},
+	"Caller":   {"gateways", "anonymous"},
+	"Subject":  {"gateway"},
 }
 
 // kinds are the kinds that this version takes.
-var kinds = []string{KindMesh, KindWorkload, KindGrant, KindAssertion}
+var kinds = []string{
+	KindMesh, KindWorkload, KindService, KindGrant, KindBlock, KindIdentityProvider, KindSegment, KindAssertion, KindException,
+}
 
 // fieldNamed is the field of md that a user writes as name, or nil.
 func fieldNamed(md protoreflect.MessageDescriptor, name string) protoreflect.FieldDescriptor {

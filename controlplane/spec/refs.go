@@ -57,15 +57,22 @@ type Request struct {
 	TCP          bool
 	// GRPC tells that the request was written as a gRPC call.
 	GRPC bool
+	// Upgrade is "websocket" for a request that asks for that upgrade, else empty.
+	Upgrade string
 }
+
+// websocket is the one upgrade that there is.
+const websocket = "websocket"
 
 // ParseRequest reads one of
 //
 //	METHOD service[:port] /path
+//	WS service[:port] /path
 //	GRPC service[:port] pkg.Service/Method
 //	TCP service[:port]
 //
-// where service is a reference as in ParseRef.
+// where service is a reference as in ParseRef. WS is a GET that asks for an
+// upgrade to a websocket.
 func ParseRequest(s, namespace string) (Request, error) {
 	words := strings.Split(s, " ")
 	want := 3
@@ -90,7 +97,7 @@ func ParseRequest(s, namespace string) (Request, error) {
 		r.GRPC, r.Method, r.Path = true, "POST", "/"+words[2]
 	default:
 		if !isHTTPMethod(words[0]) {
-			return Request{}, fmt.Errorf("%s is not an upper-case HTTP method, GRPC or TCP", show(words[0]))
+			return Request{}, fmt.Errorf("%s is not an upper-case HTTP method, WS, GRPC or TCP", show(words[0]))
 		}
 		if !strings.HasPrefix(words[2], "/") {
 			return Request{}, fmt.Errorf("the path %s does not begin with \"/\"", show(words[2]))
@@ -99,6 +106,9 @@ func ParseRequest(s, namespace string) (Request, error) {
 			return Request{}, errors.New("the path has control characters")
 		}
 		r.Method, r.Path = words[0], words[2]
+		if words[0] == "WS" {
+			r.Method, r.Upgrade = "GET", websocket
+		}
 	}
 	return r, nil
 }

@@ -80,21 +80,25 @@ func listed(l protoreflect.List) []string {
 }
 
 // userPath is the path of a violation as the user wrote it: members of the oneof
-// are all "spec".
+// are all "spec", and a Strings is its list.
 func userPath(md protoreflect.MessageDescriptor, elements []*validate.FieldPathElement) string {
 	path := ""
 	for _, e := range elements {
-		name := e.GetFieldName()
+		name, list := e.GetFieldName(), md != nil && md.FullName() == stringsName
 		if md != nil {
 			if fd := md.Fields().ByName(protoreflect.Name(name)); fd != nil {
 				name = fd.JSONName()
 				if fd.ContainingOneof() != nil {
 					name = string(fd.ContainingOneof().Name())
 				}
-				md = fd.Message()
+				if md = fd.Message(); fd.IsMap() {
+					md = fd.MapValue().Message()
+				}
 			}
 		}
-		path = join(path, name)
+		if !list {
+			path = join(path, name)
+		}
 		switch e.GetSubscript().(type) {
 		case *validate.FieldPathElement_Index:
 			path = index(path, int(e.GetIndex()))

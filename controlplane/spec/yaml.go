@@ -11,6 +11,7 @@ import (
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // YAML is d as a user would write it, in canonical order, ending in a line feed.
@@ -70,7 +71,7 @@ func value(v protoreflect.Value, fd protoreflect.FieldDescriptor) *yaml.Node {
 		})
 		slices.Sort(keys)
 		for _, k := range keys {
-			n.Content = append(n.Content, text(k), text(v.Map().Get(protoreflect.ValueOfString(k).MapKey()).String()))
+			n.Content = append(n.Content, text(k), single(v.Map().Get(protoreflect.ValueOfString(k).MapKey()), fd.MapValue()))
 		}
 		return n
 	case fd.IsList():
@@ -88,8 +89,14 @@ func value(v protoreflect.Value, fd protoreflect.FieldDescriptor) *yaml.Node {
 
 func single(v protoreflect.Value, fd protoreflect.FieldDescriptor) *yaml.Node {
 	switch {
-	case fd.Message() != nil && fd.Message().FullName() == durationName:
+	case isMessage(fd, durationName):
 		return text(duration(v.Message().Interface().(*durationpb.Duration).AsDuration()))
+	case isMessage(fd, timestampName):
+		at := v.Message().Interface().(*timestamppb.Timestamp).AsTime()
+		return &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!timestamp", Value: at.Format(time.RFC3339Nano)}
+	case isMessage(fd, stringsName):
+		values := fd.Message().Fields().ByName("values")
+		return value(v.Message().Get(values), values)
 	case fd.Message() != nil:
 		return mapping(v.Message())
 	case fd.Kind() == protoreflect.BoolKind:
