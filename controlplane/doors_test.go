@@ -59,6 +59,10 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"AdminService/ListAdmins":         {admin: viewers},
 	"AdminService/AddAdmin":           {admin: admins},
 	"AdminService/RemoveAdmin":        {admin: admins},
+	"AdminService/Block":              {admin: editors},
+	"AdminService/Unblock":            {admin: editors},
+	"AdminService/GetShadow":          {admin: viewers},
+	"AdminService/EndShadow":          {admin: editors},
 	"AdminService/GetServerInfo":      {admin: viewers},
 
 	// The token is what speaks for the caller. A server may call, too, on behalf
@@ -68,8 +72,9 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"NodeService/Renew":       {node: nodes},
 	"NodeService/Deregister":  {node: []string{"node", "deregistered node"}}, // the second time: not found
 
-	"PeerService/Announce":     {cluster: peers},
-	"PeerService/WatchProxies": {cluster: peers},
+	"PeerService/Announce":        {cluster: peers},
+	"PeerService/WatchProxies":    {cluster: peers},
+	"PeerService/ListDifferences": {cluster: peers},
 
 	"AggregatedDiscoveryService/DeltaAggregatedResources":  {node: nodes},
 	"AggregatedDiscoveryService/StreamAggregatedResources": {node: none}, // delta only

@@ -72,6 +72,17 @@ type Proxies interface {
 	Watch(ctx context.Context, f func() error) error
 }
 
+// Differences is what proxies have reported of requests whose verdict shadow
+// grants, or a proposed spec, would change.
+type Differences interface {
+	// Local is what the proxies connected to this server have reported; dropped
+	// counts what was not kept, for want of room.
+	Local() (differences []*ztv1.ShadowDifference, dropped uint64)
+	// All is that of every server, alike ones added up, most frequent first;
+	// unreachable are ids of servers that did not answer.
+	All(context.Context) (differences []*ztv1.ShadowDifference, dropped uint64, unreachable []string)
+}
+
 // Issuer signs. A CSR gives its key and nothing else.
 type Issuer interface {
 	TrustDomain() string
@@ -93,13 +104,14 @@ type Issuer interface {
 // Config is what a Server needs. All fields without a stated default are
 // required.
 type Config struct {
-	ServerID string
-	Version  string
-	Log      Log
-	Cluster  Cluster
-	Proxies  Proxies
-	Issuer   Issuer
-	Views    *view.Cache
+	ServerID    string
+	Version     string
+	Log         Log
+	Cluster     Cluster
+	Proxies     Proxies
+	Differences Differences
+	Issuer      Issuer
+	Views       *view.Cache
 	// Identify reads the principal out of a finished handshake. A connection
 	// without a client certificate is nobody, without an error.
 	Identify func(tls.ConnectionState) (Principal, error)
@@ -168,7 +180,6 @@ func New(cfg Config) *Server {
 // propose commits one operation on behalf of the caller and unites the two
 // kinds of refusal: not agreed, and agreed on but refused by the state.
 func (s *Server) propose(ctx context.Context, e *logv1.Entry) (state.Result, error) {
-	e.Format = state.Format
 	e.Who = callOf(ctx).principal.String()
 	r, err := s.cfg.Log.Propose(ctx, e)
 	if err != nil {

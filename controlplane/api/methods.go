@@ -80,6 +80,10 @@ var methods = map[string]method{
 	ztv1.AdminService_ListAdmins_FullMethodName:         {RoleAdmin, rightViewer, true},
 	ztv1.AdminService_AddAdmin_FullMethodName:           {RoleAdmin, rightAdmin, true},
 	ztv1.AdminService_RemoveAdmin_FullMethodName:        {RoleAdmin, rightAdmin, true},
+	ztv1.AdminService_Block_FullMethodName:              {RoleAdmin, rightEditor, true},
+	ztv1.AdminService_Unblock_FullMethodName:            {RoleAdmin, rightEditor, true},
+	ztv1.AdminService_GetShadow_FullMethodName:          {RoleAdmin, rightViewer, true},
+	ztv1.AdminService_EndShadow_FullMethodName:          {RoleAdmin, rightEditor, true},
 	ztv1.AdminService_GetServerInfo_FullMethodName:      {RoleAdmin, rightViewer, false},
 
 	ztv1.NodeService_Enrol_FullMethodName:       {RoleNobody, rightNone, true},
@@ -87,6 +91,7 @@ var methods = map[string]method{
 	ztv1.NodeService_Renew_FullMethodName:       {RoleNode, rightNone, false},
 	ztv1.NodeService_Deregister_FullMethodName:  {RoleNode, rightNone, true},
 
-	ztv1.PeerService_Announce_FullMethodName:     {RoleServer, rightNone, true},
-	ztv1.PeerService_WatchProxies_FullMethodName: {RoleServer, rightNone, false},
+	ztv1.PeerService_Announce_FullMethodName:        {RoleServer, rightNone, true},
+	ztv1.PeerService_WatchProxies_FullMethodName:    {RoleServer, rightNone, false},
+	ztv1.PeerService_ListDifferences_FullMethodName: {RoleServer, rightNone, false},
 }

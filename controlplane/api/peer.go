@@ -59,3 +59,9 @@ func (s *Server) WatchProxies(_ *ztv1.WatchProxiesRequest, stream ztv1.PeerServi
 		return stream.Send(&ztv1.WatchProxiesResponse{Revision: revision, Proxies: proxies})
 	})
 }
+
+// ListDifferences is PeerService.ListDifferences.
+func (s *Server) ListDifferences(context.Context, *ztv1.ListDifferencesRequest) (*ztv1.ListDifferencesResponse, error) {
+	differences, dropped := s.cfg.Differences.Local()
+	return &ztv1.ListDifferencesResponse{Differences: differences, Dropped: dropped}, nil
+}
