@@ -1,6 +1,10 @@
 package policy
 
-import "strings"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // HealthPath is the reserved path that a callee's proxy answers itself, for
 // callers that its gate admits.
@@ -24,11 +28,26 @@ const HealthPath = "/.well-known/ztmesh/health"
 //  4. normalize_path (RFC 3986, section 6.2.2): "\" becomes "/", %xx of an
 //     unreserved character becomes that character, dot segments, also encoded
 //     ones, are resolved; "/a/.." is "/". %00 is refused. Other characters that
-//     do not belong in a path become %xx.
+//     do not belong in a path become %xx; a "%" that begins no %xx stays.
 //  5. merge_slashes: "//" becomes "/". A path of nothing but slashes keeps two.
 //  6. The guard refuses what is not a letter, digit or one of -._~!$&'()*+,=:@/
 //     So what is still encoded is refused, and ";", on which servers differ.
 func NormalizePath(raw string) (path string, ok bool) {
+	path, ok = NormalizeEncodedPath(raw)
+	if !ok {
+		return "", false
+	}
+	for i := range len(path) {
+		if !canonicalByte(path[i]) {
+			return "", false
+		}
+	}
+	return path, true
+}
+
+// NormalizeEncodedPath is NormalizePath without its last step: for the ports that
+// allow encoded paths.
+func NormalizeEncodedPath(raw string) (path string, ok bool) {
 	if !strings.HasPrefix(raw, "/") {
 		return "", false // "*", an absolute URL or nothing
 	}
@@ -45,13 +64,7 @@ func NormalizePath(raw string) (path string, ok bool) {
 	if !ok {
 		return "", false
 	}
-	path = mergeSlashes(path)
-	for i := range len(path) {
-		if !canonicalByte(path[i]) {
-			return "", false
-		}
-	}
-	return path, true
+	return mergeSlashes(path), true
 }
 
 // escapesSlash is step 2.
@@ -81,11 +94,11 @@ func stripDotParameters(raw string) string {
 	return strings.Join(segments, "/")
 }
 
-// resolve is step 4, less the encoding of what does not belong: those
-// bytes stay as they are and fail the guard. So does a "%" that cannot be
-// decoded.
+// resolve is step 4. What it decodes is never a part of another %xx: the "%" in
+// front, which begins none as it came, becomes %25 ("/%4%41" is "/%254A").
 func resolve(raw string) (string, bool) {
 	var out []byte
+	percent := -1 // where in out the last "%" is that begins no %xx
 	for i := 0; i < len(raw); {
 		c, width, decoded := next(raw[i:])
 		if decoded && c == 0 {
@@ -94,28 +107,49 @@ func resolve(raw string) (string, bool) {
 		switch {
 		case c == '/' || c == '\\':
 			out = append(out, '/')
-			i += width
 		case c == '.' && len(out) > 0 && out[len(out)-1] == '/':
 			dots, length := dotSegment(raw[i:])
-			switch dots {
-			case 0:
+			if dots == 0 {
 				out = append(out, '.')
-				i += width
-			case 2:
-				out = parent(out)
-				fallthrough
-			default:
-				i += length
+				break
 			}
+			if dots == 2 {
+				out = parent(out)
+				percent = min(percent, len(out)-1)
+			}
+			width = length
 		case decoded && !unreserved(c):
-			out = append(out, '%') // stays encoded, and so fails the guard
-			i += width
+			out = append(out, raw[i:i+width]...) // the digits stay as they are
+		case misplaced(c):
+			out = fmt.Appendf(out, "%%%02X", c)
 		default:
 			out = append(out, c)
-			i += width
+			if decoded {
+				out = apart(out, percent, raw[i+width:])
+			} else if c == '%' {
+				percent = len(out) - 1
+			}
 		}
+		i += width
 	}
 	return string(out), true
+}
+
+// apart mends an out whose last character, which was decoded, makes a %xx with
+// the "%" at percent and what stands between them or comes next.
+func apart(out []byte, percent int, rest string) []byte {
+	tail := len(out) - 1 - percent
+	if percent < 0 || tail > 2 || out[percent] != '%' || tail == 1 && rest == "" {
+		return out
+	}
+	digits := string(out[percent+1:])
+	if tail == 1 {
+		digits += rest[:1]
+	}
+	if _, _, escape := next("%" + digits); !escape {
+		return out
+	}
+	return slices.Insert(out, percent+1, '2', '5')
 }
 
 // next is the first character of s, decoded if it is a valid %xx, and how many
@@ -197,6 +231,9 @@ func unhex(c byte) (byte, bool) {
 func unreserved(c byte) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-._~", c) >= 0
 }
+
+// misplaced tells which visible characters step 4 encodes.
+func misplaced(c byte) bool { return strings.IndexByte("\"<>^`{|}", c) >= 0 }
 
 // canonicalByte is step 6: pchar of RFC 3986 (section 3.3) without "%" and ";",
 // and "/".
