@@ -53,7 +53,7 @@ var table = map[string]row{
 		"controlplane/spec", "controlplane/policy", "controlplane/compile", "controlplane/view", "store/state",
 	}},
 	"controlplane/kube":      {imports: []string{"controlplane/spec"}},
-	"controlplane/decisions": {imports: []string{"controlplane/policy"}},
+	"controlplane/decisions": {imports: []string{"xds"}},
 	"controlplane/ui":        {},
 	"controlplane": {imports: []string{
 		"controlplane/api", "controlplane/compile", "controlplane/decisions", "controlplane/kube",

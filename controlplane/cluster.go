@@ -230,6 +230,17 @@ func (c *cluster) others() (proxies []*ztv1.Proxy, unreachable []string) {
 	return proxies, unreachable
 }
 
+// addresses are the cluster ports of the other servers, by id.
+func (c *cluster) addresses() map[string]string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make(map[string]string, len(c.peers))
+	for id, p := range c.peers {
+		out[id] = p.address
+	}
+	return out
+}
+
 // broadcast tells any number of waiters that something has changed; who is busy
 // hears of many changes once.
 type broadcast struct {

@@ -78,6 +78,8 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 
 	"AggregatedDiscoveryService/DeltaAggregatedResources":  {node: nodes},
 	"AggregatedDiscoveryService/StreamAggregatedResources": {node: none}, // delta only
+
+	"AccessLogService/StreamAccessLogs": {node: nodes},
 }
 
 // enough is a request that passes the door of a method and does no harm; nil is an
@@ -200,11 +202,15 @@ func declared(t *testing.T) map[string]protoreflect.MethodDescriptor {
 		}
 		return true
 	})
-	ads, err := protoregistry.GlobalFiles.FindDescriptorByName("envoy.service.discovery.v3.AggregatedDiscoveryService")
-	if err != nil {
-		t.Fatal(err)
+	for _, name := range []protoreflect.FullName{
+		"envoy.service.discovery.v3.AggregatedDiscoveryService", "envoy.service.accesslog.v3.AccessLogService",
+	} {
+		s, err := protoregistry.GlobalFiles.FindDescriptorByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(s.(protoreflect.ServiceDescriptor))
 	}
-	add(ads.(protoreflect.ServiceDescriptor))
 	return out
 }
 
@@ -299,8 +305,12 @@ func route(r *annotations.HttpRule) (method, path, body string) {
 	}
 	for strings.Contains(path, "{") {
 		before, rest, _ := strings.Cut(path, "{")
-		_, after, _ := strings.Cut(rest, "}")
-		path = before + "1" + after
+		name, after, _ := strings.Cut(rest, "}")
+		value := "1"
+		if name == "namespace" {
+			value = "shop" // the editor's
+		}
+		path = before + value + after
 	}
 	if strings.HasSuffix(path, "/watch") {
 		path += "?from_revision=1" // no longer kept

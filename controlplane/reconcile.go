@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ztmesh/ztmesh/controlplane/compile"
+	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	"github.com/ztmesh/ztmesh/identity"
@@ -376,4 +378,23 @@ func (r *reconciler) Served() (uint64, bool) {
 		return 0, false
 	}
 	return r.state.Revision(), true
+}
+
+// judges says whether the proxies of a workload judge calls to a port of a
+// service: to their own ports.
+func (r *reconciler) judges(workload, service, port string) bool {
+	if workload != service {
+		return false
+	}
+	ref, err := spec.ParseRef(workload, "")
+	if err != nil {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.view == nil {
+		return false
+	}
+	w, ok := r.view.Index.Workload(ref)
+	return ok && slices.ContainsFunc(w.Ports, func(p policy.Port) bool { return p.Name == port })
 }

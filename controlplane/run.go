@@ -11,6 +11,7 @@ import (
 	"net/http/pprof"
 	"time"
 
+	accesslogservicev3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -20,6 +21,9 @@ import (
 	grpcpeer "google.golang.org/grpc/peer"
 
 	"github.com/ztmesh/ztmesh/controlplane/api"
+	"github.com/ztmesh/ztmesh/controlplane/decisions"
+	"github.com/ztmesh/ztmesh/controlplane/policy"
+	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	"github.com/ztmesh/ztmesh/identity"
 	"github.com/ztmesh/ztmesh/store"
@@ -199,8 +203,10 @@ func memberOf(st *state.State, self, id string) bool {
 	return ok
 }
 
-// discovery are the streams that the fleet judges itself.
-var discovery = map[string]bool{
+// passthrough are the streams that the fleet, and the receiver of decisions, judge
+// themselves.
+var passthrough = map[string]bool{
+	accesslogservicev3.AccessLogService_StreamAccessLogs_FullMethodName:             true,
 	discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName:  true,
 	discoveryv3.AggregatedDiscoveryService_StreamAggregatedResources_FullMethodName: true,
 }
@@ -231,10 +237,14 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 		fleet: fleet, views: views, authority: s.authority, roots: s.roots, log: s.cfg.Logger, now: s.cfg.Now,
 		mayIssue: func() bool { return s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence },
 	}, s.metrics)
+	receiver := decisions.New(decisions.Config{
+		Identify: func(ctx context.Context) (decisions.Reporter, error) { return s.reporter(ctx, agreedOn) },
+		Judges:   loop.judges, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
+	})
 	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
 	door := api.New(api.Config{
-		ServerID: s.id, Version: Version, Log: agreed{agreedOn}, Cluster: others, Proxies: held, Issuer: signer,
-		Views: views, Identify: s.identify, Passthrough: discovery, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
+		ServerID: s.id, Version: Version, Log: agreed{agreedOn}, Cluster: others, Proxies: held,
+		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Views: views, Identify: s.identify, Passthrough: passthrough, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 		Handshake: s.cfg.Handshake,
 	})
 	handler, err := door.NewHandler()
@@ -243,6 +253,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	}
 	node := door.Node(credentials.NewTLS(serverTLS))
 	fleet.Register(node)
+	receiver.Register(node)
 	internal := door.Internal(grpc.Creds(handshaken{credentials.NewTLS(serverTLS)}))
 
 	g.Go(func() error { return agreedOn.Wait(ctx) })
@@ -290,6 +301,20 @@ func (s *Server) instance(ctx context.Context, agreedOn *store.Store) (string, e
 		return "", fmt.Errorf("instance %s is not enrolled", who.Name)
 	}
 	return who.Name, nil
+}
+
+// reporter is the proxy whose log this is, if it is enrolled.
+func (s *Server) reporter(ctx context.Context, agreedOn *store.Store) (decisions.Reporter, error) {
+	id, err := s.instance(ctx, agreedOn)
+	if err != nil {
+		return decisions.Reporter{}, err
+	}
+	i, ok := agreedOn.State().Instance(id)
+	if !ok {
+		return decisions.Reporter{}, errNotEnrolled
+	}
+	ref, err := spec.ParseRef(i.Workload, "")
+	return decisions.Reporter{Instance: id, Workload: i.Workload, ID: policy.ID(s.td, ref)}, err
 }
 
 // identify is the API's way to read a certificate.
