@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/ztmesh/ztmesh/controlplane/spec"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
@@ -19,6 +20,8 @@ type Conditions struct {
 	Windows []Window       // one of these; nil: always
 	Until   time.Time      // half-open; UTC; zero: no end
 	Sources []netip.Prefix // the TCP peer is in one of these; nil: any
+	CEL     *spec.Expr     // is true; what errs is not; nil: always
+	CELText string         // of CEL
 }
 
 // Users is which verified tokens match: all that is set.
@@ -80,8 +83,9 @@ func newConditions(from *ztv1.Caller, when *ztv1.When, until *timestamppb.Timest
 	if until != nil {
 		c.Until, ok = until.AsTime(), ok && until.IsValid() && !until.AsTime().IsZero()
 	}
-	if when.GetCel() != "" {
-		ok = false
+	if text := when.GetCel(); text != "" {
+		expr, err := spec.ParseCEL(text)
+		c.CEL, c.CELText, ok = expr, text, ok && err == nil
 	}
 	if !ok {
 		return Conditions{}, false
@@ -129,7 +133,7 @@ func (c Conditions) none() bool { return c.equal(Conditions{}) }
 func (c Conditions) equal(o Conditions) bool {
 	return c.Users.equal(o.Users) && slices.EqualFunc(c.Headers, o.Headers, OneOf.equal) &&
 		slices.EqualFunc(c.Windows, o.Windows, Window.equal) && c.Until.Equal(o.Until) &&
-		slices.Equal(c.Sources, o.Sources)
+		slices.Equal(c.Sources, o.Sources) && c.CELText == o.CELText
 }
 
 func (u *Users) equal(o *Users) bool {

@@ -2,11 +2,13 @@ package policy
 
 import (
 	"cmp"
+	"errors"
+	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/ztmesh/ztmesh/controlplane/spec"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
@@ -25,44 +27,22 @@ type Window struct {
 // newWindow reads a window; ok is false for what spec.Check would refuse.
 func newWindow(w *ztv1.Window) (out Window, ok bool) {
 	out.Zone = w.GetZone()
-	var known, starts, ends bool
-	out.location, known = loadZone(out.Zone)
-	out.Start, starts = clock(w.GetStart())
-	out.End, ends = clock(w.GetEnd())
-	ok = known && starts && ends && out.Start != out.End && out.Start < minutesOfDay
+	var zone, start, end error
+	out.location, zone = time.LoadLocation(out.Zone)
+	out.Start, start = spec.ParseClock(w.GetStart())
+	out.End, end = spec.ParseClock(w.GetEnd())
+	// The names that spec does not know are those that time reads of the host: "",
+	// "Local".
+	ok = errors.Join(zone, start, end) == nil && spec.ZoneKnown(out.Zone) && out.Start != out.End && out.Start < minutesOfDay
 	for _, name := range w.GetDays() {
-		i := slices.Index(weekdays, name)
+		i := slices.Index(spec.Days(), name)
 		out.Days, ok = append(out.Days, time.Weekday(i)), ok && i >= 0
 	}
 	slices.Sort(out.Days)
-	if out.Days = slices.Compact(out.Days); len(out.Days) == len(weekdays) {
+	if out.Days = slices.Compact(out.Days); len(out.Days) == len(spec.Days()) {
 		out.Days = nil
 	}
 	return out, ok
-}
-
-// weekdays are the names of the days in the order of time.Weekday.
-var weekdays = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
-
-// loadZone is an IANA zone. "" and "Local", which time would take, are none.
-func loadZone(name string) (*time.Location, bool) {
-	if name == "" || name == "Local" {
-		return nil, false
-	}
-	l, err := time.LoadLocation(name)
-	return l, err == nil
-}
-
-// clock reads "HH:MM" as minutes.
-func clock(s string) (minutes int, ok bool) {
-	h, m, found := strings.Cut(s, ":")
-	if !found || len(h) != 2 || len(m) != 2 {
-		return 0, false
-	}
-	hours, err := strconv.ParseUint(h, 10, 8)
-	minute, err2 := strconv.ParseUint(m, 10, 8)
-	minutes = int(hours)*60 + int(minute)
-	return minutes, err == nil && err2 == nil && minute < 60 && minutes <= minutesOfDay
 }
 
 // has tells whether t is in the window. The days of w are those on which it
@@ -88,8 +68,21 @@ func (w Window) compare(o Window) int {
 	return cmp.Or(cmp.Compare(w.Zone, o.Zone), cmp.Compare(w.Start, o.Start), cmp.Compare(w.End, o.End), slices.Compare(w.Days, o.Days))
 }
 
-// activeAt tells whether the time conditions of c hold at t.
+// String is "09:00-17:00 mon,tue Europe/Berlin".
+func (w Window) String() string {
+	out := fmt.Sprintf("%02d:%02d-%02d:%02d ", w.Start/60, w.Start%60, w.End/60, w.End%60)
+	if w.Days != nil {
+		out += strings.Join(texts(w.Days, func(d time.Weekday) string { return spec.Days()[d] }), ",") + " "
+	}
+	return out + w.Zone
+}
+
+// activeAt tells whether the conditions of time of c hold at t. At the zero time,
+// which is none, none of them does.
 func (c Conditions) activeAt(t time.Time) bool {
+	if t.IsZero() {
+		return c.Until.IsZero() && c.Windows == nil
+	}
 	if !c.Until.IsZero() && !t.Before(c.Until) {
 		return false
 	}
