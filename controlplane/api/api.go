@@ -168,7 +168,7 @@ func New(cfg Config) *Server {
 				Name: "zt_api_refused_tokens_total", Help: "Join tokens that were wrong, expired, used or bound to another workload.",
 			}),
 			applies: prometheus.NewCounter(prometheus.CounterOpts{
-				Name: "zt_api_applies_total", Help: "Applies that made a revision.",
+				Name: "zt_api_applies_total", Help: "Applies, blocks and unblocks that made a revision.",
 			}),
 		},
 	}

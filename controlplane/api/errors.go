@@ -42,13 +42,7 @@ func refuse(code codes.Code, format string, args ...any) error {
 
 // invalid carries every problem to the caller.
 func invalid(problems spec.Problems) error {
-	detail := &ztv1.Problems{}
-	for _, p := range problems {
-		detail.Problems = append(detail.Problems, &ztv1.Problem{
-			Code: p.Code, File: p.File, Line: uint32(p.Line), Column: uint32(p.Column),
-			Path: p.Path, Message: p.Message, Hint: p.Hint,
-		})
-	}
+	detail := &ztv1.Problems{Problems: problemsOf(problems)}
 	n := "1 problem"
 	if len(problems) != 1 {
 		n = fmt.Sprintf("%d problems", len(problems))
@@ -58,6 +52,16 @@ func invalid(problems spec.Problems) error {
 		message: n + "; nothing was applied",
 		details: []protoadapt.MessageV1{protoadapt.MessageV1Of(detail)},
 	}
+}
+
+func problemsOf(problems spec.Problems) (out []*ztv1.Problem) {
+	for _, p := range problems {
+		out = append(out, &ztv1.Problem{
+			Code: p.Code, File: p.File, Line: uint32(p.Line), Column: uint32(p.Column),
+			Path: p.Path, Message: p.Message, Hint: p.Hint,
+		})
+	}
+	return out
 }
 
 // toStatus is the one place that maps errors to codes. What is not mapped is

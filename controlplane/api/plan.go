@@ -1,0 +1,190 @@
+package api
+
+import (
+	"errors"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/ztmesh/ztmesh/controlplane/policy"
+	"github.com/ztmesh/ztmesh/controlplane/spec"
+	"github.com/ztmesh/ztmesh/controlplane/view"
+	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// plan is what a wish comes to, on a state that is known to be valid with it.
+type plan struct {
+	puts     []*logv1.Put
+	deletes  []*logv1.Key
+	retired  []*logv1.Retired // names of the workloads among deletes
+	ends     []string         // namespaces whose proposal ends
+	proposal *logv1.Propose   // instead of all of these
+	changes  []*ztv1.Change
+	affected []*ztv1.InstanceRef
+	warnings []*ztv1.Problem
+}
+
+// empty tells whether nothing is to be agreed on.
+func (p *plan) empty() bool { return len(p.changes)+len(p.ends) == 0 && p.proposal == nil }
+
+func (p *plan) response(st *state.State, named map[string]bool) *ztv1.ApplyResponse {
+	return &ztv1.ApplyResponse{
+		Revision: st.Revision(), Changes: p.changes, Affected: p.affected, Bases: bases(st, named), Warnings: p.warnings,
+	}
+}
+
+func (p *plan) entry(st *state.State, w wish) *logv1.Entry {
+	e := &logv1.Entry{IdempotencyKey: w.key, OperationHash: w.hash}
+	if p.proposal != nil {
+		p.proposal.Message = w.message
+		e.Op = &logv1.Entry_Propose{Propose: p.proposal}
+		return e
+	}
+	e.Op = &logv1.Entry_Apply{Apply: &logv1.Apply{
+		Bases: w.bases, ValidatedAt: st.Revision(), Puts: p.puts, Deletes: p.deletes, Message: w.message,
+		Retired: p.retired, EndsProposals: p.ends,
+	}}
+	return e
+}
+
+// assemble is the plan that leads from one view to the next by puts and deletes.
+// The compiler is run dry for every workload that they touch.
+func (s *Server) assemble(st *state.State, old, next *view.View, puts []*spec.Document, deletes []spec.Key) (*plan, error) {
+	p := &plan{}
+	changed := make([]spec.Key, 0, len(puts)+len(deletes))
+	for _, d := range puts {
+		k := d.Key()
+		changed = append(changed, k)
+		p.puts = append(p.puts, &logv1.Put{Key: logKey(k), Document: spec.Canonical(d)})
+		before, _ := old.Document(k)
+		p.changes = append(p.changes, change(k, before, d))
+	}
+	for _, k := range deletes {
+		changed = append(changed, k)
+		p.deletes = append(p.deletes, logKey(k))
+		before, _ := old.Document(k)
+		p.changes = append(p.changes, change(k, before, nil))
+		if k.Kind == spec.KindWorkload {
+			ref := spec.Ref{Namespace: k.Namespace, Name: k.Name}
+			until := s.cfg.Now().Add(longestLife(st, old, ref, s.cfg.Now()) + retiredMargin)
+			p.retired = append(p.retired, &logv1.Retired{Workload: ref.String(), Until: timestamppb.New(until)})
+		}
+	}
+	refs, err := view.Affected(old, next, changed)
+	var failed *view.CompileError
+	if errors.As(err, &failed) {
+		return nil, invalid(spec.Problems{failed.Problem()})
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.affected = instancesOf(st, refs)
+	return p, nil
+}
+
+// A name is retired for as long as a certificate of it may live, and a margin for
+// clocks that differ. No certificate lives longer than maxSVIDTTL (Mesh.svidTTL).
+const (
+	retiredMargin = 5 * time.Minute
+	maxSVIDTTL    = 24 * time.Hour
+)
+
+// longestLife is how long a certificate of a workload that was issued until now may
+// live: as the settings say now, or as any said of late that are still kept. More
+// than needed does no harm.
+func longestLife(st *state.State, v *view.View, ref spec.Ref, now time.Time) time.Duration {
+	longest := settings(v.Index, ref)
+	for r := range st.Revisions(0) {
+		if now.Sub(r.When.AsTime()) > maxSVIDTTL {
+			break // what was issued before it has ended
+		}
+		for _, c := range r.Changes {
+			longest = max(longest, lifeBefore(c))
+		}
+	}
+	return longest
+}
+
+// lifeBefore is the svidTTL that a document said before a change; what cannot be
+// read may have said anything.
+func lifeBefore(c *logv1.Change) time.Duration {
+	kind := c.GetKey().GetKind()
+	if kind != spec.KindMesh && kind != spec.KindSegment {
+		return 0
+	}
+	d := &ztv1.Document{}
+	if proto.Unmarshal(c.GetBefore(), d) != nil {
+		return maxSVIDTTL
+	}
+	if kind == spec.KindMesh && d.GetMesh().GetSvidTtl() == nil {
+		return spec.DefaultSVIDTTL
+	}
+	return max(d.GetMesh().GetSvidTtl().AsDuration(), d.GetSegment().GetSvidTtl().AsDuration())
+}
+
+func logKey(k spec.Key) *logv1.Key {
+	return &logv1.Key{Kind: k.Kind, Namespace: k.Namespace, Name: k.Name}
+}
+
+// change shows one document before and after; nil is not there.
+func change(k spec.Key, before, after *spec.Document) *ztv1.Change {
+	c := &ztv1.Change{Action: "change", Kind: k.Kind, Namespace: k.Namespace, Name: k.Name}
+	if before != nil {
+		c.Before = spec.YAML(before)
+	} else {
+		c.Action = "add"
+	}
+	if after != nil {
+		c.After = spec.YAML(after)
+	} else {
+		c.Action = "remove"
+	}
+	return c
+}
+
+// instancesOf are the enrolled instances of these workloads, sorted.
+func instancesOf(st *state.State, refs []spec.Ref) []*ztv1.InstanceRef {
+	var out []*ztv1.InstanceRef
+	for _, ref := range refs {
+		for i := range st.InstancesOf(ref.String()) {
+			out = append(out, &ztv1.InstanceRef{Instance: i.Id, Workload: i.Workload})
+		}
+	}
+	return out
+}
+
+// affected are the instances whose configuration a past revision changed: the
+// documents as they were are made again by undoing what came after.
+func (s *Server) affected(st *state.State, revision uint64) ([]*ztv1.InstanceRef, error) {
+	at, err := s.cfg.Views.At(st)
+	if err != nil {
+		return nil, err
+	}
+	for r := range st.Revisions(0) {
+		before, err := at.Undo(r)
+		if err != nil {
+			return nil, err
+		}
+		if r.Revision != revision {
+			at = before
+			continue
+		}
+		changed := make([]spec.Key, 0, len(r.Changes))
+		for _, c := range r.Changes {
+			changed = append(changed, view.KeyOf(c.Key))
+		}
+		refs, err := view.Affected(before, at, changed)
+		if err != nil {
+			return nil, err
+		}
+		return instancesOf(st, refs), nil
+	}
+	return nil, refuse(codes.NotFound, "revision %d is not one of those that are kept", revision)
+}
+
+// settings is the life of a workload's certificates.
+func settings(ix *policy.Index, _ spec.Ref) time.Duration { return ix.Mesh().SVIDTTL }
