@@ -1,6 +1,7 @@
 package rbactest
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -17,17 +18,17 @@ var attributes = sync.OnceValues(func() (*cel.Env, error) {
 	return cel.NewEnv(
 		cel.Variable("request", cel.DynType), cel.Variable("source", cel.DynType),
 		cel.Variable("destination", cel.DynType), cel.Variable("connection", cel.DynType),
+		cel.Variable("metadata", cel.DynType),
 	)
 })
 
 // celMatcher: what errs does not match.
 func (s *stream) celMatcher(m *matcherv3.CelMatcher) (bool, error) {
 	var parsed proto.Message
-	switch e := m.GetExprMatch(); {
-	case e.GetCelExprParsed() != nil:
-		parsed = e.GetCelExprParsed()
-	default:
-		return false, fmt.Errorf("an expression comes as %T", e.GetExprSpecifier())
+	if e := m.GetExprMatch().GetCelExprParsed(); e != nil {
+		parsed = e
+	} else {
+		return false, errors.New("an expression does not come parsed")
 	}
 	if p, ok := s.proxy.compiled[m].(cel.Program); ok {
 		return s.eval(p), nil
@@ -91,7 +92,8 @@ func (s *stream) vars() map[string]any {
 		connection["uri_san_peer_certificate"] = s.req.Peer
 	}
 	return map[string]any{
-		"request": request, "connection": connection,
+		"metadata": map[string]any{"filter_metadata": s.metadata},
+		"request":  request, "connection": connection,
 		"source": map[string]any{"address": s.req.Source.String()}, "destination": map[string]any{"port": int64(s.port)},
 	}
 }

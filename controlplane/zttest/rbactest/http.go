@@ -9,6 +9,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	authzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	filterchainv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/filter_chain/v3"
 	headermetav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
 	healthcheckv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/health_check/v3"
 	jwtv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
@@ -16,6 +17,7 @@ import (
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	httpsetstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -24,6 +26,10 @@ import (
 func (s *stream) serve(h *hcmv3.HttpConnectionManager) (Verdict, error) {
 	if refused, err := s.accept(h); refused != nil || err != nil {
 		return deref(refused), err
+	}
+	target, err := s.route(h)
+	if err != nil {
+		return Verdict{}, err
 	}
 	for _, f := range h.GetHttpFilters() {
 		var m proto.Message
@@ -45,7 +51,11 @@ func (s *stream) serve(h *hcmv3.HttpConnectionManager) (Verdict, error) {
 			return *v, nil
 		}
 	}
-	return s.route(h)
+	target.Shadow = s.shadow
+	if target.Allowed {
+		target.Policy = s.allowed
+	}
+	return target, nil
 }
 
 func deref(v *Verdict) Verdict {
@@ -74,6 +84,22 @@ func (s *stream) accept(h *hcmv3.HttpConnectionManager) (*Verdict, error) {
 		}
 	}
 	s.headers = append([]Header{{":method", s.req.Method}, {":path", path}, {":authority", stripHost(s.req.Authority)}}, s.req.Headers...)
+	for _, x := range h.GetEarlyHeaderMutationExtensions() {
+		m, err := s.proxy.decode(x.GetTypedConfig())
+		if err != nil {
+			return nil, err
+		}
+		early, ok := m.(*earlyv3.HeaderMutation)
+		if !ok {
+			return nil, fmt.Errorf("headers are changed by a %T", m)
+		}
+		for _, change := range early.GetMutations() {
+			if change.GetRemove() == "" {
+				return nil, errors.New("a header is changed, not removed")
+			}
+			s.removeHeader(change.GetRemove())
+		}
+	}
 	if s.req.Upgrade == "" && s.req.Method != "CONNECT" {
 		return nil, nil
 	}
@@ -113,6 +139,17 @@ func (s *stream) httpFilter(m proto.Message) (*Verdict, error) {
 			return nil, err
 		}
 		return &Verdict{Allowed: true, Status: 200, Policy: "health"}, nil
+	case *filterchainv3.FilterChainConfig: // none: it passes
+		for _, f := range m.GetDefaultFilterChain().GetFilters() {
+			inner, err := s.proxy.decode(f.GetTypedConfig())
+			if err != nil {
+				return nil, err
+			}
+			if v, err := s.httpFilter(inner); v != nil || err != nil {
+				return v, err
+			}
+		}
+		return nil, nil
 	case *httpsetstatev3.Config:
 		return nil, s.setState(m.GetOnRequestHeaders())
 	case *headermetav3.Config:
@@ -162,9 +199,10 @@ func (s *stream) httpRBAC(m *httprbacv3.RBAC) (*Verdict, error) {
 	return nil, nil
 }
 
-// route finds the virtual host and the route.
+// route finds the virtual host and the route, and so what comes of a request that
+// every filter lets pass.
 func (s *stream) route(h *hcmv3.HttpConnectionManager) (Verdict, error) {
-	v := Verdict{Filter: StageRoute, Shadow: s.shadow}
+	v := Verdict{Filter: StageRoute}
 	config := h.GetRouteConfig()
 	if rds := h.GetRds(); rds != nil {
 		if config = s.proxy.routes[rds.GetRouteConfigName()]; config == nil {
@@ -197,9 +235,10 @@ func (s *stream) route(h *hcmv3.HttpConnectionManager) (Verdict, error) {
 		if !ok {
 			continue
 		}
+		s.routed = r.GetName()
 		switch a := r.GetAction().(type) {
 		case *routev3.Route_Route:
-			v.Allowed, v.Policy, v.Cluster = true, s.allowed, a.Route.GetCluster()
+			v.Allowed, v.Cluster = true, a.Route.GetCluster()
 		case *routev3.Route_DirectResponse:
 			v.Status, v.Policy = int(a.DirectResponse.GetStatus()), host.GetName()
 		default:

@@ -133,7 +133,7 @@ func (p *Proxy) regexp(expr string) (*regexp.Regexp, error) {
 	if re, ok := p.compiled[expr].(*regexp.Regexp); ok {
 		return re, nil
 	}
-	re, err := regexp.Compile(expr)
+	re, err := regexp.Compile(strings.ReplaceAll(expr, `\C`, `(?s:.)`)) // any byte
 	if err != nil {
 		return nil, err
 	}

@@ -44,6 +44,9 @@ func (s *stream) authenticate(c *jwtv3.JwtAuthentication) (ok bool, err error) {
 }
 
 func (s *stream) routeMatches(m *routev3.RouteMatch) (bool, error) {
+	if ok, err := allOf(m.GetHeaders(), s.matchHeader); !ok || err != nil {
+		return false, err
+	}
 	path, _ := s.header(":path")
 	switch t := m.GetPathSpecifier().(type) {
 	case *routev3.RouteMatch_Prefix:

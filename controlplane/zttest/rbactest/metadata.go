@@ -3,6 +3,7 @@ package rbactest
 import (
 	"fmt"
 
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 )
 
@@ -25,6 +26,14 @@ func lookup(root map[string]any, path []string) any {
 		}
 	}
 	return v
+}
+
+// sourced is metadata of the request; that of a route is not modelled.
+func (s *stream) sourced(m *rbacv3.SourcedMetadata) (bool, error) {
+	if m.GetMetadataSource() != rbacv3.MetadataSource_DYNAMIC {
+		return false, fmt.Errorf("metadata of %s", m.GetMetadataSource())
+	}
+	return s.matchMetadata(m.GetMetadataMatcher())
 }
 
 // matchMetadata is envoy.type.matcher.v3.MetadataMatcher.

@@ -117,8 +117,8 @@ func (s *stream) permission(p *rbacv3.Permission) (bool, error) {
 		return s.matchHeader(t.Header)
 	case *rbacv3.Permission_DestinationPort:
 		return s.port == t.DestinationPort, nil
-	case *rbacv3.Permission_Metadata:
-		return s.matchMetadata(t.Metadata)
+	case *rbacv3.Permission_SourcedMetadata:
+		return s.sourced(t.SourcedMetadata)
 	default:
 		return false, fmt.Errorf("a permission is a %T", t)
 	}
@@ -150,8 +150,8 @@ func (s *stream) principal(p *rbacv3.Principal) (bool, error) {
 		return containsIP([]*corev3.CidrRange{t.RemoteIp}, s.req.Source.String()), nil
 	case *rbacv3.Principal_Header:
 		return s.matchHeader(t.Header)
-	case *rbacv3.Principal_Metadata:
-		return s.matchMetadata(t.Metadata)
+	case *rbacv3.Principal_SourcedMetadata:
+		return s.sourced(t.SourcedMetadata)
 	default:
 		return false, fmt.Errorf("a principal is a %T", t)
 	}

@@ -61,6 +61,7 @@ type stream struct {
 	headers  []Header                  // with pseudo headers; filters change them
 	state    map[string]string         // filter state
 	metadata map[string]map[string]any // dynamic metadata
+	routed   string                    // the name of the route
 	shadow   string
 	allowed  string // the last policy that let it pass
 }

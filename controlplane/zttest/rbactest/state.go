@@ -87,6 +87,8 @@ func (s *stream) operator(name, argument string) (value string, ok bool, err err
 			b, err := json.Marshal(v)
 			return string(b), true, err
 		}
+	case name == "ROUTE_NAME" && argument == "":
+		return s.routed, s.routed != "", nil
 	case name == "DOWNSTREAM_PEER_URI_SAN":
 		return s.req.Peer, s.req.Peer != "", nil
 	}
