@@ -24,9 +24,7 @@ func Build(c *Config, in Instance) (*Resources, error) {
 		b.add(InboundListener(port.Name), b.inbound(port))
 		b.add(AppCluster(port.Name), b.app(port))
 		b.extensionResource(GateName(b.c.Workload, port.Name), b.gate(port))
-		if port.Protocol.IsHTTP() {
-			b.extensionResource(PolicyName(b.c.Workload, port.Name), b.policy(port))
-		}
+		b.judges(port)
 	}
 	for i := range b.c.Providers {
 		if p := &b.c.Providers[i]; p.URI != "" {
@@ -55,6 +53,20 @@ func Build(c *Config, in Instance) (*Resources, error) {
 	return r, nil
 }
 
+// judges are the resources that judge requests, or connections, to a port.
+func (b *builder) judges(in *Inbound) {
+	w := b.c.Workload
+	if !in.Protocol.IsHTTP() {
+		b.extensionResource(TCPPolicyName(w, in.Name), b.tcpPolicy(in))
+		return
+	}
+	b.extensionResource(BlockName(w, in.Name), b.block(in))
+	b.extensionResource(TokensName(w, in.Name), b.jwt())
+	b.extensionResource(UserBlockName(w, in.Name), b.userBlock(in))
+	b.extensionResource(ShadowName(w, in.Name), b.shadow(in))
+	b.extensionResource(PolicyName(w, in.Name), b.policy(in))
+}
+
 // Gates is the runtime layer that closes gates: each key's share of connections
 // is 0. A key that is not named is open, so the layer holds closed keys only.
 func Gates(closed []string) *Resource {
@@ -74,6 +86,8 @@ func (c *Config) sorted() *Config {
 		in := &s.Inbound[i]
 		in.Hosts = set(in.Hosts)
 		in.Rules = sortedRules(in.Rules)
+		in.Blocks = sortedBlocks(in.Blocks)
+		in.Shadow = in.Shadow.sorted()
 	}
 	s.Destinations = slices.SortedFunc(slices.Values(c.Destinations), func(a, b Destination) int {
 		return strings.Compare(a.Cluster(), b.Cluster())
@@ -85,19 +99,9 @@ func (c *Config) sorted() *Config {
 	return &s
 }
 
-// sortedRules orders rules by grant. What else the rules of one grant say does
-// not matter: every rule that matches names the same grant.
-func sortedRules(rules []Rule) []Rule {
-	return slices.SortedStableFunc(slices.Values(rules), func(a, b Rule) int { return strings.Compare(a.Grant, b.Grant) })
-}
-
 func sortedEndpoints(eps []Endpoint) []Endpoint {
 	s := slices.SortedFunc(slices.Values(eps), func(a, b Endpoint) int {
 		return cmp.Or(strings.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
 	})
 	return slices.Compact(s)
-}
-
-func set(list []string) []string {
-	return slices.Compact(slices.Sorted(slices.Values(list)))
 }

@@ -45,7 +45,9 @@ func ordersConfig(target, tcpTarget string) *xds.Config {
 				{Grant: "shop/h-grpc", Callers: web, Methods: []string{"POST"}, Paths: []xds.Path{{Value: "/pkg.S/", Kind: xds.OneSegment}}},
 				{Grant: "shop/i-rest", Callers: web, Methods: []string{"PUT"}, Paths: []xds.Path{rest("/pkg.S")}},
 			}},
-			{Name: "tcp", Port: 7000, Target: tcpTarget, Protocol: xds.TCP, Gate: gate[:1]},
+			{Name: "tcp", Port: 7000, Target: tcpTarget, Protocol: xds.TCP, Gate: gate[:1], Rules: []xds.Rule{
+				{Grant: "shop/t-tcp", Callers: web},
+			}},
 		},
 	}
 }

@@ -1,10 +1,10 @@
 package xds
 
 import (
-	matcherv3 "github.com/cncf/xds/go/xds/type/matcher/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
+	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	networkrbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	fractionv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/input_matchers/runtime_fraction/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -23,21 +23,16 @@ const networkRBACType = "type.googleapis.com/envoy.extensions.filters.network.rb
 // Taking an entry away refuses new connections only; that is why closing is a
 // runtime key and not an edit of the map.
 func (b *builder) gate(in *Inbound) proto.Message {
-	entries := make(map[string]*matcherv3.Matcher_OnMatch, len(in.Gate))
+	entries := make(map[string]*onMatch, len(in.Gate))
 	for _, g := range in.Gate {
-		entries[g.ID] = nest(list(nil, &matcherv3.Matcher_MatcherList_FieldMatcher{
+		entries[g.ID] = nest(list(nil, &fieldMatch{
 			Predicate: b.isOpen(g.Key),
 			OnMatch:   b.action(actionGate, rbacv3.RBAC_ALLOW),
 		}))
 	}
 	deny := b.action(ActionDefault, rbacv3.RBAC_DENY)
-	root := b.byExact(b.callerInput(), entries, deny)
-	m := root.GetMatcher()
-	if m == nil { // nobody: a matcher that is only its no-match
-		m = &matcherv3.Matcher{OnNoMatch: deny}
-	}
 	rbac := denyAllNetwork()
-	rbac.Rules, rbac.Matcher = nil, m
+	rbac.Rules, rbac.Matcher = nil, root(b.byExact(b.callerInput(), entries, deny))
 	return rbac
 }
 
@@ -50,37 +45,35 @@ func denyAllNetwork() *networkrbacv3.RBAC {
 	}
 }
 
-func (b *builder) isOpen(key string) *matcherv3.Matcher_MatcherList_Predicate {
-	fraction := b.extension("open", &fractionv3.RuntimeFraction{RuntimeFraction: &corev3.RuntimeFractionalPercent{
+func (b *builder) isOpen(key string) *predicate {
+	return b.custom(b.callerInput(), "open", &fractionv3.RuntimeFraction{RuntimeFraction: &corev3.RuntimeFractionalPercent{
 		DefaultValue: &typev3.FractionalPercent{Numerator: 100, Denominator: typev3.FractionalPercent_HUNDRED},
 		RuntimeKey:   key,
 	}})
-	return &matcherv3.Matcher_MatcherList_Predicate{
-		MatchType: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_{
-			SinglePredicate: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate{
-				Input:   b.callerInput(),
-				Matcher: &matcherv3.Matcher_MatcherList_Predicate_SinglePredicate_CustomMatch{CustomMatch: fraction},
-			},
-		},
-	}
 }
 
-// gateFilter is the gate's place in a listener. The filter's name is the name
-// of its resource. It denies until that has come, and after it is gone.
-func (b *builder) gateFilter(in *Inbound) *listenerv3.Filter {
+// networkSlot is the place of a network RBAC in a listener. The filter's name is
+// the name of its resource. It denies until that has come, and after it is gone.
+func (b *builder) networkSlot(name string, closed *networkrbacv3.RBAC) *listenerv3.Filter {
 	return &listenerv3.Filter{
-		Name: GateName(b.c.Workload, in.Name),
-		ConfigType: &listenerv3.Filter_ConfigDiscovery{
-			ConfigDiscovery: b.discovered(denyAllNetwork(), networkRBACType),
-		},
+		Name:       name,
+		ConfigType: &listenerv3.Filter_ConfigDiscovery{ConfigDiscovery: b.discovered(closed, networkRBACType)},
 	}
 }
 
-// discovered is a filter by ECDS that is closed while its resource is missing.
-func (b *builder) discovered(closed proto.Message, typeURL string) *corev3.ExtensionConfigSource {
+// httpSlot is the same for a filter of requests.
+func (b *builder) httpSlot(name string, missing proto.Message, typeURL string) *hcmv3.HttpFilter {
+	return &hcmv3.HttpFilter{
+		Name:       name,
+		ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: b.discovered(missing, typeURL)},
+	}
+}
+
+// discovered is a filter by ECDS, and what it does while its resource is missing.
+func (b *builder) discovered(missing proto.Message, typeURL string) *corev3.ExtensionConfigSource {
 	return &corev3.ExtensionConfigSource{
 		ConfigSource:                     ads(),
-		DefaultConfig:                    b.any(closed),
+		DefaultConfig:                    b.any(missing),
 		ApplyDefaultConfigWithoutWarming: true,
 		TypeUrls:                         []string{typeURL},
 	}

@@ -8,9 +8,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	setstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/common/set_filter_state/v3"
 	healthcheckv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/health_check/v3"
-	httpsetstatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/set_filter_state/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -26,9 +24,13 @@ const ReasonHeader = "x-ztmesh-reason"
 // inbound is the listener of one served port: mTLS, the gate, and then requests
 // one by one or the connection as a whole.
 func (b *builder) inbound(in *Inbound) *listenerv3.Listener {
-	proxy := b.inboundTCP(in)
+	// The gate stands first: what it refuses reaches no parser of requests, not even
+	// the health check, and what it closes is cut whatever it was doing.
+	filters := []*listenerv3.Filter{b.networkSlot(GateName(b.c.Workload, in.Name), denyAllNetwork())}
 	if in.Protocol.IsHTTP() {
-		proxy = b.inboundHTTP(in)
+		filters = append(filters, b.inboundHTTP(in))
+	} else {
+		filters = append(filters, b.networkSlot(TCPPolicyName(b.c.Workload, in.Name), denyAllTCP()), b.inboundTCP(in))
 	}
 	name := InboundListener(in.Name)
 	l := listener(name, b.in.Address, in.Port)
@@ -37,9 +39,7 @@ func (b *builder) inbound(in *Inbound) *listenerv3.Listener {
 		Name:                          name,
 		TransportSocket:               b.serverTLS(in.Protocol),
 		TransportSocketConnectTimeout: durationpb.New(handshakeTimeout),
-		// The gate stands first: what it refuses reaches no parser of requests, not
-		// even the health check, and what it closes is cut whatever it was doing.
-		Filters: []*listenerv3.Filter{b.gateFilter(in), proxy},
+		Filters:                       filters,
 	}}
 	return l
 }
@@ -58,31 +58,35 @@ func listener(name, address string, port uint32) *listenerv3.Listener {
 
 // inboundHTTP judges requests. The order of its filters:
 //
-//  1. health check: peers that the gate admits may ask for health, whatever
+//  1. Blocks of callers: over everything, whatever else is wrong or missing;
+//  2. health check: peers that the gate admits may ask for health, whatever
 //     their rules; it answers by itself and never reaches the application;
-//  2. the path without its query goes into filter state, before the policy
-//     reads it; nothing after this changes the path;
-//  3. the policy;
-//  4. the router.
+//  3. tokens: who the user is;
+//  4. Blocks of users;
+//  5. shadow: what another policy would say; it passes everything on;
+//  6. the policy;
+//  7. the external authorizer, of what the policy allows;
+//  8. the router.
+//
+// Nothing changes the path between what judges it and the application. 1 and 3 to
+// 6 are resources of their own, which are always there, so that no edit of a
+// policy changes the listener. Each but shadow denies while it is missing.
 func (b *builder) inboundHTTP(in *Inbound) *listenerv3.Filter {
-	hcm := b.connectionManager("in_"+in.Name,
-		b.httpFilter("envoy.filters.http.health_check", &healthcheckv3.HealthCheck{
-			PassThroughMode: wrapperspb.Bool(false),
-			Headers: []*routev3.HeaderMatcher{{
-				Name: ":path",
-				HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &typematcherv3.StringMatcher{
-					MatchPattern: &typematcherv3.StringMatcher_Exact{Exact: HealthPath},
-				}},
-			}},
-		}),
-		b.pathFilter(),
-		&hcmv3.HttpFilter{
-			Name: PolicyName(b.c.Workload, in.Name),
-			ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{
-				ConfigDiscovery: b.discovered(denyAllHTTP(), httpRBACType),
-			},
-		},
-	)
+	w := b.c.Workload
+	filters := []*hcmv3.HttpFilter{
+		b.httpSlot(BlockName(w, in.Name), denyAllHTTP(), httpRBACType),
+		b.healthFilter(),
+		b.httpSlot(TokensName(w, in.Name), denyAllJWT(), jwtAuthnType),
+		b.httpSlot(UserBlockName(w, in.Name), b.denyAllJudge(), judgeType),
+		b.httpSlot(ShadowName(w, in.Name), pass(), judgeType),
+		b.httpSlot(PolicyName(w, in.Name), b.denyAllJudge(), judgeType),
+	}
+	if b.c.Authorizer != nil {
+		filters = append(filters, b.authorizerFilter())
+	}
+	hcm := b.connectionManager("in_"+in.Name, filters...)
+	hcm.EarlyHeaderMutationExtensions = b.stripped()
+	withUpgrades(hcm, in.Upgrades)
 	age := durationpb.New(b.c.MaxConnectionAge)
 	// A connection takes no new streams after its age, and a stream ends after
 	// the same time: a client that only receives sends the gate nothing to judge.
@@ -101,18 +105,13 @@ func (b *builder) inboundHTTP(in *Inbound) *listenerv3.Filter {
 	return b.networkFilter("envoy.filters.network.http_connection_manager", hcm)
 }
 
-// pathFilter puts the path without its query into filter state. PATH alone
-// would do something else: it prefers x-envoy-original-path, which a client can
-// send.
-func (b *builder) pathFilter() *hcmv3.HttpFilter {
-	return b.httpFilter("envoy.filters.http.set_filter_state", &httpsetstatev3.Config{
-		OnRequestHeaders: []*setstatev3.FilterStateValue{{
-			Key:        &setstatev3.FilterStateValue_ObjectKey{ObjectKey: pathState},
-			FactoryKey: "envoy.string",
-			Value: &setstatev3.FilterStateValue_FormatString{FormatString: &corev3.SubstitutionFormatString{
-				Format: &corev3.SubstitutionFormatString_TextFormatSource{TextFormatSource: &corev3.DataSource{
-					Specifier: &corev3.DataSource_InlineString{InlineString: "%PATH(NQ:PATH)%"},
-				}},
+func (b *builder) healthFilter() *hcmv3.HttpFilter {
+	return b.httpFilter("envoy.filters.http.health_check", &healthcheckv3.HealthCheck{
+		PassThroughMode: wrapperspb.Bool(false),
+		Headers: []*routev3.HeaderMatcher{{
+			Name: ":path",
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: &typematcherv3.StringMatcher{
+				MatchPattern: &typematcherv3.StringMatcher_Exact{Exact: HealthPath},
 			}},
 		}},
 	})

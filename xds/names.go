@@ -47,6 +47,21 @@ func AppCluster(port string) string { return "app/" + port }
 // PolicyName names the ECDS resource of a port's HTTP policy.
 func PolicyName(workload, port string) string { return "policy/" + workload + "/" + port }
 
+// BlockName names the ECDS resource of a port's Blocks of callers.
+func BlockName(workload, port string) string { return "block/" + workload + "/" + port }
+
+// TokensName names the ECDS resource that verifies the tokens of a port.
+func TokensName(workload, port string) string { return "jwt/" + workload + "/" + port }
+
+// UserBlockName names the ECDS resource of a port's Blocks of users.
+func UserBlockName(workload, port string) string { return "userblock/" + workload + "/" + port }
+
+// ShadowName names the ECDS resource of the policy that a port's would be.
+func ShadowName(workload, port string) string { return "shadow/" + workload + "/" + port }
+
+// TCPPolicyName names the ECDS resource of the policy of a tcp port.
+func TCPPolicyName(workload, port string) string { return "tcppolicy/" + workload + "/" + port }
+
 // GateName names the ECDS resource of a port's gate.
 func GateName(workload, port string) string { return "gate/" + workload + "/" + port }
 

@@ -12,7 +12,10 @@ import (
 // configuration that compile makes from a checked spec passes; one that does
 // not is a mistake in the program, so the errors name fields, not files.
 func (c *Config) Validate() error {
-	v := &validation{td: c.TrustDomain}
+	v := &validation{td: c.TrustDomain, aliases: c.Aliases, federated: c.Federated, verifies: map[string]bool{}}
+	for i := range c.Providers {
+		v.verifies[c.Providers[i].Name] = true
+	}
 	v.check(dnsName(c.TrustDomain), "trust domain %q is not a DNS name", c.TrustDomain)
 	v.check(isRef(c.Workload), "workload %q is not namespace/name", c.Workload)
 	v.check(v.isID(c.ID), "id %q is not of trust domain %s", c.ID, c.TrustDomain)
@@ -46,9 +49,11 @@ func (in Instance) Validate() error {
 
 // validation collects problems; at says where.
 type validation struct {
-	td   string
-	at   string
-	errs []error
+	td                 string
+	aliases, federated []string
+	verifies           map[string]bool // providers
+	at                 string
+	errs               []error
 }
 
 func (v *validation) check(ok bool, format string, args ...any) {
@@ -73,7 +78,6 @@ func (v *validation) inbound(in *Inbound) {
 	v.check(in.Protocol.IsHTTP() || in.Protocol == TCP, "protocol %q is unknown", in.Protocol)
 	v.check(isTarget(in.Target), "target %q is neither a loopback address with a port nor unix:/path", in.Target)
 	if in.Protocol == TCP {
-		v.check(len(in.Rules) == 0, "a tcp port has no rules")
 		v.check(len(in.Hosts) == 0, "a tcp port has no hosts")
 	} else {
 		v.check(len(in.Hosts) > 0, "no hosts")
@@ -86,35 +90,10 @@ func (v *validation) inbound(in *Inbound) {
 	for _, g := range in.Gate {
 		v.unique(ids, g.ID)
 		v.unique(keys, g.Key)
-		v.check(v.isID(g.ID), "gate of %q, which is not of trust domain %s", g.ID, v.td)
+		v.check(v.isKnownID(g.ID), "gate of %q, which is not of a known trust domain", g.ID)
 		v.check(strings.HasPrefix(g.Key, "zt."), "gate key %q does not begin with zt.", g.Key)
 	}
-	for i := range in.Rules {
-		v.rule(&in.Rules[i])
-	}
-}
-
-func (v *validation) rule(r *Rule) {
-	v.check(isRef(r.Grant), "grant %q is not namespace/name", r.Grant)
-	v.check(r.Callers.Any || len(r.Callers.IDs)+len(r.Callers.Prefixes) > 0, "grant %s: no callers", r.Grant)
-	for _, id := range r.Callers.IDs {
-		v.check(v.isID(id), "grant %s: caller %q is not of trust domain %s", r.Grant, id, v.td)
-	}
-	for _, p := range r.Callers.Prefixes {
-		rest, ok := strings.CutPrefix(p, "spiffe://"+v.td+"/ns/")
-		ns, ok2 := strings.CutSuffix(rest, "/sa/")
-		v.check(ok && ok2 && label(ns), "grant %s: caller prefix %q is not a namespace of trust domain %s", r.Grant, p, v.td)
-	}
-	// Empty is not nil: "any" is only ever said by nil, so that a list that lost
-	// its last item cannot turn into a grant of everything.
-	v.check(r.Methods == nil || len(r.Methods) > 0, "grant %s: an empty list of methods", r.Grant)
-	v.check(r.Paths == nil || len(r.Paths) > 0, "grant %s: an empty list of paths", r.Grant)
-	for _, m := range r.Methods {
-		v.check(isMethod(m), "grant %s: %q is not a method that can be granted", r.Grant, m)
-	}
-	for _, p := range r.Paths {
-		v.check(p.valid(), "grant %s: path %q is not a canonical path of kind %q", r.Grant, p.Value, p.Kind)
-	}
+	v.judged(in)
 }
 
 func (v *validation) destinations(ds []Destination) {
@@ -140,6 +119,13 @@ func (v *validation) destinations(ds []Destination) {
 	v.at = ""
 }
 
+func (v *validation) upgrades(list []string, p Protocol) {
+	for _, u := range list {
+		v.check(u == "websocket", "upgrade %q is unknown", u)
+		v.check(p == HTTP, "a %s port has no upgrades", p)
+	}
+}
+
 func (v *validation) tcpCalls(c *Config) {
 	ports := map[uint32]bool{EgressPort: true}
 	for _, t := range c.TCPCalls {
@@ -153,27 +139,15 @@ func (v *validation) tcpCalls(c *Config) {
 	v.at = ""
 }
 
-// isID says whether id is exactly the form of a workload of the trust domain.
-// Envoy joins several URI SANs with commas, so an id must not hold one.
-func (v *validation) isID(id string) bool {
-	rest, ok := strings.CutPrefix(id, "spiffe://"+v.td+"/ns/")
+// isID says whether id is a workload of the trust domain.
+func (v *validation) isID(id string) bool { return isWorkloadID(v.td, id) }
+
+// isWorkloadID says whether id is exactly the form of a workload of that trust
+// domain. Envoy joins several URI SANs with commas, so an id must not hold one.
+func isWorkloadID(td, id string) bool {
+	rest, ok := strings.CutPrefix(id, domainPrefix(td)+"ns/")
 	ns, name, ok2 := strings.Cut(rest, "/sa/")
 	return ok && ok2 && label(ns) && label(name)
-}
-
-func (p Path) valid() bool {
-	if !canonicalPath(p.Value) {
-		return false
-	}
-	switch p.Kind {
-	case Exact:
-		return true
-	case Rest:
-		return p.Value == "/" || !strings.HasSuffix(p.Value, "/")
-	case OneSegment: // "/pkg.S/", see segmentExpr
-		return strings.Count(p.Value, "/") == 2 && strings.HasSuffix(p.Value, "/")
-	}
-	return false
 }
 
 // canonicalPath says what pathExpr says: RFC 3986 path-absolute of pchar,
