@@ -2,7 +2,6 @@ package spec
 
 import (
 	"slices"
-	"strings"
 
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -12,11 +11,10 @@ import (
 // empty when it is not known, and then Mesh.trustDomain is not compared.
 //
 // It concludes nothing from those parts of documents that Parse has reported.
+// What the operator wrote (Document.Operator) may name what is gone: files do not
+// own it.
 func Check(docs []*Document, trustDomain string) Problems {
-	c := &checker{
-		workloads: make(map[Ref]*Document), grants: make(map[Ref]bool),
-		namespaces: make(map[string]bool), trustDomain: trustDomain,
-	}
+	c := newChecker(trustDomain)
 	seen := make(map[Key]bool, len(docs))
 	var unique []*Document
 	for _, d := range docs {
@@ -26,14 +24,9 @@ func Check(docs []*Document, trustDomain string) Problems {
 		}
 		seen[d.Key()] = true
 		unique = append(unique, d)
-		switch d.GetKind() {
-		case KindWorkload:
-			c.workloads[d.Ref()] = d
-			c.namespaces[d.Ref().Namespace] = true
-		case KindGrant:
-			c.grants[d.Ref()] = true
-		}
+		c.index(d)
 	}
+	c.segments.join(c.workloads)
 	for _, d := range unique {
 		if c.problems.full() {
 			break
@@ -43,13 +36,110 @@ func Check(docs []*Document, trustDomain string) Problems {
 	return c.problems.capped()
 }
 
+// checker is the documents by what they are named by. Nothing in it is looked for
+// by going through a list of documents, so that Check costs what the documents do.
 type checker struct {
-	workloads   map[Ref]*Document
-	grants      map[Ref]bool
-	namespaces  map[string]bool // those that have a workload
+	trustDomain string // the cluster's, or else the Mesh's; may be empty
 	mesh        *Document
-	trustDomain string
-	problems    Problems
+	aliases     map[string]bool
+	federated   map[string]bool
+
+	workloads  map[Ref]*Document
+	services   map[Ref]*Document // of kind Service
+	grants     map[Ref]bool
+	namespaces map[string]bool // those that have a workload
+	providers  map[string]*Document
+	segments   *segments
+	exceptions map[excuse][]*Document
+
+	issuers   map[string]*Document
+	forwarded map[string]*Document // by header
+	hosts     map[string]*Document // of external services
+
+	reached  map[Ref]*service
+	wide     map[string]map[string][]shape // by namespace ("" is all) and the name of the port
+	problems Problems
+}
+
+func newChecker(trustDomain string) *checker {
+	return &checker{
+		trustDomain: trustDomain, aliases: map[string]bool{}, federated: map[string]bool{},
+		workloads: map[Ref]*Document{}, services: map[Ref]*Document{}, grants: map[Ref]bool{}, namespaces: map[string]bool{},
+		providers: map[string]*Document{}, segments: newSegments(), exceptions: map[excuse][]*Document{},
+		issuers: map[string]*Document{}, forwarded: map[string]*Document{}, hosts: map[string]*Document{},
+		reached: map[Ref]*service{},
+	}
+}
+
+// index puts d where others find it.
+func (c *checker) index(d *Document) {
+	switch d.GetKind() {
+	case KindMesh:
+		if c.mesh == nil {
+			c.mesh = d
+		} else if other, kept := blame(d, c.mesh); other != nil {
+			c.mesh = kept
+			c.report(other, other.problem(codeSecondMesh, "metadata.name", "", "there is %s already", kept.Key()))
+		}
+		for _, td := range d.GetMesh().GetTrustDomainAliases() {
+			c.aliases[td] = true
+		}
+		for _, f := range d.GetMesh().GetFederation() {
+			c.federated[f.GetTrustDomain()] = true
+		}
+	case KindWorkload:
+		c.workloads[d.Ref()] = d
+		c.namespaces[d.Ref().Namespace] = true
+	case KindService:
+		c.services[d.Ref()] = d
+		for i, h := range d.GetService().GetExternal().GetHosts() {
+			c.only(c.hosts, h, d, codeHostTwice, "spec.external.hosts", i, "the host")
+		}
+	case KindGrant:
+		c.grants[d.Ref()] = true
+	case KindSegment:
+		c.segments.add(d)
+	case KindIdentityProvider:
+		c.providers[d.Ref().Name] = d
+		c.only(c.issuers, d.GetIdentityProvider().GetIssuer(), d, codeIssuerTwice, "spec.issuer", -1, "the issuer")
+		for _, h := range sortedKeys(d.GetIdentityProvider().GetForward().GetHeaders()) {
+			c.only(c.forwarded, h, d, codeForwardTwice, key("spec.forward.headers", h), -1, "the header")
+		}
+	case KindException:
+		e := excuseOf(d)
+		c.exceptions[e] = append(c.exceptions[e], d)
+	}
+}
+
+// only holds name to one document of all that m has; item is its index in the
+// list at path, or -1.
+func (c *checker) only(m map[string]*Document, name string, d *Document, code, path string, item int, what string) {
+	other := m[name]
+	if other == nil || other == d {
+		m[name] = d
+		return
+	}
+	guilty, kept := blame(d, other)
+	m[name] = kept
+	if guilty == d && item >= 0 {
+		path = index(path, item)
+	}
+	c.report(guilty, guilty.problem(code, path, "", "%s %s is that of %s already", what, show(name), kept.Key()))
+}
+
+// blame is which of two documents that clash is to change: the one that the user
+// can point at, or else the later one by its key.
+func blame(a, b *Document) (guilty, kept *Document) {
+	if (a.spots == nil) != (b.spots == nil) {
+		if a.spots == nil {
+			return b, a
+		}
+		return a, b
+	}
+	if a.Key().Less(b.Key()) {
+		return b, a
+	}
+	return a, b
 }
 
 // report adds p unless it only follows from what Parse has reported.
@@ -59,75 +149,115 @@ func (c *checker) report(d *Document, p Problem) {
 	}
 }
 
+// say reports a problem of d at path.
+func (c *checker) say(d *Document, code, path, hint, format string, args ...any) {
+	if !c.problems.full() {
+		c.report(d, d.problem(code, path, hint, format, args...))
+	}
+}
+
 func (c *checker) document(d *Document) {
 	switch {
 	case d.GetMesh() != nil:
-		if c.mesh != nil {
-			written, other := d, c.mesh
-			if d.spots == nil {
-				written, other = other, written // point at what the user can change
-			}
-			c.report(written, written.problem(codeSecondMesh, "metadata.name", "", "there is %s already", other.Key()))
-			return
-		}
-		c.mesh = d
-		if td := d.GetMesh().GetTrustDomain(); c.trustDomain != "" && td != c.trustDomain {
-			c.report(d, d.problem(codeTrustDomain, "spec.trustDomain", "", "the trust domain is %s, the cluster's is %s", show(td), show(c.trustDomain)))
+		if td := d.GetMesh().GetTrustDomain(); d == c.mesh && c.trustDomain != "" && td != c.trustDomain {
+			c.say(d, codeTrustDomain, "spec.trustDomain", "", "the trust domain is %s, the cluster's is %s", show(td), show(c.trustDomain))
 		}
 	case d.GetWorkload() != nil:
-		for i, call := range d.GetWorkload().GetTcpCalls() {
-			c.tcpCall(d, index("spec.tcpCalls", i)+".service", call.GetService())
-		}
+		c.workload(d, d.GetWorkload())
+	case d.GetService() != nil:
+		c.service(d, d.GetService())
 	case d.GetGrant() != nil:
 		c.grant(d, d.GetGrant())
+	case d.GetBlock() != nil:
+		c.block(d, d.GetBlock())
+	case d.GetIdentityProvider() != nil:
+		c.provider(d, d.GetIdentityProvider())
+	case d.GetSegment() != nil:
+		c.segment(d, d.GetSegment())
 	case d.GetAssertion() != nil:
-		for i, t := range d.GetAssertion().GetTests() {
-			c.test(d, index("spec.tests", i), t)
+		c.assertion(d, d.GetAssertion())
+	case d.GetException() != nil:
+		c.exception(d, d.GetException())
+	}
+}
+
+func (c *checker) workload(d *Document, w *ztv1.Workload) {
+	for i, call := range w.GetTcpCalls() {
+		c.tcpCall(d, index("spec.tcpCalls", i)+".service", call.GetService())
+	}
+	for i, h := range w.GetExternalAuthorizer().GetHeaders() {
+		if p := c.forwarded[h]; p != nil {
+			c.say(d, codeForwardedHeader, index("spec.externalAuthorizer.headers", i), "", "the header %s carries a verified claim of %s", show(h), p.Key())
 		}
 	}
 }
 
-// workload reports a reference to a workload that does not exist.
-func (c *checker) workload(d *Document, path, s string) {
+// own is the mesh's trust domain, or empty when it is not known.
+func (c *checker) own() string {
+	if c.trustDomain != "" {
+		return c.trustDomain
+	}
+	if c.mesh != nil {
+		return c.mesh.GetMesh().GetTrustDomain()
+	}
+	return ""
+}
+
+// workloadRef reports a reference to a workload that does not exist.
+func (c *checker) workloadRef(d *Document, path, s string) {
 	ref, err := ParseRef(s, d.Ref().Namespace)
 	if err != nil || c.workloads[ref] != nil {
 		return
 	}
-	c.report(d, d.problem(codeNoWorkload, path, c.near(ref), "there is no workload %s", ref))
+	c.say(d, codeNoWorkload, path, c.near(ref, c.workloads), "there is no workload %s", ref)
 }
 
-// service is the ports of the service ref. known is false when nothing can be
-// said about them: there is no such service, which it reports, or what it serves
-// has problems of its own.
-func (c *checker) service(d *Document, path string, ref Ref) (ports []*ztv1.Port, known bool) {
-	w := c.workloads[ref]
-	switch {
-	case w == nil:
-		c.report(d, d.problem(codeNoService, path, c.near(ref), "there is no service %s", ref))
-		return nil, false
-	case w.faulty("spec.serves") || w.faulty("spec"):
-		return nil, false
-	case len(w.GetWorkload().GetServes()) == 0:
-		c.report(d, d.problem(codeNoService, path, "", "the workload %s serves nothing", ref))
-		return nil, false
+func (c *checker) namespacesExist(d *Document, path string, list []string) {
+	for i, ns := range list {
+		if isLabel(ns) && !c.namespaces[ns] {
+			c.say(d, codeNoNamespace, index(path, i), "", "the namespace %s has no workload", ns)
+		}
 	}
-	return w.GetWorkload().GetServes(), true
 }
 
-// near is a hint with a workload of a similar name. It looks at all of them, so
-// only the first problems get one.
-func (c *checker) near(ref Ref) string {
+// id reports a SPIFFE ID that no certificate will ever have. When it is that of a
+// workload, ref is the workload, whether or not it exists.
+func (c *checker) id(d *Document, path, id string) (ref Ref, ok bool) {
+	td, rest, err := ParseID(id)
+	own := c.own()
+	if err != nil || own == "" {
+		return Ref{}, false
+	}
+	ref, ok = workloadOf(rest)
+	switch {
+	case td == own && !ok:
+		c.say(d, codeSPIFFEID, path, "Write spiffe://"+own+"/ns/<namespace>/sa/<workload>.", "%s is no ID of a workload", show(id))
+	case td == own:
+		return ref, true
+	case c.aliases[td]:
+		c.say(d, codeAliasID, path, "Write spiffe://"+own+rest+".", "%s is a former name of the trust domain", td)
+	case !c.federated[td]:
+		c.say(d, codeNoTrustDomain, path, didYouMean(td, sortedKeys(c.federated)), "there is no trust domain %s", td)
+	}
+	return Ref{}, false
+}
+
+// near is a hint with one of sets that has a similar name. It looks at all of
+// them, so only the first problems get one.
+func (c *checker) near(ref Ref, sets ...map[Ref]*Document) string {
 	const enough = 20
 	if len(c.problems) >= enough {
 		return ""
 	}
 	var here, elsewhere []string
-	for w := range c.workloads {
-		switch {
-		case w.Namespace == ref.Namespace:
-			here = append(here, w.Name)
-		case w.Name == ref.Name:
-			elsewhere = append(elsewhere, w.String())
+	for _, all := range sets {
+		for other := range all {
+			switch {
+			case other.Namespace == ref.Namespace:
+				here = append(here, other.Name)
+			case other.Name == ref.Name:
+				elsewhere = append(elsewhere, other.String())
+			}
 		}
 	}
 	slices.Sort(here)
@@ -136,182 +266,4 @@ func (c *checker) near(ref Ref) string {
 		return "Did you mean \"" + elsewhere[0] + "\"?"
 	}
 	return didYouMean(ref.Name, here)
-}
-
-func portNamed(ports []*ztv1.Port, name string) *ztv1.Port {
-	for _, p := range ports {
-		if p.GetName() == name {
-			return p
-		}
-	}
-	return nil
-}
-
-func portNames(ports []*ztv1.Port) []string {
-	names := make([]string, len(ports))
-	for i, p := range ports {
-		names[i] = p.GetName()
-	}
-	return names
-}
-
-func (c *checker) tcpCall(d *Document, path, s string) {
-	ref, name, err := ParseServicePort(s, d.Ref().Namespace)
-	if err != nil {
-		return
-	}
-	ports, known := c.service(d, path, ref)
-	if !known {
-		return
-	}
-	if name != "" {
-		switch p := portNamed(ports, name); {
-		case p == nil:
-			c.report(d, d.problem(codeNoPort, path, didYouMean(name, portNames(ports)), "the service %s has no port %s", ref, show(name)))
-		case p.GetProtocol() != "tcp":
-			c.report(d, d.problem(codeCallNotTCP, path, "", "the port %s of %s is %s", name, ref, p.GetProtocol()))
-		}
-		return
-	}
-	tcp := slices.DeleteFunc(slices.Clone(ports), func(p *ztv1.Port) bool { return p.GetProtocol() != "tcp" })
-	switch {
-	case len(tcp) == 0:
-		c.report(d, d.problem(codeCallNotTCP, path, "", "the service %s has no tcp port", ref))
-	case len(tcp) > 1:
-		c.report(d, d.problem(codeCallPortRequired, path, "", "the service %s has the tcp ports %s", ref, strings.Join(portNames(tcp), ", ")))
-	}
-}
-
-func (c *checker) grant(d *Document, g *ztv1.Grant) {
-	for i, s := range g.GetFrom().GetWorkloads() {
-		c.workload(d, index("spec.from.workloads", i), s)
-	}
-	for i, ns := range g.GetFrom().GetNamespaces() {
-		if isLabel(ns) && !c.namespaces[ns] {
-			c.report(d, d.problem(codeNoNamespace, index("spec.from.namespaces", i), "", "the namespace %s has no workload", ns))
-		}
-	}
-	reached, complete := c.reached(d, g.GetTo())
-	if !complete || len(reached) == 0 {
-		return
-	}
-	methods, paths := g.GetTo().GetMethods(), g.GetTo().GetPaths()
-	if len(methods) == 0 && len(paths) == 0 {
-		return
-	}
-	field := "spec.to.methods"
-	if len(methods) == 0 {
-		field = "spec.to.paths"
-	}
-	class := family(reached[0])
-	for _, p := range reached[1:] {
-		if family(p) != class {
-			c.report(d, d.problem(codeMixed, field, "", "the ports are %s and %s", class, family(p)))
-			return
-		}
-	}
-	switch class {
-	case "tcp":
-		c.report(d, d.problem(codeHTTPOnTCP, field, "", "the port is tcp"))
-	case "grpc":
-		c.methodsFit(d, methods, isGRPCMethod, "grpc")
-		if len(paths) > 0 {
-			c.report(d, d.problem(codePathsOnGRPC, "spec.to.paths", "", "the port is grpc"))
-		}
-	default:
-		c.methodsFit(d, methods, isHTTPMethod, "http")
-	}
-}
-
-// family is what makes ports alike for methods and paths.
-func family(p *ztv1.Port) string {
-	if p.GetProtocol() == "http2" {
-		return "http"
-	}
-	return p.GetProtocol()
-}
-
-func (c *checker) methodsFit(d *Document, methods []string, fits func(string) bool, class string) {
-	for i, m := range methods {
-		if !fits(m) {
-			c.report(d, d.problem(codeMethodKind, index("spec.to.methods", i), "", "the port is %s and %s is no %s method", class, show(m), class))
-		}
-	}
-}
-
-// reached is every port that the target names. complete is false when some of
-// them are not known.
-func (c *checker) reached(d *Document, to *ztv1.Target) (reached []*ztv1.Port, complete bool) {
-	complete = true
-	used := map[string]bool{}
-	for i, s := range to.GetServices() {
-		path := index("spec.to.services", i)
-		ref, err := ParseRef(s, d.Ref().Namespace)
-		if err != nil || ref.Namespace != d.Ref().Namespace {
-			complete = false
-			continue
-		}
-		ports, known := c.service(d, path, ref)
-		switch {
-		case !known:
-			complete = false
-		case len(to.GetPorts()) == 0 && len(ports) > 1:
-			complete = false
-			if !d.faulty("spec.to.ports") {
-				c.report(d, d.problem(codePortsRequired, path, "", "the service %s has the ports %s", ref, strings.Join(portNames(ports), ", ")))
-			}
-		case len(to.GetPorts()) == 0:
-			reached = append(reached, ports...)
-		default:
-			before := len(reached)
-			for _, name := range to.GetPorts() {
-				if p := portNamed(ports, name); p != nil {
-					used[name] = true
-					reached = append(reached, p)
-				}
-			}
-			if len(reached) == before {
-				c.report(d, d.problem(codeNoPort, path, "", "the service %s has none of the ports named; it has %s", ref, strings.Join(portNames(ports), ", ")))
-			}
-		}
-	}
-	for i, name := range to.GetPorts() {
-		if complete && !used[name] {
-			c.report(d, d.problem(codeNoPort, index("spec.to.ports", i), "", "no service of this grant has a port %s", show(name)))
-		}
-	}
-	return reached, complete
-}
-
-func (c *checker) test(d *Document, path string, t *ztv1.Test) {
-	namespace := d.Ref().Namespace
-	c.workload(d, path+".as.workload", t.GetAs().GetWorkload())
-	if by := t.GetBy(); by != "" {
-		if ref, err := ParseRef(by, namespace); err == nil && !c.grants[ref] {
-			c.report(d, d.problem(codeNoGrant, path+".by", "", "there is no grant %s", ref))
-		}
-	}
-	path += ".request"
-	r, err := ParseRequest(t.GetRequest(), namespace)
-	if err != nil {
-		return
-	}
-	ports, known := c.service(d, path, r.Service)
-	if !known {
-		return
-	}
-	if r.Port == "" && len(ports) > 1 {
-		c.report(d, d.problem(codeRequestPort, path, "", "the service %s has the ports %s", r.Service, strings.Join(portNames(ports), ", ")))
-		return
-	}
-	p := ports[0]
-	if r.Port != "" {
-		p = portNamed(ports, r.Port)
-	}
-	switch {
-	case p == nil:
-		c.report(d, d.problem(codeNoPort, path, didYouMean(r.Port, portNames(ports)), "the service %s has no port %s", r.Service, show(r.Port)))
-	case r.TCP != (p.GetProtocol() == "tcp") || r.GRPC && p.GetProtocol() != "grpc":
-		c.report(d, d.problem(codeRequestProtocol, path, "", "the port %s of %s is %s", p.GetName(), r.Service, p.GetProtocol()))
-	}
 }

@@ -54,6 +54,9 @@ const (
 	codeMeshNamespace     = "ZT1203"
 	codeNotInMesh         = "ZT1204"
 	codeTrustDomain       = "ZT1205"
+	codeReservedLabel     = "ZT1206"
+	codeForeignDomain     = "ZT1207"
+	codeCA                = "ZT1208"
 )
 
 // Workload.
@@ -66,30 +69,58 @@ const (
 	codeTargetLoop       = "ZT1306"
 	codeCallNotTCP       = "ZT1307"
 	codeCallPortRequired = "ZT1308"
+	codePortOption       = "ZT1309"
+	codeHealthPath       = "ZT1310"
+	codeAuthorizer       = "ZT1311"
 )
 
 // Grant.
 const (
-	codeCaller        = "ZT1401"
-	codeOtherCallee   = "ZT1402"
-	codePortsRequired = "ZT1403"
-	codeHTTPOnTCP     = "ZT1404"
-	codeMixed         = "ZT1405"
-	codeMethod        = "ZT1406"
-	codeMethodRefused = "ZT1407"
-	codeMethodKind    = "ZT1408"
-	codePathsOnGRPC   = "ZT1409"
-	codePath          = "ZT1410"
+	codeCaller            = "ZT1401"
+	codeOtherCallee       = "ZT1402"
+	codePortsRequired     = "ZT1403"
+	codeHTTPOnTCP         = "ZT1404"
+	codeMixed             = "ZT1405"
+	codeMethod            = "ZT1406"
+	codeMethodRefused     = "ZT1407"
+	codeMethodKind        = "ZT1408"
+	codePathsOnGRPC       = "ZT1409"
+	codePath              = "ZT1410"
+	codeUsersAlone        = "ZT1411"
+	codeTargetOne         = "ZT1412"
+	codeWide              = "ZT1413"
+	codeWidePorts         = "ZT1414"
+	codeClaim             = "ZT1415"
+	codeClaimValue        = "ZT1416"
+	codeHeader            = "ZT1417"
+	codeHeaderValue       = "ZT1418"
+	codeForwardedHeader   = "ZT1419"
+	codeCIDR              = "ZT1420"
+	codeZone              = "ZT1421"
+	codeClock             = "ZT1422"
+	codeCEL               = "ZT1423"
+	codeUpgrade           = "ZT1424"
+	codeUpgradeMethod     = "ZT1425"
+	codeConditionOnTCP    = "ZT1426"
+	codeServerFirst       = "ZT1427"
+	codeExternalCondition = "ZT1428"
+	codeSPIFFEID          = "ZT1429"
+	codeAliasID           = "ZT1430"
+	codeNotAdmitted       = "ZT1431"
+	codeUserOnTCP         = "ZT1432"
 )
 
 // References.
 const (
-	codeReference   = "ZT1501"
-	codeNoWorkload  = "ZT1502"
-	codeNoNamespace = "ZT1503"
-	codeNoService   = "ZT1504"
-	codeNoPort      = "ZT1505"
-	codeNoGrant     = "ZT1506"
+	codeReference     = "ZT1501"
+	codeNoWorkload    = "ZT1502"
+	codeNoNamespace   = "ZT1503"
+	codeNoService     = "ZT1504"
+	codeNoPort        = "ZT1505"
+	codeNoGrant       = "ZT1506"
+	codeNoProvider    = "ZT1507"
+	codeNoSegment     = "ZT1508"
+	codeNoTrustDomain = "ZT1509"
 )
 
 // Assertion.
@@ -98,6 +129,44 @@ const (
 	codeByWithDeny      = "ZT1602"
 	codeRequestProtocol = "ZT1603"
 	codeRequestPort     = "ZT1604"
+	codeSubject         = "ZT1605"
+	codeSource          = "ZT1606"
+	codeTestOfTCP       = "ZT1607"
+	codeStatement       = "ZT1608"
+)
+
+// Service.
+const (
+	codeServiceOne    = "ZT1701"
+	codeForeignMember = "ZT1702"
+	codeServiceName   = "ZT1703"
+	codeMemberPorts   = "ZT1704"
+	codeExternalHost  = "ZT1705"
+	codeHostTwice     = "ZT1706"
+	codeExternalTLS   = "ZT1707"
+)
+
+// IdentityProvider.
+const (
+	codeIssuerTwice     = "ZT1801"
+	codeURL             = "ZT1802"
+	codePlainURL        = "ZT1803"
+	codeReservedAddress = "ZT1804"
+	codeJWKSOne         = "ZT1805"
+	codeJWKS            = "ZT1806"
+	codeClaimTwice      = "ZT1807"
+	codeForward         = "ZT1808"
+	codeForwardTwice    = "ZT1809"
+)
+
+// Segment, Block and Exception.
+const (
+	codeTwoSegments  = "ZT1901"
+	codeBlockOne     = "ZT1902"
+	codeForeignBlock = "ZT1903"
+	codeSubjectForm  = "ZT1904"
+	codePeers        = "ZT1905"
+	codeNoUse        = "ZT1906"
 )
 
 // Codes is every problem that Parse and Check report, in order of the codes.
@@ -138,9 +207,12 @@ var codes = []Code{
 
 	{codeDuplicateDocument, "Two documents have the same kind, namespace and name", "Rename one of them or remove it."},
 	{codeSecondMesh, "There is more than one Mesh", "Keep one of them."},
-	{codeMeshNamespace, "The Mesh is not in the namespace \"mesh\"", "Write \"namespace: mesh\"."},
+	{codeMeshNamespace, "The kind stands only in the namespace \"mesh\", and this is another", "Write \"namespace: mesh\"."},
 	{codeNotInMesh, "The kind may not stand in the reserved namespace \"mesh\"", "Give it a namespace of its own."},
 	{codeTrustDomain, "The trust domain is not that of the cluster, which never changes", "Write the trust domain that was given to `ztd init`."},
+	{codeReservedLabel, "A label or annotation begins with \"ztmesh.dev/\", which is for ztmesh itself", "Use a prefix of your own."},
+	{codeForeignDomain, "An alias or a federated trust domain stands twice, or is the mesh's own or that of a control plane", "Name each other trust domain once."},
+	{codeCA, "This is not one or more CA certificates as PEM", "Give the certificates of the CAs, and nothing else; a certificate that is no CA's verifies nobody."},
 
 	{codePortNameTwice, "Two ports of a workload have the same name", "Rename one of them."},
 	{codePortNumberTwice, "Two ports of a workload have the same number", "Change one of them."},
@@ -150,8 +222,11 @@ var codes = []Code{
 	{codeTargetLoop, "A port's target is a localPort of the same workload: peers would be passed on in its name", "Change the target or the localPort."},
 	{codeCallNotTCP, "A tcpCall leads to a port that is not tcp", "Call HTTP and gRPC by host name through port 15001: <service>.<namespace>.mesh."},
 	{codeCallPortRequired, "The service of a tcpCall has several tcp ports", "Name one of them: \"service:port-name\"."},
+	{codePortOption, "The option does not fit the protocol of the port", "healthPath and allowEncodedPaths are for http and http2, upgrades for http, serverFirst for tcp."},
+	{codeHealthPath, "The healthPath is not a path", "Write an absolute path such as /healthz."},
+	{codeAuthorizer, "An external authorizer is given for a workload without a port whose requests it could judge", "Remove it, or serve http, http2 or grpc."},
 
-	{codeCaller, "A caller has not exactly one of workloads, namespaces and anyWorkload", "Keep one; write one grant for each of them."},
+	{codeCaller, "A caller has not exactly one of workloads, namespaces, segments, spiffeIDs and anyWorkload", "Keep one; write one grant for each of them."},
 	{codeOtherCallee, "A grant names a service of another namespace: the callee's owner decides", "Write the grant in the namespace of the service."},
 	{codePortsRequired, "A grant to a service with several ports does not say which", "Add \"ports\" with the names of those that are meant."},
 	{codeHTTPOnTCP, "Methods or paths are given for a tcp port, which has none", "Remove them, or grant the other ports apart."},
@@ -161,6 +236,28 @@ var codes = []Code{
 	{codeMethodKind, "The method does not fit the port's protocol", "gRPC ports take pkg.Service/Method or pkg.Service/*, HTTP ports take GET, POST, …"},
 	{codePathsOnGRPC, "Paths are given for a grpc port", "Write methods: [pkg.Service/Method] instead."},
 	{codePath, "The path is not canonical, so it would never match", "Write an absolute path such as /orders/7, or /orders/** for any rest."},
+	{codeUsersAlone, "Users are named without a caller", "Add workloads, namespaces, segments, spiffeIDs or anyWorkload: workload and user must both match."},
+	{codeTargetOne, "A target has not exactly one of services, namespaces and allServices", "Keep one; write one grant for each of them."},
+	{codeWide, "Only grants of the namespace \"mesh\" reach across namespaces, and they name no services", "Write a grant to services in their own namespace; use namespaces or allServices in \"mesh\"."},
+	{codeWidePorts, "A grant that reaches across services does not say which ports", "Add \"ports\" with the names of those that are meant."},
+	{codeClaim, "The provider declares no such claim", "Declare it in the IdentityProvider's claims, with its kind."},
+	{codeClaimValue, "The value is not of the claim's kind", "A boolean is \"true\" or \"false\"; only a list has several values in a test."},
+	{codeHeader, "This header can neither be matched nor set", "Name an end-to-end header of your own in lower case, such as x-team."},
+	{codeHeaderValue, "The text can not be the value of a header", "Write visible ASCII characters without spaces around them."},
+	{codeForwardedHeader, "The header carries a verified claim: no one else may set it and no condition may name it", "Use another header."},
+	{codeCIDR, "This is not an address range in canonical form", "Write it as 10.0.0.0/8, 192.0.2.7/32 or fd00::/8, with all bits after the prefix zero."},
+	{codeZone, "The time zone does not exist", "Write a name of the IANA time zone database, such as Europe/Berlin or UTC."},
+	{codeClock, "The window is not between two times of day", "Write start and end as HH:MM; end may be 24:00, and before start to cross midnight."},
+	{codeCEL, "The expression is refused", "See docs/spec.md for the variables and functions that there are."},
+	{codeUpgrade, "A grant names an upgrade that a port in its reach does not take", "Add \"upgrades\" to the port, which is http, or name other ports."},
+	{codeUpgradeMethod, "An upgrade is always a GET", "Remove methods; write another grant for other requests."},
+	{codeConditionOnTCP, "Users, headers or an expression are named for a tcp port, whose connections have none", "Remove them, or grant the other ports apart."},
+	{codeServerFirst, "A grant to a serverFirst port has a condition or an end, which the TLS handshake does not know", "Remove when and until, or grant the other ports apart."},
+	{codeExternalCondition, "The condition can not be judged for an external service: the caller's own proxy decides, and it sees no user and no peer", "Remove it, or grant the other services apart."},
+	{codeSPIFFEID, "This is not the SPIFFE ID of a workload", "Write spiffe://<trust domain>/<path>."},
+	{codeAliasID, "The SPIFFE ID is of a former name of the trust domain, which is the same caller as the current one", "Write the ID of the current trust domain."},
+	{codeNotAdmitted, "A caller is in no segment that the segment of the service admits", "Add the caller's segment to \"admits\", or remove the caller from the grant."},
+	{codeUserOnTCP, "The segment of the service requires a user, and a tcp connection has none", "Name other ports, or take requireUser from the segment."},
 
 	{codeReference, "This is not a reference", "Write name, or namespace/name."},
 	{codeNoWorkload, "The workload does not exist", "Check the name; a workload of another namespace is namespace/name."},
@@ -168,11 +265,43 @@ var codes = []Code{
 	{codeNoService, "The service does not exist", "Check the name; a workload is a service when it has \"serves\"."},
 	{codeNoPort, "The service has no such port", "Name a port as its workload's \"serves\" does."},
 	{codeNoGrant, "The grant does not exist", "Check the name; a grant of another namespace is namespace/name."},
+	{codeNoProvider, "The identity provider does not exist", "Check the name; identity providers stand in the namespace \"mesh\"."},
+	{codeNoSegment, "The segment does not exist", "Check the name; segments stand in the namespace \"mesh\"."},
+	{codeNoTrustDomain, "The trust domain is not known", "Name it in the Mesh's federation, with its bundle."},
 
 	{codeRequest, "This is not a request", "Write \"GET orders /orders/7\", \"GRPC svc pkg.Service/Method\" or \"TCP db\"; a port is named as orders:http."},
 	{codeByWithDeny, "\"by\" is given for a denial, which no grant makes", "Remove \"by\", or want allow."},
 	{codeRequestProtocol, "The request does not fit the port's protocol", "tcp ports take TCP, grpc ports take GRPC or an HTTP request, the others an HTTP request."},
 	{codeRequestPort, "The service has several ports and the request does not say which", "Name one of them: \"GET orders:http /orders/7\"."},
+	{codeSubject, "The caller of a test is not exactly one of workload and spiffeID", "Keep one of them."},
+	{codeSource, "The source of a test is not an address", "Write an IP address such as 10.1.2.3."},
+	{codeTestOfTCP, "A test of a tcp connection has headers or a user", "Remove them."},
+	{codeStatement, "A statement names users: it speaks of all of them", "Remove them."},
+
+	{codeServiceOne, "A Service has not exactly one of workloads and external", "Keep one of them."},
+	{codeForeignMember, "A Service has a workload of another namespace", "Name workloads of the service's own namespace."},
+	{codeServiceName, "A Service has the name of a workload that serves ports", "Rename one of them: callers would not know which is meant."},
+	{codeMemberPorts, "Two workloads of a Service differ in a port of one name", "Give ports of one name the same number and protocol, or other names."},
+	{codeExternalHost, "This is not the name of an external host", "Write a DNS name in lower case such as api.example.com; an address or a name of the mesh is none."},
+	{codeHostTwice, "Two external services have the same host", "Keep it in one of them."},
+	{codeExternalTLS, "An external service is called without TLS", "Use TLS, or write an Exception (finding: plaintext-egress) for the service."},
+
+	{codeIssuerTwice, "Two identity providers have the same issuer", "Keep one of them."},
+	{codeURL, "This is not a URL in canonical form", "Write https://host/path, with the host in lower case."},
+	{codePlainURL, "The issuer or its keys are at an http URL", "Use https, or write an Exception (finding: plaintext-jwks) for the provider in the namespace \"mesh\"."},
+	{codeReservedAddress, "The host is a reserved address: loopback, link-local, multicast, metadata or unspecified", "Name another host, or write an Exception (finding: reserved-address) whose peers have the address."},
+	{codeJWKSOne, "The keys of a provider are not exactly one of uri and inline", "Keep one of them."},
+	{codeJWKS, "This is not a JWK Set of public keys for signatures", "Give the public keys of the provider only, of kty RSA, EC or OKP and with use \"sig\"."},
+	{codeClaimTwice, "A claim is declared twice", "Keep one of them."},
+	{codeForward, "A header carries a claim that is not declared, or is a list", "Name a declared claim of kind string or boolean, or \"sub\"."},
+	{codeForwardTwice, "Two providers forward claims in the same header", "Use a header of its own for each of them."},
+
+	{codeTwoSegments, "A workload would be in two segments", "Keep it in one of them."},
+	{codeBlockOne, "A Block has not exactly one kind of caller, or else services alone", "Keep one of workloads, namespaces, trustDomains, spiffeIDs and users; write one Block for each."},
+	{codeForeignBlock, "The Block of a namespace acts neither on its own callers nor on its own services", "Name its own callers or services, or write the Block in the namespace \"mesh\"."},
+	{codeSubjectForm, "This is not what an Exception can be about", "Name the port as \"service:port\", the external service or the provider, of the exception's own namespace."},
+	{codePeers, "An Exception does not say which addresses it is about, or says so without need", "Give peers for the findings plaintext and reserved-address, and only for these."},
+	{codeNoUse, "What is written has no effect", "Remove it."},
 }
 
 // hintOf is the hint of the table for code.

@@ -207,6 +207,7 @@ func TestProblemsPage(t *testing.T) {
 	groups := map[string]string{
 		"ZT10": "Bytes and YAML", "ZT11": "The form of a document", "ZT12": "The set of documents, and the mesh",
 		"ZT13": "Workload", "ZT14": "Grant", "ZT15": "References", "ZT16": "Assertion",
+		"ZT17": "Service", "ZT18": "IdentityProvider", "ZT19": "Segment, Block and Exception",
 	}
 	last := ""
 	for _, c := range spec.Codes() {

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -11,23 +12,26 @@ import (
 // ruleProblems is what SPEC.md refuses in d by itself, beyond the schema.
 func ruleProblems(d *Document) Problems {
 	r := &ruler{d: d, namespace: d.GetMetadata().GetNamespace()}
-	inMesh := r.namespace == MeshNamespace
-	switch kind := d.GetKind(); {
-	case kind == KindMesh && !inMesh:
-		r.say(codeMeshNamespace, "metadata.namespace", "", "the Mesh is in the namespace %s", show(r.namespace))
-	case kind == KindWorkload && inMesh:
-		r.say(codeNotInMesh, "metadata.namespace", "", "a Workload may not stand in the namespace \"mesh\"")
-	case kind == KindGrant && inMesh:
-		r.say(codeUnsupported, "metadata.namespace", "Write the grant in the namespace of the service.",
-			"grants of the namespace \"mesh\" are not supported yet")
-	}
+	r.metadata()
 	switch {
+	case d.GetMesh() != nil:
+		r.mesh(d.GetMesh())
 	case d.GetWorkload() != nil:
 		r.workload(d.GetWorkload())
+	case d.GetService() != nil:
+		r.service(d.GetService())
 	case d.GetGrant() != nil:
 		r.grant(d.GetGrant())
+	case d.GetBlock() != nil:
+		r.block(d.GetBlock())
+	case d.GetIdentityProvider() != nil:
+		r.provider(d.GetIdentityProvider())
+	case d.GetSegment() != nil:
+		r.segment(d.GetSegment())
 	case d.GetAssertion() != nil:
 		r.assertion(d.GetAssertion())
+	case d.GetException() != nil:
+		r.exception(d.GetException())
 	}
 	return r.problems
 }
@@ -43,6 +47,38 @@ func (r *ruler) say(code, path, hint, format string, args ...any) {
 		r.problems = append(r.problems, r.d.problem(code, path, hint, format, args...))
 	}
 }
+
+// metadata is where a kind may stand, and which labels are not for files.
+func (r *ruler) metadata() {
+	inMesh := r.namespace == MeshNamespace
+	switch kind := r.d.GetKind(); kind {
+	case KindMesh, KindSegment, KindIdentityProvider:
+		if !inMesh {
+			r.say(codeMeshNamespace, "metadata.namespace", "", "the %s is in the namespace %s", kind, show(r.namespace))
+		}
+	case KindWorkload, KindService:
+		if inMesh {
+			r.say(codeNotInMesh, "metadata.namespace", "", "a %s may not stand in the namespace \"mesh\"", kind)
+		}
+	}
+	m := r.d.GetMetadata()
+	r.reserved("metadata.labels", m.GetLabels())
+	r.reserved("metadata.annotations", m.GetAnnotations())
+}
+
+func (r *ruler) reserved(path string, texts map[string]string) {
+	for _, name := range sortedKeys(texts) {
+		if strings.HasPrefix(name, reservedPrefix) {
+			r.say(codeReservedLabel, key(path, name), "", "%s is for ztmesh itself", show(name))
+		}
+	}
+}
+
+// sortedKeys are the keys of m, in one order, so that problems are found in one.
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// key is the path of the value of name in the mapping at path.
+func key(path, name string) string { return join(path, keyName(text(name))) }
 
 // reference reports a reference that is none.
 func (r *ruler) reference(path, s string) {
@@ -60,184 +96,159 @@ func (r *ruler) references(path string, list []string) {
 // labels reports list items that are no DNS labels.
 func (r *ruler) labels(path string, list []string) {
 	for i, s := range list {
-		if !isLabel(s) {
-			r.say(codeReference, index(path, i), hintOf(codeBadName), "%s is not a name", show(s))
+		r.label(index(path, i), s)
+	}
+}
+
+func (r *ruler) label(path, s string) {
+	if !isLabel(s) {
+		r.say(codeReference, path, hintOf(codeBadName), "%s is not a name", show(s))
+	}
+}
+
+// ids reports list items that are no SPIFFE IDs.
+func (r *ruler) ids(path string, list []string) {
+	for i, s := range list {
+		r.id(index(path, i), s)
+	}
+}
+
+func (r *ruler) id(path, s string) {
+	if _, _, err := ParseID(s); err != nil {
+		r.say(codeSPIFFEID, path, "", "%v", err)
+	}
+}
+
+// oneOf is one of what a message must have exactly one of.
+type oneOf struct {
+	name string
+	set  bool
+}
+
+// exactly reports that not exactly one of fields is set, or with optional more
+// than one. It is true when all is well.
+func (r *ruler) exactly(code, path string, optional bool, fields ...oneOf) bool {
+	var names, set []string
+	for _, f := range fields {
+		if names = append(names, f.name); f.set {
+			set = append(set, f.name)
+		}
+	}
+	all := strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
+	switch {
+	case len(set) > 1:
+		r.say(code, path, "", "there are %s; of %s only one may stand here", strings.Join(set, " and "), all)
+	case len(set) == 0 && !optional:
+		r.say(code, path, "", "there is none of %s", all)
+	default:
+		return true
+	}
+	return false
+}
+
+// notFalse reports a boolean that may only be true, or absent.
+func (r *ruler) notFalse(path string, value bool) {
+	if !value && r.d.wrote(path) {
+		r.say(codeBadValue, path, "Write true or remove the field.", "%s is false", lastOf(path))
+	}
+}
+
+// ca reports a text that is no CA certificates.
+func (r *ruler) ca(path, text string) {
+	if err := caProblem(text); err != nil {
+		r.say(codeCA, path, "", "%v", err)
+	}
+}
+
+// websockets reports upgrades that do not exist.
+func (r *ruler) websockets(path string, list []string) {
+	for i, u := range list {
+		if u != websocket {
+			r.say(codeBadValue, index(path, i), "", "the upgrade is %s, not \"websocket\"", show(u))
 		}
 	}
 }
 
-func (r *ruler) workload(w *ztv1.Workload) {
-	names, numbers, targets := map[string]int{}, map[uint32]int{}, map[uint32]string{}
-	for i, p := range w.GetServes() {
-		path := index("spec.serves", i)
-		if first, twice := names[p.GetName()]; twice && p.GetName() != "" {
-			r.say(codePortNameTwice, path+".name", "", "the name %s is that of port %d already", show(p.GetName()), first+1)
-		} else {
-			names[p.GetName()] = i
+func (r *ruler) cidrs(path string, list []string) {
+	for i, s := range list {
+		if _, err := ParseCIDR(s); err != nil {
+			r.say(codeCIDR, index(path, i), "", "%v", err)
 		}
-		if first, twice := numbers[p.GetPort()]; twice && p.GetPort() != 0 {
-			r.say(codePortNumberTwice, path+".port", "", "the number %d is that of port %d already", p.GetPort(), first+1)
-		} else {
-			numbers[p.GetPort()] = i
-		}
-		if p.GetPort() == EgressPort {
-			r.say(codeReservedPort, path+".port", "", "the port %d is reserved", EgressPort)
-		}
-		target, at := p.GetPort(), path+".port"
-		if p.GetTarget() != "" || r.d.wrote(path+".target") {
-			at = path + ".target"
-			addr, ok := loopback(p.GetTarget())
-			if !ok {
-				r.say(codeTarget, at, "", "the target %s is not a loopback address and port", show(p.GetTarget()))
-				continue
-			}
-			target = uint32(addr.Port())
-			if target == EgressPort {
-				r.say(codeReservedPort, at, "", "the port %d of the target is reserved", EgressPort)
-			}
-		}
-		targets[target] = at
-	}
-	locals := map[uint32]int{}
-	for i, c := range w.GetTcpCalls() {
-		path := index("spec.tcpCalls", i)
-		if _, _, err := ParseServicePort(c.GetService(), r.namespace); err != nil {
-			r.say(codeReference, path+".service", "", "%v", err)
-		}
-		local := c.GetLocalPort()
-		if first, twice := locals[local]; twice && local != 0 {
-			r.say(codeLocalPortTwice, path+".localPort", "", "the port %d is that of call %d already", local, first+1)
-		} else {
-			locals[local] = i
-		}
-		if local == EgressPort {
-			r.say(codeReservedPort, path+".localPort", "", "the port %d is reserved", EgressPort)
-		}
-		if at, clash := targets[local]; clash && local != 0 {
-			r.say(codeTargetLoop, path+".localPort", "", "the port %d is where %s leads to", local, at)
-		}
-	}
-}
-
-// loopback reads a loopback address and port in its one canonical spelling.
-func loopback(s string) (addr netip.AddrPort, ok bool) {
-	addr, err := netip.ParseAddrPort(s)
-	ip := addr.Addr()
-	return addr, err == nil && ip.IsLoopback() && !ip.Is4In6() && ip.Zone() == "" && addr.Port() != 0 && addr.String() == s
-}
-
-func (r *ruler) grant(g *ztv1.Grant) {
-	from, to := g.GetFrom(), g.GetTo()
-	callers := 0
-	for _, is := range []bool{len(from.GetWorkloads()) > 0, len(from.GetNamespaces()) > 0, from.GetAnyWorkload()} {
-		if is {
-			callers++
-		}
-	}
-	if from != nil && callers != 1 {
-		r.say(codeCaller, "spec.from", "", "the caller has %d of workloads, namespaces and anyWorkload, not one", callers)
-	}
-	if !from.GetAnyWorkload() && r.d.wrote("spec.from.anyWorkload") {
-		r.say(codeBadValue, "spec.from.anyWorkload", "Write true or remove the field.", "anyWorkload is false")
-	}
-	r.references("spec.from.workloads", from.GetWorkloads())
-	r.labels("spec.from.namespaces", from.GetNamespaces())
-	for i, s := range to.GetServices() {
-		path := index("spec.to.services", i)
-		ref, err := ParseRef(s, r.namespace)
-		switch {
-		case err != nil:
-			r.say(codeReference, path, "", "%v", err)
-		case ref.Namespace != r.namespace:
-			r.say(codeOtherCallee, path, "", "the service %s is of another namespace", ref)
-		}
-	}
-	r.labels("spec.to.ports", to.GetPorts())
-	r.methods(to.GetMethods())
-	for i, p := range to.GetPaths() {
-		if code, why, hint := pathProblem(p); code != "" {
-			r.say(code, index("spec.to.paths", i), hint, "the path %s %s", show(p), why)
-		}
-	}
-}
-
-func (r *ruler) methods(list []string) {
-	for i, m := range list {
-		path := index("spec.to.methods", i)
-		switch upper := strings.ToUpper(m); {
-		case upper == "CONNECT" || upper == "TRACE":
-			r.say(codeMethodRefused, path, "", "%s cannot be granted", show(m))
-		case isHTTPMethod(m) || isGRPCMethod(m):
-		case isHTTPMethod(upper):
-			r.say(codeMethod, path, "Write "+upper+".", "%s is not in upper case", show(m))
-		case isGRPCMethod(strings.TrimPrefix(m, "/")):
-			r.say(codeMethod, path, "Write "+m[1:]+".", "%s begins with \"/\"", show(m))
-		default:
-			r.say(codeMethod, path, "", "%s is not a method", show(m))
-		}
-	}
-	grpc := func(m string) bool { return isGRPCMethod(m) }
-	if slices.ContainsFunc(list, grpc) && slices.ContainsFunc(list, isHTTPMethod) {
-		r.say(codeMixed, "spec.to.methods", "", "HTTP and gRPC methods stand in one list")
 	}
 }
 
 func (r *ruler) assertion(a *ztv1.Assertion) {
 	for i, t := range a.GetTests() {
-		path := index("spec.tests", i)
-		r.reference(path+".as.workload", t.GetAs().GetWorkload())
-		if _, err := ParseRequest(t.GetRequest(), r.namespace); err != nil {
-			r.say(codeRequest, path+".request", "", "%v", err)
+		r.test(index("spec.tests", i), t)
+	}
+	for i, s := range a.GetNever() {
+		r.statement(index("spec.never", i), s)
+	}
+	for i, s := range a.GetAlways() {
+		r.statement(index("spec.always", i), s)
+	}
+}
+
+func (r *ruler) statement(path string, s *ztv1.Statement) {
+	if s.GetFrom() != nil {
+		if s.GetFrom().GetUsers() != nil {
+			r.say(codeStatement, path+".from.users", "", "a statement names users")
+		} else {
+			r.caller(path+".from", s.GetFrom())
 		}
-		switch {
-		case t.GetBy() != "" && t.GetWant() == "deny":
-			r.say(codeByWithDeny, path+".by", "", "the test wants deny by %s", show(t.GetBy()))
-		case t.GetBy() != "" || r.d.wrote(path+".by"):
-			r.reference(path+".by", t.GetBy())
+	}
+	if s.GetTo() != nil {
+		r.target(path+".to", s.GetTo())
+	}
+}
+
+func (r *ruler) test(path string, t *ztv1.Test) {
+	if as := t.GetAs(); as != nil {
+		r.subject(path+".as", as)
+	}
+	request, err := ParseRequest(t.GetRequest(), r.namespace)
+	if err != nil {
+		r.say(codeRequest, path+".request", "", "%v", err)
+	}
+	switch {
+	case t.GetBy() != "" && t.GetWant() == "deny":
+		r.say(codeByWithDeny, path+".by", "", "the test wants deny by %s", show(t.GetBy()))
+	case t.GetBy() != "":
+		r.reference(path+".by", t.GetBy())
+	}
+	if s := t.GetSource(); s != "" {
+		if addr, err := netip.ParseAddr(s); err != nil || addr.Zone() != "" || addr.Is4In6() || addr.String() != s {
+			r.say(codeSource, path+".source", "", "%s is not an address", show(s))
+		}
+	}
+	for _, name := range sortedKeys(t.GetHeaders()) {
+		at := key(path+".headers", name)
+		if why := headerProblem(name, false); why != "" {
+			r.say(codeHeader, at, "", "%s %s", show(name), why)
+		}
+		if v := t.GetHeaders()[name]; !isHeaderValue(v) {
+			r.say(codeHeaderValue, at, "", "%s is not the value of a header", show(v))
+		}
+	}
+	if err == nil && request.TCP {
+		if len(t.GetHeaders()) > 0 {
+			r.say(codeTestOfTCP, path+".headers", "", "a tcp connection has no headers")
+		}
+		if t.GetAs().GetUser() != nil {
+			r.say(codeTestOfTCP, path+".as.user", "", "a tcp connection bears no token")
 		}
 	}
 }
 
-// maxSegments is how many segments the path of a grant may have.
-const maxSegments = 16
-
-// pathProblem is why p is no path of a grant; code is empty when it is one.
-//
-// A path is "/" and at most maxSegments segments of the characters that stay as
-// they are in a URL (RFC 3986, section 3.3, pchar) without "%", ";" and "*",
-// since what is judged at the proxy has none of them. The last segment may be
-// "**", any rest, and may be empty: "/a/" is not "/a".
-func pathProblem(p string) (code, why, hint string) {
-	rest, absolute := strings.CutPrefix(p, "/")
-	if !absolute {
-		return codePath, "does not begin with \"/\"", ""
+func (r *ruler) subject(path string, s *ztv1.Subject) {
+	r.exactly(codeSubject, path, false, oneOf{"workload", s.GetWorkload() != ""}, oneOf{"spiffeID", s.GetSpiffeId() != ""})
+	if s.GetWorkload() != "" {
+		r.reference(path+".workload", s.GetWorkload())
 	}
-	segments := strings.Split(rest, "/")
-	if len(segments) > maxSegments+1 || len(segments) == maxSegments+1 && segments[maxSegments] != "" {
-		return codePath, "has more than 16 segments", ""
+	if s.GetSpiffeId() != "" {
+		r.id(path+".spiffeID", s.GetSpiffeId())
 	}
-	for i, s := range segments {
-		last := i == len(segments)-1
-		switch {
-		case s == "" && !last:
-			return codePath, "has an empty segment", "Write a single \"/\"; proxies merge them."
-		case s == "." || s == "..":
-			return codePath, "has a dot segment", "Write the path that it resolves to."
-		case s == "**" && !last:
-			return codePath, "has \"**\" before its end", "Only the last segment may be \"**\"."
-		case s == "**" || s == "":
-		case s == "*" || len(s) > 2 && s[0] == '{' && isIdentifier(s[1:len(s)-1]) && s[len(s)-1] == '}':
-			return codeUnsupported, "has a segment for any value, which is not supported yet", "Write exact paths, or \"**\" for any rest."
-		case strings.Contains(s, "*"):
-			return codePath, "has \"*\" in a segment", "\"**\" stands alone, at the end."
-		}
-		if i := strings.IndexFunc(s, func(c rune) bool { return !isPathRune(c) }); i >= 0 && s != "**" {
-			return codePath, "has the character " + show(string([]rune(s[i:])[0])), "Use letters, digits and -._~!$&'()+,=:@; requests with others are refused."
-		}
+	if u := s.GetUser(); u != nil {
+		r.label(path+".user.provider", u.GetProvider())
 	}
-	return "", "", ""
-}
-
-func isPathRune(c rune) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("-._~!$&'()+,=:@", c)
 }

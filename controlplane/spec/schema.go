@@ -58,7 +58,7 @@ func schemaCode(v *protovalidate.Violation) (code, hint, message string) {
 	case rule == "pattern":
 		message = "is " + show(v.FieldValue.String()) + ", which is not of the form required"
 		if v.FieldDescriptor.Name() == "trust_domain" {
-			return codeBadName, "A trust domain: at most 247 of a-z, 0-9 and inner hyphens, dots and underscores.", message
+			return codeBadName, trustDomainHint, message
 		}
 		return codeBadName, "", message
 	case rule == "in":
@@ -70,6 +70,8 @@ func schemaCode(v *protovalidate.Violation) (code, hint, message string) {
 	}
 	return codeBadValue, "", message
 }
+
+const trustDomainHint = "A trust domain: at most 247 of a-z, 0-9 and inner hyphens, dots and underscores."
 
 func listed(l protoreflect.List) []string {
 	out := make([]string, l.Len())
