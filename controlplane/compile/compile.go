@@ -103,8 +103,7 @@ func gate(ix *policy.Index, ref spec.Ref, port string) []xds.GateEntry {
 		return nil
 	}
 	entries := make([]xds.GateEntry, len(callers))
-	for i, caller := range callers {
-		id := policy.ID(ix.TrustDomain(), caller)
+	for i, id := range callers {
 		entries[i] = xds.GateEntry{ID: id, Key: policy.GateKey(ref, port, id)}
 	}
 	return entries

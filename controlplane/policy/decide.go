@@ -10,15 +10,15 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 )
 
-// Request is one request, or one tcp connection, as it arrives at the proxy of
-// the service.
+// Request is one request, or one tcp connection, as it arrives at the proxy that
+// judges it: the callee's, or, for an external service, the caller's own.
 type Request struct {
-	CallerID     string // the URI SAN of the peer's verified certificate; empty: none
-	Service      spec.Ref
-	Port         string // empty: the only port of the service
-	TCP          bool   // a connection to a tcp port; what follows is empty then
-	Method, Path string // Path with its query, not normalized
-	Authority    string // empty: a host of the port
+	CallerID     string   // the URI SAN of the peer's verified certificate; empty: none
+	Service      spec.Ref // a workload or an external service; see Resolve
+	Port         string   // empty: the only port of the service
+	TCP          bool     // a connection to a tcp port; Method, Path and Authority are empty then
+	Method, Path string   // Path with its query, not normalized
+	Authority    string   // empty: a host of the port
 
 	Plaintext bool       // no TLS; CallerID is empty
 	Source    netip.Addr // the TCP peer of the judging proxy; zero: 127.0.0.1
@@ -49,83 +49,312 @@ const (
 	TokenValid
 )
 
-// The reasons of a Decision that name no grant.
+// The reasons of a Decision that name no document.
 const (
-	ReasonTransport = "transport" // denied: no identity of this trust domain
+	ReasonTransport = "transport" // denied: no identity that the mesh verifies
 	ReasonForm      = "form"      // denied: not of canonical form, or not for this port
+	ReasonToken     = "token"     // denied: tokens are judged here, and this one does not verify
 	ReasonHealth    = "health"    // allowed: the callee's proxy answers it itself
 	ReasonDefault   = "default"   // denied: no grant matches
 )
 
-const grantReason = "grant:"
+// What the reasons that name a document begin with.
+const (
+	blockReason     = "block:"     // denied: a Block
+	grantReason     = "grant:"     // allowed: a Grant
+	externalReason  = "external:"  // denied: the external authorizer of a workload
+	exceptionReason = "exception:" // allowed: an Exception, without TLS
+)
 
 // Decision is the verdict about one Request.
 type Decision struct {
 	Allowed bool
-	// Reason is one of the constants above or "grant:namespace/name", the first
-	// of Grants. A proxy may name any of Grants.
+	// Reason is one of the constants above or "grant:namespace/name", the first of
+	// Grants, and so on. A proxy may name any of Grants, or of Blocks.
 	Reason string
-	Grants []spec.Ref // every grant that matches, sorted
+	Grants []spec.Ref // of what is allowed: every grant that matches, sorted
+	Blocks []spec.Ref // of what is denied by Blocks: every one that does, sorted
+	Asks   spec.Ref   // the workload whose external authorizer was asked; zero: none
 	Hints  []string   // for a denial: what is nearest to allowing it, at most three
 }
 
-// Decide is the verdict about one request, in the order of SPEC.md: transport,
-// form, grant, default. Every request has one.
+// Decide is the verdict about one request. Every request has one. It is judged in
+// the order in which a proxy does:
 //
-// Health checks are judged right after the path, as the proxy does: it answers
-// them whatever their method and authority. An authority that is well formed and
-// another service's is judged last, as the proxy does: it finds no route.
+//	transport  who calls
+//	form       the port, the path, an upgrade that the port does not take
+//	block      Blocks of callers and services
+//	health     answered to whom the gate holds, whatever the method and authority
+//	form       the method; an authority that is none
+//	token      on a workload where enforced grants or Blocks name users
+//	block      Blocks of users
+//	grant      or default
+//	form       an authority of another service: there is no route
+//	external   the external authorizer
 func (ix *Index) Decide(r Request) Decision {
-	caller, ok := parseID(ix.trustDomain, r.CallerID)
-	if !ok {
-		return denied(ReasonTransport, transportHint(ix.trustDomain, r.CallerID))
+	if e, ok := ix.externals(r.Service); ok {
+		return ix.decideEgress(r, e)
 	}
-	w, declared := ix.Workload(r.Service)
+	j := judgement{ix: ix, r: r}
+	if !r.Plaintext {
+		var ok bool
+		if j.caller, ok = ix.principal(r.CallerID); !ok {
+			return denied(ReasonTransport, ix.transportHint(r.CallerID))
+		}
+	}
+	s, declared := ix.site(r.Service)
 	if !declared {
-		return denied(ReasonDefault, fmt.Sprintf("no workload %s is declared", r.Service))
+		return denied(ReasonDefault, ix.nobody(r.Service))
 	}
-	p, hint := pick(w, r.Port)
-	if p == nil {
+	var hint string
+	if j.p, hint = pick(s.w, r.Port); j.p == nil {
 		return denied(ReasonDefault, hint)
 	}
-	if r.TCP != (p.Protocol == TCP) {
-		return denied(ReasonForm, fmt.Sprintf("the port %s of %s is %s", p.Name, r.Service, p.Protocol))
+	j.s, j.at, j.hosts = s, s.target, s.hosts(j.p.Name)
+	if r.Plaintext {
+		return j.plaintext()
 	}
-	admitted := ix.Admits(r.Service, p.Name, caller)
-	if !r.TCP {
-		path, ok := NormalizePath(r.Path)
-		if !ok {
-			return denied(ReasonForm, fmt.Sprintf("the path %q is not canonical: it may hold letters, digits and -._~!$&'()*+,=:@/", r.Path))
+	for _, step := range []func() (Decision, bool){j.form, j.blocked, j.health, j.method, j.token, j.userBlocked} {
+		if d, decided := step(); decided {
+			return d
 		}
-		if admitted && path == HealthPath && !strings.Contains(r.Path, "?") {
-			return Decision{Allowed: true, Reason: ReasonHealth}
-		}
-		if hint := formHint(r); hint != "" {
-			return denied(ReasonForm, hint)
-		}
-		r.Path = path
 	}
-	var grants []spec.Ref
-	if admitted {
-		for _, rule := range ix.Rules(r.Service, p.Name) {
-			if rule.Callers.Has(caller) && (r.TCP || rule.allows(r.Method, r.Path)) {
-				grants = append(grants, rule.Grant)
+	return j.granted(ix.matching(&j, ix.rules(s, j.p, false)))
+}
+
+// decideEgress judges a call to an external service, in the caller's own proxy.
+func (ix *Index) decideEgress(r Request, e *service) Decision {
+	j := judgement{ix: ix, r: r, at: e.target(), p: externalPort(e.external), hosts: e.external.Hosts}
+	var ok bool
+	switch j.caller, ok = ix.principal(r.CallerID); {
+	case !ok || !j.caller.own():
+		return denied(ReasonTransport, ix.transportHint(r.CallerID))
+	case r.Port != "" && r.Port != ExternalPort:
+		return denied(ReasonDefault, fmt.Sprintf("%s is external and has the port %s only", r.Service, ExternalPort))
+	case !ix.declared(j.caller):
+		return denied(ReasonDefault, fmt.Sprintf("no workload %s is declared", j.caller))
+	case e.external.Plaintext && !ix.excepted(plaintextEgress, e.ref, "", r.Time):
+		return denied(ReasonDefault, fmt.Sprintf("%s has no TLS, and no Exception plaintext-egress is for it", e.ref))
+	}
+	for _, step := range []func() (Decision, bool){j.form, j.blocked, j.method} {
+		if d, decided := step(); decided {
+			return d
+		}
+	}
+	j.r.Token = Token{}
+	return j.granted(ix.matching(&j, ix.externalRules(e, false)))
+}
+
+// judgement is a Request on its way through Decide.
+type judgement struct {
+	ix     *Index
+	r      Request // Path becomes canonical, with its query as it came
+	caller principal
+	at     target
+	s      *site // nil: an external service
+	p      *Port
+	hosts  []string
+	path   string // canonical, without the query
+}
+
+func decided(d Decision) (Decision, bool) { return d, true }
+
+func (j *judgement) form() (Decision, bool) {
+	if j.r.TCP != (j.p.Protocol == TCP) {
+		return decided(denied(ReasonForm, fmt.Sprintf("the port %s of %s is %s", j.p.Name, j.at.ref, j.p.Protocol)))
+	}
+	if j.r.TCP {
+		return Decision{}, false
+	}
+	normalize, hint := NormalizePath, "it may hold letters, digits and -._~!$&'()*+,=:@/"
+	if j.p.EncodedPaths {
+		normalize, hint = NormalizeEncodedPath, "an encoded slash, a fragment or a control character is in it"
+	}
+	path, ok := normalize(j.r.Path)
+	if !ok {
+		return decided(denied(ReasonForm, fmt.Sprintf("the path %q is not canonical: %s", j.r.Path, hint)))
+	}
+	if u := j.r.Upgrade; u != "" && !(j.p.WebSocket && strings.EqualFold(u, webSocket)) {
+		return decided(denied(ReasonForm, fmt.Sprintf("the port %s of %s takes no upgrade to %s", j.p.Name, j.at.ref, u)))
+	}
+	j.path = path
+	if _, query, has := strings.Cut(j.r.Path, "?"); has {
+		path += "?" + query
+	}
+	j.r.Path = path
+	if j.r.Authority == "" {
+		j.r.Authority = j.hosts[0]
+	}
+	return Decision{}, false
+}
+
+// blocked is the Blocks that deny the caller, or everybody.
+func (j *judgement) blocked() (Decision, bool) {
+	return j.blockedBy(func(b Block) bool {
+		return b.Users == nil && (b.Callers == nil || !j.r.Plaintext && b.Callers.has(j.caller))
+	})
+}
+
+// userBlocked is the Blocks that deny the user.
+func (j *judgement) userBlocked() (Decision, bool) {
+	if j.r.TCP || j.r.Token.State != TokenValid {
+		return Decision{}, false
+	}
+	sub, _ := j.r.Token.Claims["sub"].(string)
+	return j.blockedBy(func(b Block) bool {
+		if b.Users == nil || b.Users.Provider != j.r.Token.Provider {
+			return false
+		}
+		_, named := slices.BinarySearch(b.Users.Subjects, sub)
+		return named
+	})
+}
+
+func (j *judgement) blockedBy(denies func(Block) bool) (Decision, bool) {
+	if j.ix.blocks.Len() == 0 {
+		return Decision{}, false
+	}
+	d := Decision{}
+	for _, b := range j.ix.blocksOn(j.at) {
+		if b.activeAt(j.r.Time) && denies(b) {
+			d.Blocks = append(d.Blocks, b.Name)
+			if len(d.Hints) < maxHints {
+				d.Hints = append(d.Hints, b.hint())
 			}
 		}
 	}
-	if len(grants) == 0 {
-		return denied(ReasonDefault, ix.hints(caller, w, p, r)...)
+	if d.Blocks == nil {
+		return Decision{}, false
 	}
-	if hint := hostHint(w, p, r); hint != "" {
-		return denied(ReasonForm, hint)
+	d.Blocks = slices.Compact(d.Blocks)
+	d.Reason = blockReason + d.Blocks[0].String()
+	return decided(d)
+}
+
+func (j *judgement) health() (Decision, bool) {
+	if !j.r.TCP && j.r.Path == HealthPath && j.ix.holds(j.s, j.p, j.caller) {
+		return decided(Decision{Allowed: true, Reason: ReasonHealth})
 	}
-	return Decision{Allowed: true, Reason: grantReason + grants[0].String(), Grants: grants}
+	return Decision{}, false
+}
+
+func (j *judgement) method() (Decision, bool) {
+	if hint := formHint(j.r); !j.r.TCP && hint != "" {
+		return decided(denied(ReasonForm, hint))
+	}
+	return Decision{}, false
+}
+
+// token denies a token that does not verify where tokens are judged, and takes it
+// away where they are not.
+func (j *judgement) token() (Decision, bool) {
+	providers := j.ix.Providers(j.s.ref)
+	enforced := slices.ContainsFunc(providers, func(p Provider) bool { return p.Enforced })
+	if j.r.TCP || !enforced || j.r.Token.State == TokenNone {
+		j.r.Token = Token{}
+		return Decision{}, false
+	}
+	if j.r.Token.State != TokenValid {
+		return decided(denied(ReasonToken, "the token does not verify; without one, grants that name no users may match"))
+	}
+	if !slices.ContainsFunc(providers, func(p Provider) bool {
+		return p.Enforced && p.Name == j.r.Token.Provider && p.Inline != noKeys
+	}) {
+		return decided(denied(ReasonToken, fmt.Sprintf("tokens of %s are not taken by %s", j.r.Token.Provider, j.s.ref)))
+	}
+	return Decision{}, false
+}
+
+// matching is the grants whose rules allow the request.
+func (ix *Index) matching(j *judgement, rules []siteRule) []spec.Ref {
+	var grants []spec.Ref
+	if !ix.declared(j.caller) {
+		return nil
+	}
+	for _, r := range rules {
+		if r.Callers.has(j.caller) && (j.r.TCP || r.allows(j.r, j.path)) && r.failures(&j.r, ix.providerOf(r.Users)) == nil {
+			grants = append(grants, r.Grant)
+		}
+	}
+	return grants
+}
+
+func (ix *Index) providerOf(u *Users) *Provider {
+	if u == nil {
+		return nil
+	}
+	p, _ := ix.providers.Get([]byte(u.Provider))
+	return p
+}
+
+// granted is the verdict when all but grants, the host and the external authorizer
+// have been judged.
+func (j *judgement) granted(grants []spec.Ref) Decision {
+	if grants == nil {
+		return denied(ReasonDefault, j.hints()...)
+	}
+	return j.admitted(Decision{Allowed: true, Reason: grantReason + grants[0].String(), Grants: grants})
+}
+
+// admitted is d, unless the host or the external authorizer denies.
+func (j *judgement) admitted(d Decision) Decision {
+	if !j.r.TCP && !answersTo(j.hosts, j.r.Authority) {
+		return denied(ReasonForm, fmt.Sprintf("the port %s of %s is %s, not %q", j.p.Name, j.at.ref, strings.Join(j.hosts, " or "), j.r.Authority))
+	}
+	if j.r.TCP || j.s == nil || j.s.w.Authorizer == nil {
+		return d
+	}
+	if j.r.Denied {
+		d = denied(externalReason+j.s.ref.String(), fmt.Sprintf("the external authorizer of %s denies it, or cannot answer", j.s.ref))
+	}
+	d.Asks = j.s.ref
+	return d
+}
+
+// plaintext judges a caller without TLS. It has no identity: what denies everybody
+// denies it, and no grant is for it.
+func (j *judgement) plaintext() Decision {
+	var by []spec.Ref
+	source := j.r.source()
+	for _, e := range j.ix.Plaintext(j.s.ref, j.p.Name) {
+		if e.admits(source, j.r.Time) {
+			by = append(by, e.Exception)
+		}
+	}
+	if by == nil {
+		return denied(ReasonTransport, fmt.Sprintf("the caller at %s has no identity, and no Exception plaintext of %s:%s is for it", source, j.s.ref, j.p.Name))
+	}
+	for _, step := range []func() (Decision, bool){j.form, j.blocked, j.method} {
+		if d, decided := step(); decided {
+			return d
+		}
+	}
+	return j.admitted(Decision{Allowed: true, Reason: exceptionReason + by[0].String()})
 }
 
 func denied(reason string, hints ...string) Decision { return Decision{Reason: reason, Hints: hints} }
 
-// allows tells whether the rule allows the method on the canonical path.
-func (r Rule) allows(method, path string) bool { return r.method(method) && r.path(path) }
+// nobody says why a name leads to no judge.
+func (ix *Index) nobody(ref spec.Ref) string {
+	if members := ix.Resolve(ref); members != nil {
+		return fmt.Sprintf("%s is a service of %s; each of them judges", ref, listed(texts(members, spec.Ref.String)))
+	}
+	return fmt.Sprintf("no workload %s is declared", ref)
+}
+
+// allows tells whether the rule allows the request, its caller and conditions
+// aside, with the canonical path.
+func (r Rule) allows(q Request, path string) bool {
+	return r.upgrade(q) && r.method(q.Method) && r.path(path)
+}
+
+// upgrade: an upgrade is a GET, also as an extended CONNECT.
+func (r Rule) upgrade(q Request) bool {
+	if q.Upgrade == "" {
+		return r.Upgrades == nil
+	}
+	return q.Method == "GET" && slices.Contains(r.Upgrades, strings.ToLower(q.Upgrade))
+}
 
 func (r Rule) method(m string) bool { return r.Methods == nil || slices.Contains(r.Methods, m) }
 
@@ -161,26 +390,11 @@ func formHint(r Request) string {
 	return ""
 }
 
-// hostHint says why the authority is not one of the port; empty if it is.
-func hostHint(w *Workload, p *Port, r Request) string {
-	if r.TCP || r.Authority == "" || answersTo(w.Hosts(p.Name), r.Authority) {
-		return ""
-	}
-	return fmt.Sprintf("the port %s of %s is %s, not %q", p.Name, w.Ref, strings.Join(w.Hosts(p.Name), " or "), r.Authority)
-}
-
 // answersTo tells whether an authority is one of hosts: the proxy cuts off a
 // port and one trailing dot, and compares without regard to case (RFC 3986,
 // section 3.2.2). An authority with "," or "@" is none of them.
 func answersTo(hosts []string, authority string) bool {
-	host := authority
-	if i := strings.LastIndexByte(host, ':'); i >= 0 {
-		if port := host[i+1:]; port != "" && strings.Trim(port, "0123456789") == "" {
-			host = host[:i]
-		}
-	}
-	host = strings.ToLower(strings.TrimSuffix(host, "."))
-	return slices.Contains(hosts, host)
+	return slices.Contains(hosts, strings.ToLower(bareHost(authority)))
 }
 
 // isToken tells whether s is a token (RFC 9110, section 5.6.2).

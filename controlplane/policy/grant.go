@@ -9,133 +9,108 @@ import (
 )
 
 // Rule is what one grant allows on one port: a request passes if its caller, its
-// method and its path all match.
+// method, its path and all conditions match.
 type Rule struct {
 	Grant   spec.Ref
 	Callers Callers
 	Methods []string // sorted; nil: any, save CONNECT and TRACE
 	Paths   []Path   // sorted; nil: any
+	// Upgrades nil: the rule is for requests that are no upgrade; else for upgrades
+	// to one of these, and for them alone.
+	Upgrades []string
+	// Conditions name the claims of users as their provider, which is declared,
+	// declares them: see Index.Provider.
+	Conditions
 }
 
-// Callers is who a grant is for: exactly one of its fields is set. Lists are
-// sorted and hold nothing twice.
-type Callers struct {
-	Workloads  []spec.Ref
-	Namespaces []string
-	Any        bool // every workload of the trust domain
-}
-
-// Has tells whether the caller is one of c, declared or not.
-func (c Callers) Has(caller spec.Ref) bool {
-	if c.Any || slices.Contains(c.Namespaces, caller.Namespace) {
-		return true
-	}
-	_, found := slices.BinarySearchFunc(c.Workloads, caller, spec.Ref.Compare)
-	return found
-}
-
-func (c Callers) equal(o Callers) bool {
-	return c.Any == o.Any && slices.Equal(c.Namespaces, o.Namespaces) && slices.Equal(c.Workloads, o.Workloads)
-}
-
-// The terms under which Index.byCaller lists a grant. None is a prefix of
-// another.
-const anyTerm = "a\x00"
-
-func namespaceTerm(ns string) string      { return "n\x00" + ns + "\x00" }
-func workloadTerm(caller spec.Ref) string { return "w\x00" + string(key(caller)) }
-
-func (c Callers) terms() []string {
-	var terms []string
-	if c.Any {
-		terms = append(terms, anyTerm)
-	}
-	for _, ns := range c.Namespaces {
-		terms = append(terms, namespaceTerm(ns))
-	}
-	for _, w := range c.Workloads {
-		terms = append(terms, workloadTerm(w))
-	}
-	return terms
+// siteRule is a Rule at one port.
+type siteRule struct {
+	Rule
+	shadow bool
 }
 
 // grant is a Grant, understood. A grant that spec.Check would refuse is
 // understood as less than it says, never as more.
 type grant struct {
 	ref      spec.Ref
-	services []spec.Ref // sorted
+	services []spec.Ref // sorted; nil: it is wide
 	ports    []string   // sorted; nil: the only port of the service
-	callers  Callers
+	callers  named
+	shadow   bool
 
-	// What it means on a port of each family; ok is false where its methods or
-	// paths do not fit the family.
-	http, grpc, tcp struct {
-		rule Rule
-		ok   bool
-	}
+	// Of a wide grant: all services, or those of these namespaces.
+	all        bool
+	namespaces []string
+
+	// What it means on a port of each family; ok is false where its methods, paths,
+	// upgrades or conditions do not fit the family.
+	http, grpc, tcp fit
 }
 
-func newGrant(ref spec.Ref, d *ztv1.Grant) *grant {
-	g := &grant{ref: ref, ports: set(d.GetTo().GetPorts())}
-	for _, s := range d.GetTo().GetServices() {
+type fit struct {
+	rule Rule // Callers is for Index.ruleOf to fill in
+	ok   bool
+}
+
+// wide grants reach across namespaces.
+func (g *grant) wide() bool { return g.all || g.namespaces != nil }
+
+// timed tells whether the time decides whether g is active.
+func (g *grant) timed() bool {
+	return !g.http.rule.Until.IsZero() || g.http.rule.Windows != nil
+}
+
+// newGrant reads a Grant; nil for one that allows nothing.
+func newGrant(trustDomain string, ref spec.Ref, d *ztv1.Grant) *grant {
+	to := d.GetTo()
+	g := &grant{
+		ref: ref, ports: set(to.GetPorts()), callers: newNamed(trustDomain, ref.Namespace, d.GetFrom()),
+		shadow: d.GetMode() == "shadow", all: to.GetAllServices(), namespaces: set(to.GetNamespaces()),
+	}
+	for _, s := range references(to.GetServices(), ref.Namespace) {
 		// The callee's owner decides: a service of another namespace is left out.
-		if service, err := spec.ParseRef(s, ref.Namespace); err == nil && service.Namespace == ref.Namespace {
-			g.services = append(g.services, service)
+		if s.Namespace == ref.Namespace {
+			g.services = append(g.services, s)
 		}
 	}
-	g.services = refSet(g.services)
-	g.callers = newCallers(ref, d.GetFrom())
-
-	methods, paths := d.GetTo().GetMethods(), d.GetTo().GetPaths()
-	rule := Rule{Grant: ref, Callers: g.callers}
-	g.tcp.rule, g.tcp.ok = rule, len(methods) == 0 && len(paths) == 0
-	g.http.rule, g.http.ok = httpRule(rule, methods, paths)
-	g.grpc.rule, g.grpc.ok = grpcRule(rule, methods, paths)
+	targets := 0
+	for _, is := range []bool{len(to.GetServices()) > 0, g.all, g.namespaces != nil} {
+		if is {
+			targets++
+		}
+	}
+	conditions, ok := newConditions(d.GetFrom(), d.GetWhen(), d.GetUntil())
+	switch {
+	case !ok, targets != 1, !g.wide() && g.services == nil, !slices.Contains([]string{"", "enforce", "shadow"}, d.GetMode()):
+		return nil
+	case g.wide() && (ref.Namespace != spec.MeshNamespace || g.ports == nil):
+		return nil
+	case g.callers.Callers.none() && g.callers.segments == nil:
+		return nil
+	}
+	rule := Rule{Grant: ref, Conditions: conditions, Upgrades: set(to.GetUpgrades())}
+	g.http = httpRule(rule, to.GetMethods(), to.GetPaths())
+	g.grpc = grpcRule(rule, to.GetMethods(), to.GetPaths())
+	g.tcp = fit{rule: rule, ok: len(to.GetMethods()) == 0 && len(to.GetPaths()) == 0 && rule.Upgrades == nil && conditions.fitTCP()}
 	return g
-}
-
-// newCallers reads a Caller. One that sets several fields, or none, is nobody.
-func newCallers(ref spec.Ref, from *ztv1.Caller) Callers {
-	var c Callers
-	fields := 0
-	if from.GetAnyWorkload() {
-		fields++
-		c.Any = true
-	}
-	if len(from.GetNamespaces()) > 0 {
-		fields++
-		c.Namespaces = set(from.GetNamespaces())
-	}
-	if len(from.GetWorkloads()) > 0 {
-		fields++
-		for _, s := range from.GetWorkloads() {
-			if w, err := spec.ParseRef(s, ref.Namespace); err == nil {
-				c.Workloads = append(c.Workloads, w)
-			}
-		}
-		c.Workloads = refSet(c.Workloads)
-	}
-	if fields != 1 {
-		return Callers{}
-	}
-	return c
 }
 
 // httpRule is the rule on an http or http2 port. A gRPC method does not fit and
 // is dropped, which narrows; a list that loses its last item is no rule.
-func httpRule(r Rule, methods, paths []string) (Rule, bool) {
+func httpRule(r Rule, methods, paths []string) fit {
 	for _, m := range set(methods) {
 		if !strings.Contains(m, "/") {
 			r.Methods = append(r.Methods, m)
 		}
 	}
 	r.Paths = newPaths(paths)
-	return r, len(methods) == 0 || len(r.Methods) > 0
+	return fit{r, len(methods) == 0 || len(r.Methods) > 0}
 }
 
 // grpcRule is the rule on a grpc port, where pkg.Service/Method is a POST to
-// /pkg.Service/Method (gRPC over HTTP/2, section Requests). Paths do not fit.
-func grpcRule(r Rule, methods, paths []string) (Rule, bool) {
+// /pkg.Service/Method (gRPC over HTTP/2, section Requests). Paths and upgrades do
+// not fit.
+func grpcRule(r Rule, methods, paths []string) fit {
 	var called []string
 	for _, m := range set(methods) {
 		if strings.Contains(m, "/") {
@@ -145,31 +120,156 @@ func grpcRule(r Rule, methods, paths []string) (Rule, bool) {
 	if r.Paths = newPaths(called); r.Paths != nil {
 		r.Methods = []string{"POST"}
 	}
-	return r, len(paths) == 0 && (len(methods) == 0 || len(r.Paths) > 0)
+	return fit{r, len(paths) == 0 && r.Upgrades == nil && (len(methods) == 0 || len(r.Paths) > 0)}
 }
 
-// rule is what g allows on a port of w; false if nothing. A grant that names no
-// port is for a service with one port only.
-func (g *grant) rule(w *Workload, p *Port) (Rule, bool) {
-	if g.callers.none() || !g.names(w, p) {
-		return Rule{}, false
-	}
+// fitTCP tells whether a tcp port can judge c.
+func (c Conditions) fitTCP() bool {
+	c.Windows, c.Until, c.Sources = nil, Conditions{}.Until, nil
+	return c.none()
+}
+
+// narrowing tells whether c has anything but users.
+func (c Conditions) narrowing() bool {
+	c.Users = nil
+	return !c.none()
+}
+
+// fitOf is what g means on a port.
+func (g *grant) fitOf(p *Port) fit {
+	f := fit{}
 	switch p.Protocol {
 	case HTTP, HTTP2:
-		return g.http.rule, g.http.ok
+		f = g.http
 	case GRPC:
-		return g.grpc.rule, g.grpc.ok
+		f = g.grpc
 	case TCP:
-		return g.tcp.rule, g.tcp.ok
+		f = g.tcp
+		f.ok = f.ok && !(p.ServerFirst && f.rule.narrowing())
 	}
-	return Rule{}, false
+	f.ok = f.ok && (f.rule.Upgrades == nil || p.WebSocket && slices.Equal(f.rule.Upgrades, []string{webSocket}))
+	return f
 }
 
-func (g *grant) names(w *Workload, p *Port) bool {
-	if g.ports == nil {
-		return len(w.Ports) == 1
+// names tells whether g speaks of a port of a site.
+func (g *grant) names(s *site, p *Port) bool {
+	if g.wide() {
+		return slices.Contains(g.ports, p.Name) && (g.all || slices.Contains(g.namespaces, s.ref.Namespace))
 	}
-	return slices.Contains(g.ports, p.Name)
+	for _, n := range s.byName {
+		if _, is := slices.BinarySearchFunc(g.services, n.ref, spec.Ref.Compare); is && g.namesPort(n.ports, p.Name) {
+			return true
+		}
+	}
+	return false
+}
+
+// namesPort: a grant that names no port is for a service with one port only.
+func (g *grant) namesPort(ports []Port, port string) bool {
+	if portOf(ports, port) == nil {
+		return false
+	}
+	if g.ports == nil {
+		return len(ports) == 1
+	}
+	_, is := slices.BinarySearch(g.ports, port)
+	return is
+}
+
+// ruleOf is what g allows on a port of a site; false if nothing.
+func (ix *Index) ruleOf(g *grant, s *site, p *Port) (siteRule, bool) {
+	f := g.fitOf(p)
+	if !f.ok || !g.names(s, p) {
+		return siteRule{}, false
+	}
+	r := siteRule{Rule: f.rule, shadow: g.shadow}
+	r.Callers = ix.callers(g.callers)
+	if s.admitted != nil {
+		r.Callers = r.Callers.intersect(*s.admitted)
+	}
+	if r.Users == nil && s.require != "" {
+		r.Users = &Users{Provider: s.require}
+	}
+	return r, !r.Callers.none() && (r.Users == nil || p.Protocol != TCP && ix.understands(r.Users))
+}
+
+// understands tells whether the provider of u declares what u names.
+func (ix *Index) understands(u *Users) bool {
+	p, ok := ix.providers.Get([]byte(u.Provider))
+	return ok && !slices.ContainsFunc(u.Claims, func(c OneOf) bool {
+		_, declared := p.Claims[c.Name]
+		return !declared
+	})
+}
+
+// grantsTo calls f with every grant that may reach a site, until f is false: each
+// once, and in order of its name unless it reaches the site by several names.
+func (ix *Index) grantsTo(s *site, f func(*grant) bool) {
+	if len(s.byName) == 1 && ix.wide.Len() == 0 {
+		walk(ix.byService, key(s.byName[0].ref), f)
+		return
+	}
+	var all []*grant
+	for _, n := range s.byName {
+		walk(ix.byService, key(n.ref), func(g *grant) bool {
+			all = append(all, g)
+			return true
+		})
+	}
+	walk(ix.wide, nil, func(g *grant) bool {
+		if g.all || slices.Contains(g.namespaces, s.ref.Namespace) {
+			all = append(all, g)
+		}
+		return true
+	})
+	slices.SortFunc(all, func(a, b *grant) int { return a.ref.Compare(b.ref) })
+	for _, g := range slices.Compact(all) {
+		if !f(g) {
+			return
+		}
+	}
+}
+
+// rules is what the grants that reach a port of a site allow, sorted by grant.
+func (ix *Index) rules(s *site, p *Port, shadow bool) []siteRule {
+	var out []siteRule
+	ix.grantsTo(s, func(g *grant) bool {
+		if r, ok := ix.ruleOf(g, s, p); ok && (shadow || !r.shadow) {
+			out = append(out, r)
+		}
+		return true
+	})
+	return out
+}
+
+// externalRules is what the grants to an external service allow. Users, source
+// addresses and, on tcp, time do not fit, and such a grant is left out.
+func (ix *Index) externalRules(s *service, shadow bool) []siteRule {
+	var out []siteRule
+	p := externalPort(s.external)
+	walk(ix.byService, key(s.ref), func(g *grant) bool {
+		f := g.fitOf(p)
+		r := siteRule{Rule: f.rule, shadow: g.shadow}
+		r.Callers = ix.callers(g.callers)
+		r.Callers.IDs = nil // only workloads of the mesh have a proxy that judges
+		if f.ok && g.namesPort([]Port{*p}, p.Name) && r.Users == nil && r.Sources == nil && !r.Callers.none() && (shadow || !g.shadow) {
+			out = append(out, r)
+		}
+		return true
+	})
+	return out
+}
+
+// externalPort is the one port of an external service. On tcp its rules take no
+// condition, as where the server speaks first.
+func externalPort(e *External) *Port {
+	return &Port{Name: ExternalPort, Number: e.Port, Protocol: e.Protocol, ServerFirst: e.Protocol == TCP}
+}
+
+// equal compares what a proxy is told.
+func (r Rule) equal(o Rule) bool {
+	return r.Grant == o.Grant && r.Callers.equal(o.Callers) && slices.Equal(r.Methods, o.Methods) &&
+		slices.Equal(r.Paths, o.Paths) && slices.Equal(r.Upgrades, o.Upgrades) && r.Conditions.equal(o.Conditions)
 }
 
 // set is list sorted, without duplicates; nil for an empty list.
@@ -186,5 +286,3 @@ func refSet(refs []spec.Ref) []spec.Ref {
 	slices.SortFunc(refs, spec.Ref.Compare)
 	return slices.Compact(refs)
 }
-
-func (c Callers) none() bool { return !c.Any && len(c.Namespaces) == 0 && len(c.Workloads) == 0 }

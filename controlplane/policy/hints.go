@@ -23,6 +23,10 @@ type miss struct {
 	caller bool     // the caller is one of those that fail
 }
 
+func (m *miss) fail(change, format string, args ...any) {
+	m.failed, m.change = append(m.failed, fmt.Sprintf(format, args...)), change
+}
+
 // compare orders the nearest first: by the number of fields, and of those with
 // one number the grants that are for the caller, since to widen what a caller
 // may do is less than to admit another.
@@ -40,20 +44,25 @@ func (m miss) compare(o miss) int {
 // them fails:
 //
 //	grant shop/web-reads-orders allows GET, not DELETE: add DELETE to its methods
-func (ix *Index) hints(caller spec.Ref, w *Workload, p *Port, r Request) []string {
-	if _, declared := ix.Workload(caller); !declared {
-		return []string{fmt.Sprintf("no workload %s is declared", caller)}
+func (j *judgement) hints() []string {
+	if !j.ix.declared(j.caller) {
+		return []string{fmt.Sprintf("no workload %s is declared", j.caller)}
 	}
 	var misses []miss
-	walk(ix.byService, key(w.Ref), func(g *grant) bool {
-		if m := g.miss(caller, w, p, r); len(m.failed) > 0 {
+	note := func(g *grant) bool {
+		if m := j.miss(g); len(m.failed) > 0 {
 			misses = append(misses, m)
 		}
 		return true
-	})
+	}
+	if j.s == nil {
+		walk(j.ix.byService, key(j.at.ref), note)
+	} else {
+		j.ix.grantsTo(j.s, note)
+	}
 	if len(misses) == 0 {
 		return []string{fmt.Sprintf("no grant is to %s: one in namespace %s, from %s to %s, would allow it",
-			w.Ref, w.Ref.Namespace, caller, w.Ref.Name)}
+			j.at.ref, j.at.ref.Namespace, j.caller, j.at.ref.Name)}
 	}
 	slices.SortStableFunc(misses, func(a, b miss) int {
 		return cmp.Or(a.compare(b), a.grant.Compare(b.grant))
@@ -72,51 +81,128 @@ func (ix *Index) hints(caller spec.Ref, w *Workload, p *Port, r Request) []strin
 	return hints
 }
 
-// miss compares the fields of g, which is to w, with a request to one of w's
-// ports.
-func (g *grant) miss(caller spec.Ref, w *Workload, p *Port, r Request) miss {
+// miss compares the fields of g, which is to the target, with the request.
+func (j *judgement) miss(g *grant) miss {
 	m := miss{grant: g.ref}
-	fail := func(what, change string) { m.failed, m.change = append(m.failed, what), change }
-	if !g.callers.Has(caller) {
-		m.caller = true
-		fail(fmt.Sprintf("is for %s, not %s", g.callers, caller), fmt.Sprintf("add %s to its callers", caller))
+	if g.shadow {
+		m.fail("set its mode to enforce", "is in mode shadow")
 	}
-	rule, ok := g.rule(w, p)
+	j.missCaller(g, &m)
+	f := g.fitOf(j.p)
 	switch {
-	case !g.names(w, p) && g.ports == nil:
-		fail("names no port of several", fmt.Sprintf("add ports: [%s]", p.Name))
-	case !g.names(w, p):
-		fail(fmt.Sprintf("is to %s, not port %s", listed(g.ports), p.Name), fmt.Sprintf("add %s to its ports", p.Name))
-	case !ok:
-		if !g.callers.none() {
-			fail(fmt.Sprintf("has methods or paths that a %s port does not have", p.Protocol), "correct them")
-		}
-	case r.TCP:
-	case p.Protocol == GRPC && !rule.allows(r.Method, r.Path):
-		called := strings.TrimPrefix(r.Path, "/")
-		fail(fmt.Sprintf("allows %s, not %s", grpcMethods(rule.Paths), called), fmt.Sprintf("add %s to its methods", called))
-	default:
-		if !rule.method(r.Method) {
-			fail(fmt.Sprintf("allows %s, not %s", listed(rule.Methods), r.Method), fmt.Sprintf("add %s to its methods", r.Method))
-		}
-		if !rule.path(r.Path) {
-			fail(fmt.Sprintf("allows %s, not %s", pathList(rule.Paths), r.Path), fmt.Sprintf("add %s to its paths", r.Path))
-		}
+	case !j.reaches(g) && g.ports == nil:
+		m.fail(fmt.Sprintf("add ports: [%s]", j.p.Name), "names no port of several")
+		return m
+	case !j.reaches(g):
+		m.fail(fmt.Sprintf("add %s to its ports", j.p.Name), "is to %s, not port %s", listed(g.ports), j.p.Name)
+		return m
+	case !f.ok:
+		m.fail("correct them", "has methods, paths or conditions that a %s port does not have", j.p.Protocol)
+		return m
 	}
+	if !j.r.TCP {
+		j.missRequest(f.rule, &m)
+	}
+	j.missConditions(f.rule.Conditions, &m)
 	return m
 }
 
-// String is c as a grant would say it: "shop/web, shop/admin".
-func (c Callers) String() string {
-	switch {
-	case c.Any:
-		return "any workload"
-	case len(c.Namespaces) > 0:
-		return "namespaces " + listed(c.Namespaces)
-	case len(c.Workloads) > 0:
-		return listed(texts(c.Workloads, spec.Ref.String))
+func (j *judgement) reaches(g *grant) bool {
+	if j.s == nil {
+		return g.namesPort([]Port{*j.p}, j.p.Name)
 	}
-	return "nobody"
+	return g.names(j.s, j.p)
+}
+
+func (j *judgement) missCaller(g *grant, m *miss) {
+	switch c := j.ix.callers(g.callers); {
+	case !c.has(j.caller):
+		m.caller = true
+		m.fail(fmt.Sprintf("add %s to its callers", j.caller), "is for %s, not %s", g.callers, j.caller)
+	case j.s != nil && j.s.admitted != nil && !j.s.admitted.has(j.caller):
+		m.caller = true
+		own, _ := j.ix.Segment(j.s.ref)
+		other, in := j.ix.Segment(j.caller.workload)
+		if !in {
+			m.fail("put the caller in a segment that it admits", "is to segment %s, which does not admit callers of none", own)
+			return
+		}
+		m.fail(fmt.Sprintf("add %s to admits of segment %s", other, own), "is to segment %s, which does not admit segment %s", own, other)
+	}
+}
+
+func (j *judgement) missRequest(r Rule, m *miss) {
+	switch {
+	case r.Upgrades == nil && j.r.Upgrade != "":
+		m.fail("write one with upgrades: [websocket]", "is for no upgrades")
+	case r.Upgrades != nil && j.r.Upgrade == "":
+		m.fail("write one without upgrades", "is for upgrades to %s only", listed(r.Upgrades))
+	case r.Upgrades != nil && j.r.Method != "GET":
+		m.fail("upgrade by GET", "is for upgrades, which %s is not", j.r.Method)
+	}
+	if j.p.Protocol == GRPC {
+		if called := strings.TrimPrefix(j.path, "/"); !r.method(j.r.Method) || !r.path(j.path) {
+			m.fail(fmt.Sprintf("add %s to its methods", called), "allows %s, not %s", grpcMethods(r.Paths), called)
+		}
+		return
+	}
+	if !r.method(j.r.Method) {
+		m.fail(fmt.Sprintf("add %s to its methods", j.r.Method), "allows %s, not %s", listed(r.Methods), j.r.Method)
+	}
+	if !r.path(j.path) {
+		m.fail(fmt.Sprintf("add %s to its paths", j.path), "allows %s, not %s", pathList(r.Paths), j.path)
+	}
+}
+
+// missConditions judges one field of c after the other.
+func (j *judgement) missConditions(c Conditions, m *miss) {
+	users := c.Users
+	if users == nil && j.s != nil && j.s.require != "" {
+		users = &Users{Provider: j.s.require}
+	}
+	until := "move its until"
+	if j.r.Time.IsZero() {
+		until = "give the request a time"
+	}
+	for _, field := range []struct {
+		of     Conditions
+		change string
+	}{
+		{Conditions{Users: users}, "send the token of such a user, or widen its users"},
+		{Conditions{Headers: c.Headers}, "send such a header, or widen its headers"},
+		{Conditions{Until: c.Until}, until},
+		{Conditions{Windows: c.Windows}, "widen its windows"},
+		{Conditions{Sources: c.Sources}, fmt.Sprintf("add %s to its sourceCIDRs", j.r.source())},
+		{Conditions{CEL: c.CEL, CELText: c.CELText}, "widen its cel"},
+	} {
+		if failures := field.of.failures(&j.r, j.ix.providerOf(field.of.Users)); failures != nil {
+			m.fail(field.change, "%s", strings.Join(failures, " and "))
+		}
+	}
+}
+
+// String is n as a grant would say it.
+func (n named) String() string {
+	if len(n.segments) > 0 {
+		return "segments " + listed(n.segments)
+	}
+	return n.Callers.String()
+}
+
+// hint says what b denies, why and until when.
+func (b Block) hint() string {
+	what := "everybody"
+	if b.Callers != nil {
+		what = b.Callers.String()
+	}
+	if b.Users != nil {
+		what = fmt.Sprintf("%s of %s", listed(b.Users.Subjects), b.Users.Provider)
+	}
+	end := ""
+	if !b.Until.IsZero() {
+		end = " until " + moment(b.Until)
+	}
+	return fmt.Sprintf("block %s denies %s%s: %s", b.Name, what, end, b.Reason)
 }
 
 func pathList(paths []Path) string { return listed(texts(paths, Path.String)) }
@@ -146,11 +232,4 @@ func listed(items []string) string {
 		return strings.Join(items, ", ")
 	}
 	return fmt.Sprintf("%s and %d more", strings.Join(items[:maxListed], ", "), len(items)-maxListed)
-}
-
-func transportHint(trustDomain, id string) string {
-	if id == "" {
-		return "the caller has no identity"
-	}
-	return fmt.Sprintf("%q is not a workload of trust domain %s", id, trustDomain)
 }

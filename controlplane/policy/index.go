@@ -3,7 +3,6 @@ package policy
 import (
 	"slices"
 	"strings"
-	"time"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
@@ -14,47 +13,58 @@ import (
 // makes another one that shares what is equal.
 type Index struct {
 	trustDomain string
-	meshes      *iradix.Tree[MeshSettings] // by name; a checked spec has at most one
-	workloads   *iradix.Tree[*Workload]    // by key(ref)
-	grants      *iradix.Tree[*grant]       // by key(ref)
-	byService   *iradix.Tree[*grant]       // by service and grant
-	byCaller    *iradix.Tree[*grant]       // by caller term and grant
-	tcpCallers  *iradix.Tree[spec.Ref]     // by callee and caller
-}
+	mesh        *mesh         // the first of meshes, or the defaults
+	segments    *segmentation // of segmentsByRef
 
-// MeshSettings is what the Mesh document says, with the defaults filled in.
-type MeshSettings struct {
-	SVIDTTL          time.Duration
-	MaxConnectionAge time.Duration
+	meshes         *iradix.Tree[*mesh]      // by key(ref), as all that has no other key
+	workloads      *iradix.Tree[*Workload]  //
+	services       *iradix.Tree[*service]   //
+	grants         *iradix.Tree[*grant]     //
+	blocks         *iradix.Tree[*block]     //
+	providers      *iradix.Tree[*Provider]  // by name; those of the namespace "mesh"
+	segmentsByRef  *iradix.Tree[*segment]   //
+	exceptionByRef *iradix.Tree[*exception] //
+
+	byService   *iradix.Tree[*grant]     // by service named and grant
+	wide        *iradix.Tree[*grant]     // those that reach across namespaces
+	byCaller    *iradix.Tree[*grant]     // by caller term and grant
+	byProvider  *iradix.Tree[*grant]     // by provider named and grant
+	memberships *iradix.Tree[*service]   // by workload and Service
+	tcpCallers  *iradix.Tree[spec.Ref]   // by callee named and caller
+	bySubject   *iradix.Tree[*exception] // by exceptionKey and exception
+	timed       *iradix.Tree[timed]      // by key(ref) and kind: what time begins or ends
 }
 
 // New is the index of docs. Of two documents with one key the later counts;
 // spec.Check refuses such a set.
 func New(trustDomain string, docs []*spec.Document) *Index {
 	empty := &Index{
-		trustDomain: trustDomain,
-		meshes:      iradix.New[MeshSettings](),
-		workloads:   iradix.New[*Workload](),
-		grants:      iradix.New[*grant](),
-		byService:   iradix.New[*grant](),
-		byCaller:    iradix.New[*grant](),
-		tcpCallers:  iradix.New[spec.Ref](),
+		trustDomain:    trustDomain,
+		meshes:         iradix.New[*mesh](),
+		workloads:      iradix.New[*Workload](),
+		services:       iradix.New[*service](),
+		grants:         iradix.New[*grant](),
+		blocks:         iradix.New[*block](),
+		providers:      iradix.New[*Provider](),
+		segmentsByRef:  iradix.New[*segment](),
+		exceptionByRef: iradix.New[*exception](),
+		byService:      iradix.New[*grant](),
+		wide:           iradix.New[*grant](),
+		byCaller:       iradix.New[*grant](),
+		byProvider:     iradix.New[*grant](),
+		memberships:    iradix.New[*service](),
+		tcpCallers:     iradix.New[spec.Ref](),
+		bySubject:      iradix.New[*exception](),
+		timed:          iradix.New[timed](),
 	}
 	return empty.With(docs, nil)
 }
 
 // With is the index after a change: the keys in deletes are gone, then puts are
-// added, each replacing the document of its key. It costs what changes.
+// added, each replacing the document of its key. It costs what changes; a change
+// of a Segment costs all Segments.
 func (ix *Index) With(puts []*spec.Document, deletes []spec.Key) *Index {
-	c := &change{
-		trustDomain: ix.trustDomain,
-		meshes:      ix.meshes.Txn(),
-		workloads:   ix.workloads.Txn(),
-		grants:      ix.grants.Txn(),
-		byService:   ix.byService.Txn(),
-		byCaller:    ix.byCaller.Txn(),
-		tcpCallers:  ix.tcpCallers.Txn(),
-	}
+	c := ix.change()
 	for _, k := range deletes {
 		c.remove(k)
 	}
@@ -62,137 +72,70 @@ func (ix *Index) With(puts []*spec.Document, deletes []spec.Key) *Index {
 		c.remove(d.Key())
 		c.put(d)
 	}
-	return &Index{
-		trustDomain: ix.trustDomain,
-		meshes:      c.meshes.Commit(),
-		workloads:   c.workloads.Commit(),
-		grants:      c.grants.Commit(),
-		byService:   c.byService.Commit(),
-		byCaller:    c.byCaller.Commit(),
-		tcpCallers:  c.tcpCallers.Commit(),
+	next := c.commit()
+	next.mesh = newMesh(ix.trustDomain, nil)
+	if _, m, ok := next.meshes.Root().Minimum(); ok {
+		next.mesh = m
 	}
+	next.segments = ix.segments
+	if next.segments == nil || next.segmentsByRef != ix.segmentsByRef {
+		next.segments = newSegmentation(next.segmentsByRef)
+	}
+	return next
 }
 
 // TrustDomain is the trust domain of all workloads.
 func (ix *Index) TrustDomain() string { return ix.trustDomain }
 
-// Mesh is the fleet-wide settings.
-func (ix *Index) Mesh() MeshSettings {
-	if _, m, ok := ix.meshes.Root().Minimum(); ok {
-		return m
-	}
-	return MeshSettings{SVIDTTL: spec.DefaultSVIDTTL, MaxConnectionAge: spec.DefaultMaxConnectionAge}
-}
-
 // Workload is the declared workload of that name. It must not be changed.
 func (ix *Index) Workload(ref spec.Ref) (*Workload, bool) { return ix.workloads.Get(key(ref)) }
 
 // Workloads calls f with every workload in order of Ref until f returns false.
-func (ix *Index) Workloads(f func(*Workload) bool) {
-	walk(ix.workloads, nil, f)
-}
+func (ix *Index) Workloads(f func(*Workload) bool) { walk(ix.workloads, nil, f) }
 
-// Rules is what the grants that reach a port of a service allow, sorted by
-// grant. nil when the service, the port or a grant to it does not exist.
-func (ix *Index) Rules(ref spec.Ref, port string) []Rule {
-	w, p := ix.port(ref, port)
-	if p == nil {
+// Rules is what the enforced grants that reach a port of the workload, or the
+// external service, ref allow, sorted by grant. What the callee's Segment demands
+// is in them. nil when the service, the port or a grant to it does not exist.
+func (ix *Index) Rules(ref spec.Ref, port string) []Rule { return ix.rulesAt(ref, port, false) }
+
+// ShadowRules is Rules with shadow grants counted as enforced ones.
+func (ix *Index) ShadowRules(ref spec.Ref, port string) []Rule { return ix.rulesAt(ref, port, true) }
+
+func (ix *Index) rulesAt(ref spec.Ref, port string, shadow bool) []Rule {
+	var rules []siteRule
+	if s, p := ix.port(ref, port); p != nil {
+		rules = ix.rules(s, p, shadow)
+	} else if e, ok := ix.externals(ref); ok && port == ExternalPort {
+		rules = ix.externalRules(e, shadow)
+	}
+	if rules == nil {
 		return nil
 	}
-	var rules []Rule
-	walk(ix.byService, key(ref), func(g *grant) bool {
-		if r, ok := g.rule(w, p); ok {
-			rules = append(rules, r)
-		}
-		return true
-	})
-	return rules
-}
-
-// Callers is every declared workload that some rule of the port admits, sorted:
-// the gate of the port.
-func (ix *Index) Callers(ref spec.Ref, port string) []spec.Ref {
-	rules := ix.Rules(ref, port)
-	set := map[spec.Ref]bool{}
-	for _, r := range rules {
-		if r.Callers.Any {
-			set = nil
-			break
-		}
-	}
-	if set == nil {
-		return ix.expand(Callers{Any: true})
-	}
-	for _, r := range rules {
-		for _, caller := range ix.expand(r.Callers) {
-			set[caller] = true
-		}
-	}
-	return sortedRefs(set)
-}
-
-// Admits tells whether some rule of the port admits caller, which must be
-// declared: whether the gate of (service, port, caller) is open.
-func (ix *Index) Admits(service spec.Ref, port string, caller spec.Ref) bool {
-	w, p := ix.port(service, port)
-	if p == nil {
-		return false
-	}
-	if _, declared := ix.Workload(caller); !declared {
-		return false
-	}
-	admitted := false
-	walk(ix.byService, key(service), func(g *grant) bool {
-		_, reaches := g.rule(w, p)
-		admitted = reaches && g.callers.Has(caller)
-		return !admitted
-	})
-	return admitted
-}
-
-// Destination is one port of a service that a workload may call.
-type Destination struct {
-	Service spec.Ref
-	ID      string // of the callee
-	Port    Port
-	Hosts   []string // the names that lead to it; the first is the main one
-}
-
-// Destinations is every port that some grant lets caller call, sorted by service
-// and name of the port. nil when caller is not declared.
-func (ix *Index) Destinations(caller spec.Ref) []Destination {
-	if _, declared := ix.Workload(caller); !declared {
-		return nil
-	}
-	services := map[spec.Ref]map[string]bool{}
-	ix.grantsFrom(caller, func(g *grant) {
-		for _, s := range g.services {
-			w, ok := ix.Workload(s)
-			if !ok {
-				continue
-			}
-			for i := range w.Ports {
-				if _, ok := g.rule(w, &w.Ports[i]); ok {
-					if services[s] == nil {
-						services[s] = map[string]bool{}
-					}
-					services[s][w.Ports[i].Name] = true
-				}
-			}
-		}
-	})
-	var out []Destination
-	for _, s := range sortedKeys(services) {
-		w, _ := ix.Workload(s)
-		first := len(out)
-		for _, p := range w.Ports {
-			if services[s][p.Name] {
-				out = append(out, Destination{Service: s, ID: w.ID, Port: p, Hosts: w.Hosts(p.Name)})
-			}
-		}
-		slices.SortFunc(out[first:], func(a, b Destination) int { return strings.Compare(a.Port.Name, b.Port.Name) })
+	out := make([]Rule, len(rules))
+	for i, r := range rules {
+		out[i] = r.Rule
 	}
 	return out
+}
+
+// HasShadow tells whether a shadow grant reaches some port of the workload, or
+// the external service, ref.
+func (ix *Index) HasShadow(ref spec.Ref) bool {
+	shadows := func(r siteRule) bool { return r.shadow }
+	if e, ok := ix.externals(ref); ok {
+		return slices.ContainsFunc(ix.externalRules(e, true), shadows)
+	}
+	s, ok := ix.site(ref)
+	return ok && slices.ContainsFunc(s.w.Ports, func(p Port) bool { return slices.ContainsFunc(ix.rules(s, &p, true), shadows) })
+}
+
+// Authorizer is who is asked after a grant has matched on an HTTP port of ref.
+func (ix *Index) Authorizer(ref spec.Ref) (*Authorizer, bool) {
+	w, ok := ix.Workload(ref)
+	if !ok || w.Authorizer == nil {
+		return nil, false
+	}
+	return w.Authorizer, true
 }
 
 // Calls is the tcp calls of caller that some grant lets it make, sorted by
@@ -203,70 +146,79 @@ func (ix *Index) Calls(caller spec.Ref) []TCPCall {
 	if !ok {
 		return nil
 	}
+	p := principal{workload: caller, domain: ix.trustDomain}
 	var out []TCPCall
 	for _, c := range w.TCPCalls {
-		if p := ix.callPort(c); p != nil && ix.Admits(c.Service, p.Name, caller) {
-			c.Port = p.Name
+		var ports []string
+		for _, d := range ix.destinations(p, c.Service) {
+			if d.Port.Protocol == TCP {
+				ports = append(ports, d.Port.Name)
+			}
+		}
+		if e, ok := ix.egress(p, c.Service, false); ok && e.Protocol == TCP {
+			ports = append(ports, ExternalPort)
+		}
+		if c.Port == "" {
+			c.Port = ix.onlyTCP(c.Service)
+		}
+		if slices.Contains(ports, c.Port) {
 			out = append(out, c)
 		}
 	}
 	return out
 }
 
-func (ix *Index) callPort(c TCPCall) *Port {
-	w, ok := ix.Workload(c.Service)
-	if !ok {
-		return nil
+// onlyTCP is the one tcp port of a service; empty when it has none or several.
+func (ix *Index) onlyTCP(ref spec.Ref) string {
+	var ports []Port
+	if s, ok := ix.services.Get(key(ref)); ok {
+		ports = ix.portsOf(s)
+		if e, ok := ix.externals(ref); ok {
+			ports = []Port{*externalPort(e.external)}
+		}
+	} else if w, ok := ix.Workload(ref); ok {
+		ports = w.Ports
 	}
-	var found *Port
-	for i, p := range w.Ports {
-		if p.Protocol != TCP || c.Port != "" && c.Port != p.Name {
-			continue
+	found := ""
+	for _, p := range ports {
+		if p.Protocol == TCP {
+			if found != "" {
+				return ""
+			}
+			found = p.Name
 		}
-		if found != nil {
-			return nil
-		}
-		found = &w.Ports[i]
 	}
 	return found
 }
 
-// port finds a port by name; nil when there is none.
-func (ix *Index) port(ref spec.Ref, name string) (*Workload, *Port) {
-	w, ok := ix.Workload(ref)
+// port finds a port of a workload by name; nil when there is none.
+func (ix *Index) port(ref spec.Ref, name string) (*site, *Port) {
+	s, ok := ix.site(ref)
 	if !ok {
 		return nil, nil
 	}
-	return w, w.port(name)
+	return s, s.w.port(name)
 }
 
-// expand is the declared workloads that c names, sorted.
-func (ix *Index) expand(c Callers) []spec.Ref {
-	var out []spec.Ref
-	add := func(w *Workload) bool {
-		out = append(out, w.Ref)
-		return true
-	}
-	if c.Any {
-		walk(ix.workloads, nil, add)
-	}
-	for _, ns := range c.Namespaces {
-		walk(ix.workloads, []byte(ns+"\x00"), add)
-	}
-	for _, ref := range c.Workloads {
-		if w, ok := ix.Workload(ref); ok {
-			add(w)
+// grantsFrom calls f with every grant that may admit p, each once.
+func (ix *Index) grantsFrom(p principal, f func(*grant)) {
+	terms := ix.termsOf(p)
+	if len(terms) == 4 { // of one kind each: a grant stands under one of them
+		for _, term := range terms {
+			walk(ix.byCaller, []byte(term), func(g *grant) bool {
+				f(g)
+				return true
+			})
 		}
+		return
 	}
-	return out
-}
-
-// grantsFrom calls f with every grant that admits caller, each once: a grant
-// has one kind of caller field and is listed once for each of its terms.
-func (ix *Index) grantsFrom(caller spec.Ref, f func(*grant)) {
-	for _, term := range []string{anyTerm, namespaceTerm(caller.Namespace), workloadTerm(caller)} {
+	seen := map[*grant]bool{}
+	for _, term := range terms {
 		walk(ix.byCaller, []byte(term), func(g *grant) bool {
-			f(g)
+			if !seen[g] {
+				seen[g] = true
+				f(g)
+			}
 			return true
 		})
 	}
@@ -275,58 +227,155 @@ func (ix *Index) grantsFrom(caller spec.Ref, f func(*grant)) {
 // change is an Index being made.
 type change struct {
 	trustDomain string
-	meshes      *iradix.Txn[MeshSettings]
+	meshes      *iradix.Txn[*mesh]
 	workloads   *iradix.Txn[*Workload]
+	services    *iradix.Txn[*service]
 	grants      *iradix.Txn[*grant]
+	blocks      *iradix.Txn[*block]
+	providers   *iradix.Txn[*Provider]
+	segments    *iradix.Txn[*segment]
+	exceptions  *iradix.Txn[*exception]
 	byService   *iradix.Txn[*grant]
+	wide        *iradix.Txn[*grant]
 	byCaller    *iradix.Txn[*grant]
+	byProvider  *iradix.Txn[*grant]
+	memberships *iradix.Txn[*service]
 	tcpCallers  *iradix.Txn[spec.Ref]
+	bySubject   *iradix.Txn[*exception]
+	timed       *iradix.Txn[timed]
+}
+
+func (ix *Index) change() *change {
+	return &change{
+		ix.trustDomain, ix.meshes.Txn(), ix.workloads.Txn(), ix.services.Txn(), ix.grants.Txn(), ix.blocks.Txn(),
+		ix.providers.Txn(), ix.segmentsByRef.Txn(), ix.exceptionByRef.Txn(), ix.byService.Txn(), ix.wide.Txn(), ix.byCaller.Txn(),
+		ix.byProvider.Txn(), ix.memberships.Txn(), ix.tcpCallers.Txn(), ix.bySubject.Txn(), ix.timed.Txn(),
+	}
+}
+
+func (c *change) commit() *Index {
+	return &Index{
+		c.trustDomain, nil, nil, c.meshes.Commit(), c.workloads.Commit(), c.services.Commit(), c.grants.Commit(), c.blocks.Commit(),
+		c.providers.Commit(), c.segments.Commit(), c.exceptions.Commit(), c.byService.Commit(), c.wide.Commit(), c.byCaller.Commit(),
+		c.byProvider.Commit(), c.memberships.Commit(), c.tcpCallers.Commit(), c.bySubject.Commit(), c.timed.Commit(),
+	}
 }
 
 func (c *change) put(d *spec.Document) {
 	ref := d.Ref()
-	if m := d.GetMesh(); m != nil {
-		c.meshes.Insert(key(ref), meshSettings(m))
-	}
-	if w := d.GetWorkload(); w != nil {
-		parsed := newWorkload(c.trustDomain, ref, w)
-		c.workloads.Insert(key(ref), parsed)
-		for _, call := range parsed.TCPCalls {
+	k := key(ref)
+	switch {
+	case d.GetMesh() != nil:
+		c.meshes.Insert(k, newMesh(c.trustDomain, d.GetMesh()))
+	case d.GetWorkload() != nil:
+		w := newWorkload(c.trustDomain, ref, d.GetWorkload())
+		c.workloads.Insert(k, w)
+		for _, call := range w.TCPCalls {
 			c.tcpCallers.Insert(pairKey(key(call.Service), ref), ref)
 		}
-	}
-	if g := d.GetGrant(); g != nil {
-		parsed := newGrant(ref, g)
-		c.grants.Insert(key(ref), parsed)
-		for _, s := range parsed.services {
-			c.byService.Insert(pairKey(key(s), ref), parsed)
+	case d.GetService() != nil:
+		s := newService(ref, d.GetService())
+		c.services.Insert(k, s)
+		for _, m := range s.members {
+			c.memberships.Insert(pairKey(key(m), ref), s)
 		}
-		for _, term := range parsed.callers.terms() {
-			c.byCaller.Insert(pairKey([]byte(term), ref), parsed)
+	case d.GetGrant() != nil:
+		if g := newGrant(c.trustDomain, ref, d.GetGrant()); g != nil {
+			c.grant(g)
+		}
+	case d.GetBlock() != nil:
+		b := newBlock(c.trustDomain, ref, d.GetBlock())
+		c.blocks.Insert(k, b)
+		c.time(d.Key(), Conditions{Until: b.until})
+	case d.GetIdentityProvider() != nil && ref.Namespace == spec.MeshNamespace:
+		c.providers.Insert([]byte(ref.Name), newProvider(ref, d.GetIdentityProvider()))
+	case d.GetSegment() != nil:
+		c.segments.Insert(k, newSegment(ref, d.GetSegment()))
+	case d.GetException() != nil:
+		if e := newException(ref, d.GetException()); e != nil {
+			c.exceptions.Insert(k, e)
+			c.bySubject.Insert(pairKey(exceptionKey(e.finding, e.subject, e.port), ref), e)
+			c.time(d.Key(), Conditions{Until: e.until})
 		}
 	}
 }
 
+func (c *change) grant(g *grant) {
+	c.grants.Insert(key(g.ref), g)
+	for _, s := range g.services {
+		c.byService.Insert(pairKey(key(s), g.ref), g)
+	}
+	if g.wide() {
+		c.wide.Insert(key(g.ref), g)
+	}
+	for _, term := range g.callers.terms() {
+		c.byCaller.Insert(pairKey([]byte(term), g.ref), g)
+	}
+	if u := g.http.rule.Users; u != nil {
+		c.byProvider.Insert(pairKey([]byte(u.Provider+"\x00"), g.ref), g)
+	}
+	c.time(spec.Key{Kind: spec.KindGrant, Namespace: g.ref.Namespace, Name: g.ref.Name}, g.http.rule.Conditions)
+}
+
+// time notes what the time begins or ends.
+func (c *change) time(k spec.Key, when Conditions) {
+	if !when.Until.IsZero() || when.Windows != nil {
+		c.timed.Insert(timedKey(k), timed{k, when})
+	}
+}
+
+func timedKey(k spec.Key) []byte {
+	return append(key(spec.Ref{Namespace: k.Namespace, Name: k.Name}), k.Kind...)
+}
+
 func (c *change) remove(k spec.Key) {
 	ref := spec.Ref{Namespace: k.Namespace, Name: k.Name}
+	at := key(ref)
 	switch k.Kind {
 	case spec.KindMesh:
-		c.meshes.Delete(key(ref))
+		c.meshes.Delete(at)
 	case spec.KindWorkload:
-		if w, ok := c.workloads.Delete(key(ref)); ok {
+		if w, ok := c.workloads.Delete(at); ok {
 			for _, call := range w.TCPCalls {
 				c.tcpCallers.Delete(pairKey(key(call.Service), ref))
 			}
 		}
-	case spec.KindGrant:
-		if g, ok := c.grants.Delete(key(ref)); ok {
-			for _, s := range g.services {
-				c.byService.Delete(pairKey(key(s), ref))
-			}
-			for _, term := range g.callers.terms() {
-				c.byCaller.Delete(pairKey([]byte(term), ref))
+	case spec.KindService:
+		if s, ok := c.services.Delete(at); ok {
+			for _, m := range s.members {
+				c.memberships.Delete(pairKey(key(m), ref))
 			}
 		}
+	case spec.KindGrant:
+		if g, ok := c.grants.Delete(at); ok {
+			c.removeGrant(g)
+		}
+	case spec.KindBlock:
+		c.blocks.Delete(at)
+	case spec.KindIdentityProvider:
+		if ref.Namespace == spec.MeshNamespace {
+			c.providers.Delete([]byte(ref.Name))
+		}
+	case spec.KindSegment:
+		c.segments.Delete(at)
+	case spec.KindException:
+		if e, ok := c.exceptions.Delete(at); ok {
+			c.bySubject.Delete(pairKey(exceptionKey(e.finding, e.subject, e.port), ref))
+		}
+	}
+	c.timed.Delete(timedKey(k))
+}
+
+func (c *change) removeGrant(g *grant) {
+	for _, s := range g.services {
+		c.byService.Delete(pairKey(key(s), g.ref))
+	}
+	c.wide.Delete(key(g.ref))
+	for _, term := range g.callers.terms() {
+		c.byCaller.Delete(pairKey([]byte(term), g.ref))
+	}
+	if u := g.http.rule.Users; u != nil {
+		c.byProvider.Delete(pairKey([]byte(u.Provider+"\x00"), g.ref))
 	}
 }
 
@@ -348,8 +397,6 @@ func walk[T any](t *iradix.Tree[T], prefix []byte, f func(T) bool) {
 	t.Root().WalkPrefix(prefix, func(_ []byte, v T) bool { return !f(v) })
 }
 
-func sortedRefs(set map[spec.Ref]bool) []spec.Ref { return sortedKeys(set) }
-
 func sortedKeys[V any](m map[spec.Ref]V) []spec.Ref {
 	out := make([]spec.Ref, 0, len(m))
 	for ref := range m {
@@ -357,4 +404,11 @@ func sortedKeys[V any](m map[spec.Ref]V) []spec.Ref {
 	}
 	slices.SortFunc(out, spec.Ref.Compare)
 	return out
+}
+
+func comparePorts(a, b Port) int {
+	if a.Number != b.Number {
+		return int(a.Number) - int(b.Number)
+	}
+	return strings.Compare(a.Name, b.Name)
 }

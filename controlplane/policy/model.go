@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
@@ -18,20 +19,59 @@ const (
 	TCP   = "tcp"
 )
 
+// ExternalPort is the name of the only port of an external service.
+const ExternalPort = "external"
+
+// webSocket is the one upgrade that there is.
+const webSocket = "websocket"
+
 // Workload is one declared identity and what it serves. It is never changed.
 type Workload struct {
-	Ref      spec.Ref
-	ID       string    // "spiffe://shop.example/ns/shop/sa/web"
-	Ports    []Port    // sorted by Number, then Name
-	TCPCalls []TCPCall // sorted by LocalPort
+	Ref        spec.Ref
+	ID         string      // "spiffe://shop.example/ns/shop/sa/web"
+	Ports      []Port      // sorted by Number, then Name
+	TCPCalls   []TCPCall   // sorted by LocalPort
+	Authorizer *Authorizer // nil: nobody
 }
 
 // Port is one port that a workload serves.
 type Port struct {
-	Name     string
-	Number   uint32 // what peers dial
-	Target   string // the application, "127.0.0.1:8080"; the default is filled in
-	Protocol string // HTTP, HTTP2, GRPC or TCP
+	Name         string
+	Number       uint32 // what peers dial
+	Target       string // the application, "127.0.0.1:8080"; the default is filled in
+	Protocol     string // HTTP, HTTP2, GRPC or TCP
+	WebSocket    bool   // it takes upgrades to WebSocket; HTTP only
+	ServerFirst  bool   // the application speaks first; TCP only
+	EncodedPaths bool   // the strict guard of paths is off; not TCP
+}
+
+// Upgrades lists the upgrades that the port takes; nil for none.
+func (p Port) Upgrades() []string {
+	if p.WebSocket {
+		return []string{webSocket}
+	}
+	return nil
+}
+
+// reached is p as a caller is told of it.
+func (p Port) reached() Port {
+	p.Target, p.EncodedPaths = "", false
+	return p
+}
+
+// Authorizer is an external authorizer beside a workload.
+type Authorizer struct {
+	Target       string // a loopback address and port
+	Timeout      time.Duration
+	MaxBodyBytes uint32
+	Headers      []string // in lower case, sorted; that it may set
+}
+
+func (a *Authorizer) equal(o *Authorizer) bool {
+	if a == nil || o == nil {
+		return a == o
+	}
+	return a.Target == o.Target && a.Timeout == o.Timeout && a.MaxBodyBytes == o.MaxBodyBytes && slices.Equal(a.Headers, o.Headers)
 }
 
 // TCPCall is a tcp service that a workload calls on a local port. Index.Calls
@@ -40,12 +80,6 @@ type TCPCall struct {
 	Service   spec.Ref
 	Port      string // empty: the only tcp port of the service
 	LocalPort uint32
-}
-
-// Provider verifies the tokens of users.
-type Provider struct {
-	Name   string
-	Claims map[string]Claim // that grants may name
 }
 
 // ID is the SPIFFE ID of a workload.
@@ -72,61 +106,59 @@ func parseID(trustDomain, id string) (spec.Ref, bool) {
 	return ref, err == nil
 }
 
-// Hosts is the names by which callers reach a port; nil for a port that does not
-// exist. The first is the main one.
+// Hosts is the names of the workload by which callers reach a port; nil for a
+// port that does not exist. The first is the main one. Index.HostsOf has those of
+// its Services, too.
 //
 // For a workload shop/orders with one HTTP port (http, http2 or grpc) this is
 // orders.shop.mesh. With several, each is <port>.orders.shop.mesh, and the one
 // with the lowest number is orders.shop.mesh as well. A tcp port has no requests
 // and so no names to choose by; its host, orders.shop.mesh, is only the SNI.
-func (w *Workload) Hosts(port string) []string {
-	p := w.port(port)
+func (w *Workload) Hosts(port string) []string { return hosts(w.Ref, w.Ports, port) }
+
+// hosts is the names of a port of ref, whose ports are sorted by number.
+func hosts(ref spec.Ref, ports []Port, port string) []string {
+	p := portOf(ports, port)
 	if p == nil {
 		return nil
 	}
-	plain := w.Ref.Name + "." + w.Ref.Namespace + ".mesh"
+	plain := ref.Name + "." + ref.Namespace + ".mesh"
 	if p.Protocol == TCP {
 		return []string{plain}
 	}
 	first, count := -1, 0
-	for i := range w.Ports {
-		if w.Ports[i].Protocol == TCP {
+	for i := range ports {
+		if ports[i].Protocol == TCP {
 			continue
 		}
 		count++
 		if first < 0 {
-			first = i // Ports are sorted by number
+			first = i
 		}
 	}
 	switch {
 	case count == 1:
 		return []string{plain}
-	case w.Ports[first].Name == port:
+	case ports[first].Name == port:
 		return []string{port + "." + plain, plain}
 	}
 	return []string{port + "." + plain}
 }
 
-func (w *Workload) port(name string) *Port {
-	for i := range w.Ports {
-		if w.Ports[i].Name == name {
-			return &w.Ports[i]
-		}
-	}
-	return nil
-}
+func (w *Workload) port(name string) *Port { return portOf(w.Ports, name) }
 
 func newWorkload(trustDomain string, ref spec.Ref, w *ztv1.Workload) *Workload {
 	out := &Workload{Ref: ref, ID: ID(trustDomain, ref)}
 	for _, p := range w.GetServes() {
 		out.Ports = append(out.Ports, Port{
 			Name: p.GetName(), Number: p.GetPort(), Protocol: p.GetProtocol(),
-			Target: cmp.Or(p.GetTarget(), fmt.Sprintf("127.0.0.1:%d", p.GetPort())),
+			Target:       cmp.Or(p.GetTarget(), fmt.Sprintf("127.0.0.1:%d", p.GetPort())),
+			WebSocket:    p.GetProtocol() == HTTP && slices.Equal(set(p.GetUpgrades()), []string{webSocket}),
+			ServerFirst:  p.GetProtocol() == TCP && p.GetServerFirst(),
+			EncodedPaths: p.GetProtocol() != TCP && p.GetAllowEncodedPaths(),
 		})
 	}
-	slices.SortFunc(out.Ports, func(a, b Port) int {
-		return cmp.Or(cmp.Compare(a.Number, b.Number), cmp.Compare(a.Name, b.Name))
-	})
+	slices.SortFunc(out.Ports, comparePorts)
 	for _, c := range w.GetTcpCalls() {
 		// A call that cannot be read leads nowhere. This narrows.
 		if service, port, err := spec.ParseServicePort(c.GetService(), ref.Namespace); err == nil {
@@ -136,16 +168,15 @@ func newWorkload(trustDomain string, ref spec.Ref, w *ztv1.Workload) *Workload {
 	slices.SortFunc(out.TCPCalls, func(a, b TCPCall) int {
 		return cmp.Or(cmp.Compare(a.LocalPort, b.LocalPort), a.Service.Compare(b.Service), cmp.Compare(a.Port, b.Port))
 	})
+	if a := w.GetExternalAuthorizer(); a != nil {
+		out.Authorizer = &Authorizer{Target: a.GetTarget(), Timeout: spec.DefaultAuthorizerTimeout, MaxBodyBytes: a.GetMaxBodyBytes()}
+		if t := a.GetTimeout(); t != nil {
+			out.Authorizer.Timeout = t.AsDuration()
+		}
+		for _, h := range a.GetHeaders() {
+			out.Authorizer.Headers = append(out.Authorizer.Headers, strings.ToLower(h))
+		}
+		out.Authorizer.Headers = set(out.Authorizer.Headers)
+	}
 	return out
-}
-
-func meshSettings(m *ztv1.Mesh) MeshSettings {
-	s := MeshSettings{SVIDTTL: spec.DefaultSVIDTTL, MaxConnectionAge: spec.DefaultMaxConnectionAge}
-	if d := m.GetSvidTtl(); d != nil {
-		s.SVIDTTL = d.AsDuration()
-	}
-	if d := m.GetMaxConnectionAge(); d != nil {
-		s.MaxConnectionAge = d.AsDuration()
-	}
-	return s
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -199,18 +200,20 @@ func TestWithIsNew(t *testing.T) {
 	})
 }
 
-// TestGates compares Closed and Opened with all pairs of both sides.
+// TestGates compares Closed and Opened with all pairs of both sides, at two
+// moments.
 func TestGates(t *testing.T) {
 	closed := 0
 	rapid.Check(t, func(t *rapid.T) {
 		docs := specgen.Any(t)
 		c := drawChange(t, docs)
 		old, ix := policy.New(specgen.TrustDomain, docs), policy.New(specgen.TrustDomain, c.after)
-		before, after := pairs(old), pairs(ix)
-		if got, want := ix.Closed(old, c.keys), minus(before, after); !slices.Equal(got, want) {
+		was, now := moment(t), moment(t)
+		before, after := pairs(old, was), pairs(ix, now)
+		if got, want := ix.Closed(old, c.keys, was, now), minus(before, after); !slices.Equal(bare(got), want) {
 			t.Fatalf("changed %v: closed %v, want %v", c.keys, got, want)
 		}
-		if got, want := ix.Opened(old, c.keys), minus(after, before); !slices.Equal(got, want) {
+		if got, want := ix.Opened(old, c.keys, was, now), minus(after, before); !slices.Equal(bare(got), want) {
 			t.Fatalf("changed %v: opened %v, want %v", c.keys, got, want)
 		}
 		closed += len(minus(before, after))
@@ -220,18 +223,36 @@ func TestGates(t *testing.T) {
 	}
 }
 
-func pairs(ix *policy.Index) []policy.Pair {
+// moment is one of a few, so that what begins and ends does so between them.
+func moment(t *rapid.T) time.Time {
+	return rapid.SampledFrom([]time.Time{
+		time.Date(2026, 3, 28, 1, 0, 0, 0, time.UTC), time.Date(2026, 3, 30, 10, 30, 0, 0, time.UTC), time.Date(2026, 7, 1, 20, 0, 0, 0, time.UTC),
+	}).Draw(t, "moment")
+}
+
+// bare is pairs without why.
+func bare(list []policy.Pair) []policy.Pair {
+	out := slices.Clone(list)
+	for i := range out {
+		out[i].Blocked = false
+	}
+	return out
+}
+
+func pairs(ix *policy.Index, now time.Time) []policy.Pair {
 	var out []policy.Pair
 	ix.Workloads(func(w *policy.Workload) bool {
 		for _, p := range w.Ports {
-			for _, source := range ix.Callers(w.Ref, p.Name) {
-				out = append(out, policy.Pair{Service: w.Ref, Port: p.Name, Source: source})
+			for _, id := range ix.Callers(w.Ref, p.Name) {
+				if ix.Admits(w.Ref, p.Name, id, now) {
+					out = append(out, policy.Pair{Service: w.Ref, Port: p.Name, SourceID: id})
+				}
 			}
 		}
 		return true
 	})
 	slices.SortFunc(out, func(a, b policy.Pair) int {
-		return cmp.Or(a.Service.Compare(b.Service), strings.Compare(a.Port, b.Port), a.Source.Compare(b.Source))
+		return cmp.Or(a.Service.Compare(b.Service), strings.Compare(a.Port, b.Port), strings.Compare(a.SourceID, b.SourceID))
 	})
 	return out
 }
@@ -239,6 +260,8 @@ func pairs(ix *policy.Index) []policy.Pair {
 func minus(a, b []policy.Pair) []policy.Pair {
 	return slices.DeleteFunc(slices.Clone(a), func(p policy.Pair) bool { return slices.Contains(b, p) })
 }
+
+var noon = time.Date(2026, 3, 30, 12, 0, 0, 0, time.UTC)
 
 // TestDecideAgreesWithRules: the verdict, the gate, the rules and what a caller
 // is told that it may call are four views of one thing.
@@ -249,11 +272,11 @@ func TestDecideAgreesWithRules(t *testing.T) {
 			reach := ix.Destinations(caller.Ref)
 			ix.Workloads(func(w *policy.Workload) bool {
 				for _, p := range w.Ports {
-					admitted := slices.Contains(ix.Callers(w.Ref, p.Name), caller.Ref)
+					admitted := slices.Contains(ix.Callers(w.Ref, p.Name), caller.ID)
 					told := slices.ContainsFunc(reach, func(d policy.Destination) bool {
 						return d.Service == w.Ref && d.Port == p && d.ID == w.ID
 					})
-					if admitted != told || admitted != ix.Admits(w.Ref, p.Name, caller.Ref) {
+					if admitted != told || ix.Admits(w.Ref, p.Name, caller.ID, noon) && !admitted {
 						t.Fatalf("%s -> %s:%s: gate %v, destination %v", caller.Ref, w.Ref, p.Name, admitted, told)
 					}
 					for _, method := range []string{"GET", "POST"} {

@@ -104,9 +104,7 @@ func (j *judges) ask(v verdict, target string) {
 	r := v.request
 	p, _ := port(j.ix, r)
 	v.judge = j.of(r.Service)
-	v.gated = !slices.ContainsFunc(j.ix.Callers(r.Service, p.Name), func(ref spec.Ref) bool {
-		return policy.ID(j.ix.TrustDomain(), ref) == r.CallerID
-	})
+	v.gated = !slices.Contains(j.ix.Callers(r.Service, p.Name), r.CallerID)
 	as := j.cert(r.CallerID)
 	note := func(protocol string, send func() mesh.Answer) {
 		v := v

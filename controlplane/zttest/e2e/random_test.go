@@ -131,11 +131,11 @@ func request(random *rand.Rand, ix *policy.Index, service spec.Ref) (r policy.Re
 	w, _ := ix.Workload(service)
 	p := pick(random, w.Ports)
 	r = policy.Request{Service: service, Port: p.Name, TCP: p.Protocol == policy.TCP}
-	callers := []spec.Ref{{Namespace: "a", Name: "p"}, {Namespace: "ab", Name: "q"}, {Namespace: "b", Name: "ghost"}}
+	callers := []string{"spiffe://td.example/ns/a/sa/p", "spiffe://td.example/ns/ab/sa/q", "spiffe://td.example/ns/b/sa/ghost"}
 	if admitted := ix.Callers(service, p.Name); len(admitted) > 0 && random.IntN(5) > 0 {
 		callers = admitted
 	}
-	r.CallerID = policy.ID(ix.TrustDomain(), pick(random, callers))
+	r.CallerID = pick(random, callers)
 	if r.TCP {
 		return r, ""
 	}

@@ -1,0 +1,171 @@
+package policy
+
+import (
+	"slices"
+	"time"
+
+	"github.com/ztmesh/ztmesh/controlplane/spec"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+)
+
+// Block denies, over every rule, the callers or the users that it names, and with
+// neither everybody.
+type Block struct {
+	Name    spec.Ref
+	Callers *Callers // nil: does not depend on the caller
+	Users   *BlockedUsers
+	Reason  string
+	Until   time.Time // half-open; zero: no end
+}
+
+// BlockedUsers are users of one provider, by `sub`.
+type BlockedUsers struct {
+	Provider string
+	Subjects []string // sorted
+}
+
+// wholePeers tells whether b denies whatever its callers ask for.
+func (b Block) wholePeers() bool { return b.Users == nil }
+
+func (b Block) activeAt(t time.Time) bool { return b.Until.IsZero() || t.Before(b.Until) }
+
+func (b Block) denies(p principal) bool { return b.Callers == nil || b.Callers.has(p) }
+
+// equal compares what a proxy is told.
+func (b Block) equal(o Block) bool {
+	same := b.Name == o.Name && (b.Callers == nil) == (o.Callers == nil) && (b.Users == nil) == (o.Users == nil)
+	if same && b.Callers != nil {
+		same = b.Callers.equal(*o.Callers)
+	}
+	if same && b.Users != nil {
+		same = b.Users.Provider == o.Users.Provider && slices.Equal(b.Users.Subjects, o.Users.Subjects)
+	}
+	return same
+}
+
+// block is a Block document. One that spec.Check would refuse is understood as
+// denying more than it says.
+type block struct {
+	ref      spec.Ref
+	callers  named
+	domains  []string
+	everyone bool // it names neither callers nor users
+	users    *BlockedUsers
+	narrowed bool       // it names services
+	services []spec.Ref // sorted
+	reason   string
+	until    time.Time // zero: no end
+}
+
+func newBlock(trustDomain string, ref spec.Ref, d *ztv1.Block) *block {
+	b := &block{
+		ref: ref, domains: set(d.GetTrustDomains()), reason: d.GetReason(),
+		narrowed: len(d.GetServices()) > 0, services: references(d.GetServices(), ref.Namespace),
+	}
+	b.callers.Workloads = references(d.GetWorkloads(), ref.Namespace)
+	b.callers.Namespaces = set(d.GetNamespaces())
+	b.callers.identities(trustDomain, d.GetSpiffeIds())
+	if u := d.GetUsers(); u != nil {
+		b.users = &BlockedUsers{Provider: u.GetProvider(), Subjects: set(u.GetSubjects())}
+	}
+	b.everyone = b.users == nil && len(d.GetWorkloads()) == 0 && len(d.GetNamespaces()) == 0 &&
+		len(d.GetSpiffeIds()) == 0 && len(d.GetTrustDomains()) == 0
+	if t := d.GetUntil(); t != nil && t.IsValid() {
+		b.until = t.AsTime()
+	}
+	return b
+}
+
+// callersOf is whom b names in this spec.
+func (ix *Index) callersOf(b *block) Callers {
+	c := ix.callers(b.callers)
+	for _, d := range b.domains {
+		if d == ix.trustDomain {
+			c.Any = true
+		} else {
+			c.Domains = append(c.Domains, d)
+		}
+	}
+	return c
+}
+
+// on is what b denies at a target, of which names are the names that lead to it;
+// false if nothing. A Block of a namespace acts on services of that namespace, and
+// elsewhere on callers of it.
+func (ix *Index) on(b *block, t target) []Block {
+	if b.narrowed && !slices.ContainsFunc(b.services, t.named) {
+		return nil
+	}
+	base := Block{Name: b.ref, Reason: b.reason, Until: b.until}
+	here := b.ref.Namespace == spec.MeshNamespace || b.ref.Namespace == t.ref.Namespace
+	var out []Block
+	if b.users != nil && here {
+		by := base
+		if _, known := ix.Provider(b.users.Provider); known {
+			by.Users = b.users
+		}
+		out = append(out, by)
+	}
+	if b.everyone && here {
+		return append(out, base)
+	}
+	c := Callers{Any: b.everyone}
+	if !b.everyone {
+		c = ix.callersOf(b)
+	}
+	if !here {
+		c.Domains = nil
+		c = c.intersect(Callers{Namespaces: []string{b.ref.Namespace}})
+	}
+	if !c.none() {
+		by := base
+		by.Callers = &c
+		out = append(out, by)
+	}
+	return out
+}
+
+// blocksOn is every Block that acts at a target, sorted by name.
+func (ix *Index) blocksOn(t target) []Block {
+	var out []Block
+	walk(ix.blocks, nil, func(b *block) bool {
+		out = append(out, ix.on(b, t)...)
+		return true
+	})
+	return out
+}
+
+// Blocks is the Blocks that concern a port of the workload ref, sorted by name:
+// those that speak of nobody whom a rule of the port admits are left out, as are
+// those of users on a tcp port. They are active as long as they are in ix; see
+// Lift.
+func (ix *Index) Blocks(ref spec.Ref, port string) []Block {
+	if ix.blocks.Len() == 0 {
+		return nil
+	}
+	if e, ok := ix.externals(ref); ok {
+		return ix.concerned(ix.blocksOn(e.target()), ix.externalRules(e, false), e.external.Protocol)
+	}
+	s, ok := ix.site(ref)
+	if !ok {
+		return nil
+	}
+	p := s.w.port(port)
+	if p == nil {
+		return nil
+	}
+	return ix.concerned(ix.blocksOn(s.target), ix.rules(s, p, false), p.Protocol)
+}
+
+func (ix *Index) concerned(blocks []Block, rules []siteRule, protocol string) []Block {
+	domains := ix.domains()
+	return slices.DeleteFunc(blocks, func(b Block) bool {
+		switch {
+		case b.Users != nil:
+			return protocol == TCP
+		case b.Callers == nil:
+			return false
+		}
+		return !slices.ContainsFunc(rules, func(r siteRule) bool { return b.Callers.meets(r.Callers, domains) })
+	})
+}
