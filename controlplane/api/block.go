@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -14,7 +15,7 @@ import (
 // Block is AdminService.Block. Assertions have no say: what must be cut off is
 // cut off.
 func (s *Server) Block(ctx context.Context, req *ztv1.BlockRequest) (*ztv1.BlockResponse, error) {
-	doc, problems, err := blockDocument(req)
+	b, err := readBlock(req)
 	if err != nil {
 		return nil, err
 	}
@@ -22,7 +23,7 @@ func (s *Server) Block(ctx context.Context, req *ztv1.BlockRequest) (*ztv1.Block
 		named: map[string]bool{req.Namespace: true}, message: req.Block.GetReason(), dryRun: req.DryRun,
 		key:  req.IdempotencyKey,
 		hash: operationHash(callOf(ctx).principal, &ztv1.BlockRequest{Namespace: req.Namespace, Name: req.Name, Block: req.Block}),
-		plan: func(st *state.State) (*plan, error) { return s.planBlock(st, doc, problems) },
+		plan: func(st *state.State) (*plan, error) { return s.planBlock(st, b) },
 	})
 	if err != nil {
 		return nil, err
@@ -30,47 +31,64 @@ func (s *Server) Block(ctx context.Context, req *ztv1.BlockRequest) (*ztv1.Block
 	return &ztv1.BlockResponse{Revision: resp.Revision, Affected: resp.Affected}, nil
 }
 
-// blockDocument is the document that a request asks for, and what a file that said
-// the same would have for problems.
-func blockDocument(req *ztv1.BlockRequest) (*spec.Document, spec.Problems, error) {
+// block is a Block that is asked for.
+type block struct {
+	doc      *spec.Document // as it is stored
+	file     *spec.Document // as a file would say it
+	problems spec.Problems  // that the file would have
+}
+
+func readBlock(req *ztv1.BlockRequest) (b block, err error) {
 	d := &ztv1.Document{
 		ApiVersion: spec.APIVersion, Kind: spec.KindBlock,
 		Metadata: &ztv1.Metadata{Namespace: req.Namespace, Name: req.Name},
 		Spec:     &ztv1.Document_Block{Block: req.Block},
 	}
-	_, problems := spec.Parse([]spec.File{{Content: []byte(spec.YAML(&spec.Document{Document: d}))}})
+	if b.file, err = sealed(d); err != nil {
+		return b, err
+	}
+	_, b.problems = spec.Parse([]spec.File{{Content: []byte(spec.YAML(b.file))}})
+	for i := range b.problems {
+		b.problems[i].File, b.problems[i].Line, b.problems[i].Column = b.file.At("")
+	}
 	d.Metadata.Annotations = map[string]string{spec.OperatorAnnotation: spec.OperatorValue}
-	b, err := proto.Marshal(d)
-	if err != nil {
-		return nil, nil, err
-	}
-	doc, err := spec.Decode(b) // refuses fields that this version would leave out
-	if err != nil {
-		return nil, nil, refuse(codes.InvalidArgument, "%s", err)
-	}
-	for i := range problems {
-		problems[i].File, problems[i].Line, problems[i].Column = doc.At("")
-	}
-	return doc, problems, nil
+	b.doc, err = sealed(d)
+	return b, err
 }
 
-// planBlock validates a Block as an apply would. What other documents have for
-// problems does not keep it out: they are there already.
-func (s *Server) planBlock(st *state.State, doc *spec.Document, problems spec.Problems) (*plan, error) {
+// sealed is a document that shares nothing with d. Fields that this version would
+// leave out are refused.
+func sealed(d *ztv1.Document) (*spec.Document, error) {
+	b, err := proto.Marshal(d)
+	if err != nil {
+		return nil, refuse(codes.InvalidArgument, "%s", err)
+	}
+	doc, err := spec.Decode(b)
+	if err != nil {
+		return nil, refuse(codes.InvalidArgument, "%s", err)
+	}
+	return doc, nil
+}
+
+// planBlock validates a Block as if a file said it; once written, it may come to
+// name what is there no more. What other documents have for problems does not
+// keep it out: they are there already.
+func (s *Server) planBlock(st *state.State, b block) (*plan, error) {
 	old, err := s.cfg.Views.At(st)
 	if err != nil {
 		return nil, err
 	}
-	k := doc.Key()
+	k := b.doc.Key()
 	before, there := old.Document(k)
 	switch {
 	case there && !before.Operator():
 		return nil, refuse(codes.AlreadyExists, "%s is in the files of its namespace; choose another name", k)
-	case !heldByOperator(doc, s.cfg.Now()):
+	case !heldByOperator(b.doc, s.cfg.Now()):
 		return nil, refuse(codes.InvalidArgument, "until is over already")
 	}
-	next := old.With([]*spec.Document{doc}, nil)
-	for _, p := range spec.Check(next.Documents(), st.TrustDomain()) {
+	next := old.With([]*spec.Document{b.doc}, nil)
+	problems := slices.Clone(b.problems)
+	for _, p := range spec.Check(merged(next, []*spec.Document{b.file}), st.TrustDomain()) {
 		if p.File == k.String() {
 			problems = append(problems, p)
 		}
@@ -79,8 +97,8 @@ func (s *Server) planBlock(st *state.State, doc *spec.Document, problems spec.Pr
 		return nil, invalid(spec.Join(problems))
 	}
 	var puts []*spec.Document
-	if !there || string(spec.Canonical(before)) != string(spec.Canonical(doc)) {
-		puts = append(puts, doc)
+	if !there || string(spec.Canonical(before)) != string(spec.Canonical(b.doc)) {
+		puts = append(puts, b.doc)
 	}
 	return s.assemble(st, old, next, puts, nil)
 }

@@ -8,7 +8,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
@@ -97,7 +96,7 @@ const (
 // live: as the settings say now, or as any said of late that are still kept. More
 // than needed does no harm.
 func longestLife(st *state.State, v *view.View, ref spec.Ref, now time.Time) time.Duration {
-	longest := settings(v.Index, ref)
+	longest := v.Index.Settings(ref).SVIDTTL
 	for r := range st.Revisions(0) {
 		if now.Sub(r.When.AsTime()) > maxSVIDTTL {
 			break // what was issued before it has ended
@@ -185,6 +184,3 @@ func (s *Server) affected(st *state.State, revision uint64) ([]*ztv1.InstanceRef
 	}
 	return nil, refuse(codes.NotFound, "revision %d is not one of those that are kept", revision)
 }
-
-// settings is the life of a workload's certificates.
-func settings(ix *policy.Index, _ spec.Ref) time.Duration { return ix.Mesh().SVIDTTL }
