@@ -80,7 +80,7 @@ func (a *app) validate(paths []string) error {
 	workloads := 0
 	ix.Workloads(func(w *policy.Workload) bool {
 		workloads++
-		c, err := compile.Workload(ix, w.Ref)
+		c, err := compile.Workload(ix, nil, w.Ref)
 		if err == nil {
 			err = c.Validate()
 		}

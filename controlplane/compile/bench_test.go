@@ -54,7 +54,7 @@ func grantDocument(ns, name string, from *ztv1.Caller, to *ztv1.Target) *spec.Do
 
 func compileAll(b *testing.B, ix *policy.Index) {
 	ix.Workloads(func(w *policy.Workload) bool {
-		if _, err := compile.Workload(ix, w.Ref); err != nil {
+		if _, err := compile.Workload(ix, nil, w.Ref); err != nil {
 			b.Fatal(err)
 		}
 		return true
@@ -85,7 +85,7 @@ func BenchmarkCompileMesh(b *testing.B) {
 			refs := next.Touched(ix, []spec.Key{edits[0].Key()})
 			touched = len(refs)
 			for _, ref := range refs {
-				if _, err := compile.Workload(next, ref); err != nil {
+				if _, err := compile.Workload(next, nil, ref); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -15,6 +15,7 @@ package compile
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -44,27 +45,40 @@ import (
 // spiffe://td/ns/shop/sa/orders. The gate is the union of the callers, declared
 // ones only, and so at most as wide as the rules; the rules keep a namespace as
 // one prefix. Neither widens.
-func Workload(ix *policy.Index, ref spec.Ref) (*xds.Config, error) {
+//
+// ix has no Blocks and Exceptions that have ended: see policy.Index.Lift. shadow
+// is ix with the proposals that stand beside it in the place of what they would
+// replace, or nil for none. Of a port whose verdicts neither they nor the shadow
+// grants of ix would change nothing is said.
+func Workload(ix, shadow *policy.Index, ref spec.Ref) (*xds.Config, error) {
 	w, ok := ix.Workload(ref)
 	if !ok {
 		return nil, fmt.Errorf("workload %s is not declared", ref)
 	}
-	c := &xds.Config{
+	c := newCompiler(ix, shadow, w)
+	out := &xds.Config{
 		TrustDomain:      ix.TrustDomain(),
 		Workload:         ref.String(),
 		ID:               w.ID,
-		MaxConnectionAge: ix.Mesh().MaxConnectionAge,
+		MaxConnectionAge: ix.Settings(ref).MaxConnectionAge,
+		Aliases:          c.trust.Aliases,
+		Federated:        c.trust.Federated,
+		Destinations:     c.destinations(),
+		TCPCalls:         c.tcpCalls(),
+		Egress:           c.egress(),
 	}
-	for _, p := range w.Ports {
-		c.Inbound = append(c.Inbound, inbound(ix, w, p))
+	if len(w.Ports) > 0 {
+		out.Inbound = make([]xds.Inbound, len(w.Ports))
+		for i := range w.Ports {
+			c.inbound(&out.Inbound[i], &w.Ports[i])
+		}
+		slices.SortFunc(out.Inbound, func(a, b xds.Inbound) int { return strings.Compare(a.Name, b.Name) })
+		out.Providers, out.Strip, out.Authorizer = c.providers(), ix.Strip(), c.authorizer()
 	}
-	slices.SortFunc(c.Inbound, func(a, b xds.Inbound) int { return strings.Compare(a.Name, b.Name) })
-	c.Destinations = destinations(ix, ref)
-	c.TCPCalls = tcpCalls(ix, ref)
-	if err := c.Validate(); err != nil {
+	if err := out.Validate(); err != nil {
 		return nil, fmt.Errorf("workload %s: %w", ref, err)
 	}
-	return c, nil
+	return out, nil
 }
 
 // Pairs is the gates of all ports of ref: every pair that may connect, by the
@@ -81,20 +95,55 @@ func Pairs(ix *policy.Index, ref spec.Ref) map[string][]xds.GateEntry {
 	return pairs
 }
 
-func inbound(ix *policy.Index, w *policy.Workload, p policy.Port) xds.Inbound {
-	in := xds.Inbound{
+// compiler is one run of Workload.
+type compiler struct {
+	ix     *policy.Index
+	shadow *policy.Index // of the shadow policy; nil: there is none
+	w      *policy.Workload
+	trust  policy.Trust
+}
+
+func newCompiler(ix, shadow *policy.Index, w *policy.Workload) *compiler {
+	if shadow == nil && ix.HasShadow(w.Ref) {
+		shadow = ix
+	}
+	return &compiler{ix: ix, shadow: shadow, w: w, trust: ix.Trust()}
+}
+
+func (c *compiler) inbound(in *xds.Inbound, p *policy.Port) {
+	ref := c.w.Ref
+	*in = xds.Inbound{
 		Name: p.Name, Port: p.Number, Target: p.Target, Protocol: xds.Protocol(p.Protocol),
-		Gate: gate(ix, w.Ref, p.Name),
+		Gate:        gate(c.ix, ref, p.Name),
+		Rules:       c.rules(c.ix.Rules(ref, p.Name)),
+		Blocks:      c.blocks(c.ix.Blocks(ref, p.Name)),
+		Plaintext:   plaintext(c.ix.Plaintext(ref, p.Name)),
+		ServerFirst: p.ServerFirst, EncodedPaths: p.EncodedPaths, Upgrades: upgrades(p),
 	}
-	if p.Protocol == policy.TCP {
-		return in // the gate is all that is judged
+	if in.Protocol.IsHTTP() {
+		in.Hosts = c.ix.HostsOf(ref, p.Name)
 	}
-	in.Hosts = slices.Clone(w.Hosts(p.Name))
-	slices.Sort(in.Hosts)
-	for _, r := range ix.Rules(w.Ref, p.Name) {
-		in.Rules = append(in.Rules, rule(ix.TrustDomain(), r))
+	if c.shadow != nil {
+		in.Shadow = differing(in.Rules, c.shadowRules(p))
 	}
-	return in
+}
+
+// shadowRules is the shadow policy of a port. A port that a proposal takes away,
+// or makes another protocol's, lets nobody in.
+func (c *compiler) shadowRules(p *policy.Port) []xds.Rule {
+	w, ok := c.shadow.Workload(c.w.Ref)
+	if !ok || !slices.ContainsFunc(w.Ports, func(o policy.Port) bool { return o.Name == p.Name && o.Protocol == p.Protocol }) {
+		return nil
+	}
+	return c.rules(c.shadow.ShadowRules(c.w.Ref, p.Name))
+}
+
+// differing is the shadow policy, unless it says what is enforced.
+func differing(enforced, shadow []xds.Rule) *xds.Shadow {
+	if len(enforced) == len(shadow) && (len(shadow) == 0 || reflect.DeepEqual(enforced, shadow)) {
+		return nil
+	}
+	return &xds.Shadow{Rules: shadow}
 }
 
 func gate(ix *policy.Index, ref spec.Ref, port string) []xds.GateEntry {
@@ -109,55 +158,57 @@ func gate(ix *policy.Index, ref spec.Ref, port string) []xds.GateEntry {
 	return entries
 }
 
-func rule(trustDomain string, r policy.Rule) xds.Rule {
-	out := xds.Rule{Grant: r.Grant.String(), Callers: xds.Callers{Any: r.Callers.Any}, Methods: slices.Clone(r.Methods)}
-	for _, w := range r.Callers.Workloads {
-		out.Callers.IDs = append(out.Callers.IDs, policy.ID(trustDomain, w))
+// webSocket is the one upgrade that a port may take.
+const webSocket = "websocket"
+
+func upgrades(p *policy.Port) []string {
+	if p.WebSocket {
+		return []string{webSocket}
 	}
-	for _, ns := range r.Callers.Namespaces {
-		out.Callers.Prefixes = append(out.Callers.Prefixes, policy.IDPrefix(trustDomain, ns))
-	}
-	for _, p := range r.Paths {
-		out.Paths = append(out.Paths, path(p))
+	return nil
+}
+
+func plaintext(list []policy.Plaintext) []xds.Plaintext {
+	var out []xds.Plaintext
+	for _, p := range list {
+		out = append(out, xds.Plaintext{Exception: p.Exception.String(), CIDRs: prefixes(p.CIDRs), Until: p.Until})
 	}
 	return out
 }
 
-func path(p policy.Path) xds.Path {
-	switch p.Kind {
-	case policy.Exact:
-		return xds.Path{Value: p.Pattern, Kind: xds.Exact}
-	case policy.Rest:
-		return xds.Path{Value: p.Pattern, Kind: xds.Rest}
-	}
-	if base, ok := strings.CutSuffix(p.Pattern, "*"); ok && !strings.Contains(base, "*") {
-		return xds.Path{Value: base, Kind: xds.OneSegment}
-	}
-	return xds.Path{Value: p.Pattern, Kind: xds.Pattern}
-}
-
-func destinations(ix *policy.Index, ref spec.Ref) []xds.Destination {
-	reached := ix.Destinations(ref)
-	out := make([]xds.Destination, 0, len(reached))
-	for _, d := range reached {
-		var aliases []string
-		if len(d.Hosts) > 1 {
-			aliases = slices.Clone(d.Hosts[1:])
+// providers are those that judge tokens here. One that only the shadow policy
+// names never refuses a request.
+func (c *compiler) providers() []xds.Provider {
+	list := c.ix.Providers(c.w.Ref)
+	if c.shadow != nil && c.shadow != c.ix {
+		for _, p := range c.shadow.Providers(c.w.Ref) {
+			if !slices.ContainsFunc(list, func(o policy.Provider) bool { return o.Name == p.Name }) {
+				p.Enforced = false
+				list = append(list, p)
+			}
 		}
-		out = append(out, xds.Destination{
-			Service: d.Service.String(), Port: d.Port.Name, ID: d.ID, Protocol: xds.Protocol(d.Port.Protocol),
-			Host: d.Hosts[0], Aliases: aliases, Number: d.Port.Number,
-		})
 	}
+	var out []xds.Provider
+	for _, p := range list {
+		to := xds.Provider{
+			Name: p.Name, Issuer: p.Issuer, Audiences: p.Audiences, Inline: p.Inline, URI: p.URI, CA: p.CA,
+			ClockSkew: p.ClockSkew, Enforced: p.Enforced, KeepToken: p.KeepToken,
+		}
+		for _, h := range p.Headers {
+			if h.Path != nil { // nil: only stripped
+				to.Headers = append(to.Headers, xds.ClaimHeader{Header: h.Header, Path: h.Path})
+			}
+		}
+		out = append(out, to)
+	}
+	slices.SortFunc(out, func(a, b xds.Provider) int { return strings.Compare(a.Name, b.Name) })
 	return out
 }
 
-// tcpCalls has no call without a grant: it gets no listener, so that the
-// application's connection is refused at once.
-func tcpCalls(ix *policy.Index, ref spec.Ref) []xds.TCPCall {
-	var out []xds.TCPCall
-	for _, c := range ix.Calls(ref) {
-		out = append(out, xds.TCPCall{LocalPort: c.LocalPort, Service: c.Service.String(), Port: c.Port})
+func (c *compiler) authorizer() *xds.Authorizer {
+	a, ok := c.ix.Authorizer(c.w.Ref)
+	if !ok {
+		return nil
 	}
-	return out
+	return &xds.Authorizer{Target: a.Target, Timeout: a.Timeout, MaxBodyBytes: a.MaxBodyBytes, Headers: a.Headers}
 }

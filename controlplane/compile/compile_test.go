@@ -27,11 +27,11 @@ func sound(t *rapid.T) {
 	ix := policy.New(specgen.TrustDomain, docs)
 	shuffled := policy.New(specgen.TrustDomain, specgen.Shuffled(t, docs))
 	ix.Workloads(func(w *policy.Workload) bool {
-		c, err := compile.Workload(ix, w.Ref)
+		c, err := compile.Workload(ix, nil, w.Ref)
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := compile.Workload(shuffled, w.Ref)
+		again, err := compile.Workload(shuffled, nil, w.Ref)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -49,7 +49,7 @@ func TestAgreesWithDecide(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ix := policy.New(specgen.TrustDomain, specgen.Sound(t))
 		ix.Workloads(func(callee *policy.Workload) bool {
-			c, err := compile.Workload(ix, callee.Ref)
+			c, err := compile.Workload(ix, nil, callee.Ref)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -119,7 +119,7 @@ func judge(in *xds.Inbound, id, method, path string) bool {
 func TestUndeclared(t *testing.T) {
 	ix := policy.New("shop.example", nil)
 	ref := spec.Ref{Namespace: "shop", Name: "web"}
-	if c, err := compile.Workload(ix, ref); err == nil || err.Error() != "workload shop/web is not declared" {
+	if c, err := compile.Workload(ix, nil, ref); err == nil || err.Error() != "workload shop/web is not declared" {
 		t.Errorf("got %v, %v", c, err)
 	}
 	if pairs := compile.Pairs(ix, ref); pairs != nil {
@@ -138,7 +138,7 @@ func TestPairs(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ix := policy.New(specgen.TrustDomain, specgen.Sound(t))
 		ix.Workloads(func(w *policy.Workload) bool {
-			c, err := compile.Workload(ix, w.Ref)
+			c, err := compile.Workload(ix, nil, w.Ref)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -50,7 +50,7 @@ func golden(t *testing.T, path string) {
 	}
 	ix := policy.New("shop.example", docs)
 	ix.Workloads(func(w *policy.Workload) bool {
-		c, err := compile.Workload(ix, w.Ref)
+		c, err := compile.Workload(ix, nil, w.Ref)
 		if err != nil {
 			t.Fatal(err)
 		}

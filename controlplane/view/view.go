@@ -128,7 +128,7 @@ func (v *View) config(ref spec.Ref) (*xds.Config, error) {
 	if _, ok := v.Index.Workload(ref); !ok {
 		return nil, nil
 	}
-	c, err := compile.Workload(v.Index, ref)
+	c, err := compile.Workload(v.Index, nil, ref)
 	if err != nil {
 		return nil, &CompileError{Workload: ref, Err: err}
 	}
