@@ -47,7 +47,7 @@ func (s *secrets) publish(h *holding) error {
 	roots := identity.EncodePEM(h.roots)
 	s.fleet.SetSecrets(s.instance, []*xds.Resource{
 		xds.SVID(identity.EncodePEM(h.svid.Chain), svidKey.Reveal()),
-		xds.Bundle(h.TrustDomain, roots),
+		xds.Bundle(map[string][]byte{h.TrustDomain: roots}),
 		xds.Node(identity.EncodePEM(h.node.Chain), nodeKey.Reveal()),
 		xds.ControlBundle(h.TrustDomain, roots),
 	})

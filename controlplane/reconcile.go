@@ -274,7 +274,7 @@ func (r *reconciler) connect(id string) error {
 func (r *reconciler) issue(id string) {
 	s := r.connected[id]
 	if s.agent {
-		r.fleet.SetSecrets(id, []*xds.Resource{})
+		r.fleet.SetSecrets(id, []*xds.Resource{xds.Bundle(map[string][]byte{r.state.TrustDomain(): identity.EncodePEM(r.roots)})})
 		return
 	}
 	secrets, leaf, err := r.secrets(id)
@@ -313,7 +313,7 @@ func (r *reconciler) secrets(id string) ([]*xds.Resource, *x509.Certificate, err
 	}
 	return []*xds.Resource{
 		xds.SVID(identity.EncodePEM(pair.Chain), key.Reveal()),
-		xds.Bundle(td, identity.EncodePEM(r.roots)),
+		xds.Bundle(map[string][]byte{td: identity.EncodePEM(r.roots)}),
 	}, pair.Leaf(), nil
 }
 

@@ -14,6 +14,7 @@ import (
 	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
 	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
 	downstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
@@ -40,6 +41,10 @@ type BootstrapConfig struct {
 	// BindAddress: dial the control plane from the instance's address. The session
 	// then proves that address, on hosts that have several.
 	BindAddress bool `yaml:"bindAddress"`
+	// PublicRoots is a PEM file of the CAs by which servers outside the mesh are
+	// known that name no CA of their own. Empty: there are none, and the clusters of
+	// such servers are refused.
+	PublicRoots string `yaml:"publicRoots"`
 	// MaxConnections is DefaultMaxConnections if zero.
 	MaxConnections int64 `yaml:"maxConnections"`
 }
@@ -67,6 +72,7 @@ func (c *BootstrapConfig) Validate() error {
 	case FromADS:
 		v.check(strings.HasPrefix(c.NodeDir, "/"), "node directory %q is not an absolute path", c.NodeDir)
 	}
+	v.check(c.PublicRoots == "" || strings.HasPrefix(c.PublicRoots, "/"), "public roots %q are not an absolute path", c.PublicRoots)
 	v.check(c.MaxConnections >= 0, "max connections %d is negative", c.MaxConnections)
 	return errors.Join(append(v.errs, c.Instance.Validate())...)
 }
@@ -100,7 +106,7 @@ func (b *builder) bootstrap(c *BootstrapConfig) *bootstrapv3.Bootstrap {
 			// Who looks for why a proxy is full must still get in.
 			IgnoreGlobalConnLimit: true,
 		},
-		StaticResources: &bootstrapv3.Bootstrap_StaticResources{Clusters: static},
+		StaticResources: &bootstrapv3.Bootstrap_StaticResources{Clusters: static, Secrets: c.publicRoots()},
 		DynamicResources: &bootstrapv3.Bootstrap_DynamicResources{
 			LdsConfig: ads(),
 			CdsConfig: ads(),
@@ -181,6 +187,18 @@ func (c *BootstrapConfig) nodeSource(file string) *corev3.ConfigSource {
 		}},
 		ResourceApiVersion: corev3.ApiVersion_V3,
 	}
+}
+
+func (c *BootstrapConfig) publicRoots() []*tlsv3.Secret {
+	if c.PublicRoots == "" {
+		return nil
+	}
+	return []*tlsv3.Secret{{
+		Name: PublicRootsSecret,
+		Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
+			TrustedCa: &corev3.DataSource{Specifier: &corev3.DataSource_Filename{Filename: c.PublicRoots}},
+		}},
+	}}
 }
 
 func (b *builder) agentCluster(socket string) *clusterv3.Cluster {

@@ -34,18 +34,7 @@ func Build(c *Config, in Instance) (*Resources, error) {
 	if b.c.Authorizer != nil {
 		b.add(AuthorizerCluster, b.authorizer())
 	}
-	b.add(OutboundHTTP, b.outboundHTTP())
-	b.add(OutboundHTTP, b.outboundRoutes())
-	reachable := map[string]bool{}
-	for _, d := range b.c.Destinations {
-		reachable[d.Cluster()] = true
-		b.add(d.Cluster(), b.service(d))
-	}
-	for _, t := range b.c.TCPCalls {
-		if reachable[ClusterName(t.Service, t.Port)] {
-			b.add(TCPListener(t.LocalPort), b.outboundTCP(t))
-		}
-	}
+	b.outbound()
 	r, err := b.done()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Workload, err)
@@ -65,6 +54,34 @@ func (b *builder) judges(in *Inbound) {
 	b.extensionResource(UserBlockName(w, in.Name), b.userBlock(in))
 	b.extensionResource(ShadowName(w, in.Name), b.shadow(in))
 	b.extensionResource(PolicyName(w, in.Name), b.policy(in))
+}
+
+// outbound is what the workload calls.
+func (b *builder) outbound() {
+	b.add(OutboundHTTP, b.outboundHTTP())
+	b.add(OutboundHTTP, b.outboundRoutes())
+	b.egress()
+	tcp := map[string]string{} // service and port → cluster
+	for i := range b.c.Destinations {
+		d := &b.c.Destinations[i]
+		b.add(d.Cluster(), b.service(d))
+		tcp[d.Service+" "+d.Port] = d.Cluster()
+	}
+	for i := range b.c.Egress {
+		e := &b.c.Egress[i]
+		for _, host := range e.Hosts {
+			cluster := ExternalCluster(e.Service, host)
+			b.add(cluster, b.external(cluster, origin{host: host, ca: e.CA, plaintext: e.Plaintext, protocol: e.Protocol}))
+			if _, blocked := e.blocked(b.c); e.Protocol == TCP && !blocked {
+				tcp[e.Service+" "+ExternalPort] = cluster
+			}
+		}
+	}
+	for _, t := range b.c.TCPCalls {
+		if cluster, ok := tcp[t.Service+" "+t.Port]; ok {
+			b.add(TCPListener(t.LocalPort), b.outboundTCP(t, cluster))
+		}
+	}
 }
 
 // Gates is the runtime layer that closes gates: each key's share of connections
@@ -93,8 +110,22 @@ func (c *Config) sorted() *Config {
 		return strings.Compare(a.Cluster(), b.Cluster())
 	})
 	for i := range s.Destinations {
-		s.Destinations[i].Aliases = set(s.Destinations[i].Aliases)
+		d := &s.Destinations[i]
+		d.Aliases, d.IDs, d.Upgrades = set(d.Aliases), set(d.IDs), set(d.Upgrades)
 	}
+	s.Egress = slices.SortedFunc(slices.Values(c.Egress), func(a, b Egress) int { return strings.Compare(a.Service, b.Service) })
+	for i := range s.Egress {
+		e := &s.Egress[i]
+		e.Hosts, e.Rules = set(e.Hosts), sortedRules(e.Rules)
+		e.Blocks, e.Shadow = sortedBlocks(e.Blocks), e.Shadow.sorted()
+	}
+	s.Providers = slices.SortedFunc(slices.Values(c.Providers), func(a, b Provider) int { return strings.Compare(a.Name, b.Name) })
+	for i := range s.Providers {
+		p := &s.Providers[i]
+		p.Audiences = set(p.Audiences)
+		p.Headers = slices.SortedFunc(slices.Values(p.Headers), func(a, b ClaimHeader) int { return strings.Compare(a.Header, b.Header) })
+	}
+	s.Aliases, s.Federated, s.Strip = set(c.Aliases), set(c.Federated), set(c.Strip)
 	s.TCPCalls = slices.SortedFunc(slices.Values(c.TCPCalls), func(a, b TCPCall) int { return cmp.Compare(a.LocalPort, b.LocalPort) })
 	return &s
 }

@@ -395,7 +395,7 @@ func TestSmallResources(t *testing.T) {
 	if xds.Gates([]string{"zt.a", "zt.b"}).Version != xds.Gates([]string{"zt.b", "zt.a", "zt.a"}).Version {
 		t.Error("gates depend on order")
 	}
-	for _, r := range []*xds.Resource{xds.SVID([]byte("c"), []byte("k")), xds.Bundle(td, []byte("r")), xds.Node(nil, nil), xds.ControlBundle(td, nil)} {
+	for _, r := range []*xds.Resource{xds.SVID([]byte("c"), []byte("k")), xds.Bundle(map[string][]byte{td: []byte("r")}), xds.Node(nil, nil), xds.ControlBundle(td, nil)} {
 		if r.Type != xds.SecretType || r.Version == "" || !strings.HasPrefix(r.Name, "zt/") {
 			t.Errorf("%+v", r)
 		}

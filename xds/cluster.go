@@ -59,7 +59,7 @@ func (b *builder) app(in *Inbound) *clusterv3.Cluster {
 
 // service is the cluster of one destination: its instances by EDS, checked from
 // here, and nobody else than the callee at the other end.
-func (b *builder) service(d Destination) *clusterv3.Cluster {
+func (b *builder) service(d *Destination) *clusterv3.Cluster {
 	c := &clusterv3.Cluster{
 		Name:                 d.Cluster(),
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
@@ -78,7 +78,9 @@ func (b *builder) service(d Destination) *clusterv3.Cluster {
 		UpstreamConnectionOptions: keepAlive(),
 	}
 	if d.Protocol.IsHTTP() {
-		c.TypedExtensionProtocolOptions = b.httpOptions(http2(nil))
+		options := http2(nil)
+		options.GetHttp2ProtocolOptions().AllowConnect = len(d.Upgrades) > 0
+		c.TypedExtensionProtocolOptions = b.httpOptions(options)
 	}
 	return c
 }
@@ -86,7 +88,7 @@ func (b *builder) service(d Destination) *clusterv3.Cluster {
 // healthCheck asks the peer's proxy, on the reserved path, over HTTP/2 as every
 // call between proxies; for tcp a handshake is enough. It answers for the proxy:
 // what the application returns is a matter of requests.
-func healthCheck(d Destination) *corev3.HealthCheck {
+func healthCheck(d *Destination) *corev3.HealthCheck {
 	hc := &corev3.HealthCheck{
 		Timeout:               durationpb.New(healthTimeout),
 		Interval:              durationpb.New(healthInterval),

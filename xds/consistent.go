@@ -3,6 +3,7 @@ package xds
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -190,13 +191,16 @@ func (c *consistency) discovery(name string, d *corev3.ExtensionConfigSource) {
 	c.fault("%s is a %s, which the filter does not take", name, ext.GetTypedConfig().GetTypeUrl())
 }
 
-// sds: the constants, from ADS or from the agent.
+// sds: the certificate from ADS or from the agent; who is accepted, from ADS.
 func (c *consistency) sds(s *tlsv3.SdsSecretConfig) {
-	if s.GetName() != SVIDSecret && s.GetName() != BundleSecret {
-		c.fault("refers to secret %s, which nobody serves", s.GetName())
-	}
-	if proto.Equal(s.GetSdsConfig(), agent()) {
+	switch name := s.GetName(); {
+	case name == SVIDSecret && proto.Equal(s.GetSdsConfig(), agent()):
 		return
+	case name == PublicRootsSecret && s.GetSdsConfig() == nil: // in the bootstrap
+		return
+	case name == SVIDSecret, name == BundleSecret, strings.HasPrefix(name, PeersSecret("")):
+	default:
+		c.fault("refers to secret %s, which nobody serves", name)
 	}
 	c.fromADS(s.GetSdsConfig())
 }

@@ -81,7 +81,7 @@ func (b *builder) connectionManager(statPrefix string, filters ...*hcmv3.HttpFil
 			InitialStreamWindowSize:     wrapperspb.UInt32(streamWindow),
 			InitialConnectionWindowSize: wrapperspb.UInt32(connWindow),
 		},
-		AccessLog: b.accessLog("http"),
+		AccessLog: append(b.accessLog("http"), b.decisionLog()),
 	}
 }
 

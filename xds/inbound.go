@@ -37,10 +37,14 @@ func (b *builder) inbound(in *Inbound) *listenerv3.Listener {
 	l.TrafficDirection = corev3.TrafficDirection_INBOUND
 	l.FilterChains = []*listenerv3.FilterChain{{
 		Name:                          name,
-		TransportSocket:               b.serverTLS(in.Protocol),
+		TransportSocket:               b.serverTLS(in),
 		TransportSocketConnectTimeout: durationpb.New(handshakeTimeout),
 		Filters:                       filters,
 	}}
+	if len(in.Plaintext) > 0 {
+		l.ListenerFilters = []*listenerv3.ListenerFilter{b.inspector()}
+		l.FilterChains = append(l.FilterChains, b.plaintext(in))
+	}
 	return l
 }
 
@@ -81,6 +85,11 @@ func (b *builder) inboundHTTP(in *Inbound) *listenerv3.Filter {
 		b.httpSlot(ShadowName(w, in.Name), pass(), judgeType),
 		b.httpSlot(PolicyName(w, in.Name), b.denyAllJudge(), judgeType),
 	}
+	return b.inboundManager(in, filters)
+}
+
+// inboundManager runs filters, the external authorizer and the router.
+func (b *builder) inboundManager(in *Inbound, filters []*hcmv3.HttpFilter) *listenerv3.Filter {
 	if b.c.Authorizer != nil {
 		filters = append(filters, b.authorizerFilter())
 	}
@@ -170,15 +179,19 @@ func everyPath() *routev3.RouteMatch {
 	return &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}
 }
 
-// inboundTCP hands the connection to the application once the gate has let its
-// first bytes pass: until then nothing is dialled, so that a peer without a
-// grant gets no byte of a protocol in which the server speaks first. Such
-// protocols are not supported: the tcp of a port is client-first.
+// inboundTCP hands the connection to the application once the gate and the policy
+// have let its first bytes pass: until then nothing is dialled. Where the server
+// speaks first there are no such bytes, and the application is dialled once the
+// handshake is done, which admits only those who may connect (Peers).
 func (b *builder) inboundTCP(in *Inbound) *listenerv3.Filter {
+	mode := tcpproxyv3.UpstreamConnectMode_ON_DOWNSTREAM_DATA
+	if in.ServerFirst {
+		mode = tcpproxyv3.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
+	}
 	return b.networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
 		StatPrefix:                      "in_" + in.Name,
 		ClusterSpecifier:                &tcpproxyv3.TcpProxy_Cluster{Cluster: AppCluster(in.Name)},
-		UpstreamConnectMode:             tcpproxyv3.UpstreamConnectMode_ON_DOWNSTREAM_DATA,
+		UpstreamConnectMode:             mode,
 		MaxEarlyDataBytes:               wrapperspb.UInt32(bufferLimit),
 		MaxDownstreamConnectionDuration: durationpb.New(b.c.MaxConnectionAge),
 		AccessLog:                       b.accessLog("tcp"),

@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -11,6 +13,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	jwtauthnv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/jwt_authn/v3"
+	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -34,9 +37,15 @@ func payloadKey(provider string) string { return "p_" + provider }
 // jwt verifies the tokens of the workload's callers; it is the same on all of
 // its HTTP ports. It says who the user is and nothing of what a user may do:
 //
-//	Authorization: Bearer, of an enforced provider  → its claims in the metadata
-//	none                                            → no user
-//	a token that does not verify                    → 401
+//	Authorization                                  → user
+//	none, or any in which "bearer" does not occur  → nobody
+//	exactly "Bearer <token>", which verifies       → its claims in the metadata
+//	any other                                      → 401 (403 for a wrong audience)
+//
+// The second rule of the filter verifies, the first refuses every spelling that
+// is not exactly that: Envoy would find "Bearer " anywhere in the value, so that
+// "Basic x, Bearer <token>" bore a user, and would take "bearer <token>" for no
+// token at all, where an application may not.
 //
 // A provider that only shadow rules name never rejects: if no other one is there,
 // a token that does not verify is as none; beside enforced ones it is not asked,
@@ -56,29 +65,68 @@ func (b *builder) jwt() proto.Message {
 	}
 	switch {
 	case len(enforced) > 0:
-		filter.Rules = everyRequest(anyOf(append(enforced, &jwtauthnv3.JwtRequirement{
-			RequiresType: &jwtauthnv3.JwtRequirement_AllowMissing{AllowMissing: &emptypb.Empty{}},
-		})))
+		filter.Providers[nobody] = keyless()
+		filter.Rules = []*jwtauthnv3.RequirementRule{
+			require(byNobody(), oddBearer()...),
+			require(anyOf(append(enforced, &jwtauthnv3.JwtRequirement{
+				RequiresType: &jwtauthnv3.JwtRequirement_AllowMissing{AllowMissing: &emptypb.Empty{}},
+			}))),
+		}
 	case len(shadow) > 0:
-		filter.Rules = everyRequest(&jwtauthnv3.JwtRequirement{
+		filter.Rules = []*jwtauthnv3.RequirementRule{require(&jwtauthnv3.JwtRequirement{
 			RequiresType: &jwtauthnv3.JwtRequirement_AllowMissingOrFailed{AllowMissingOrFailed: &emptypb.Empty{}},
-		})
+		})}
 	}
 	return filter
 }
 
 // denyAllJWT is what the filter does before, and without, its resource: it asks
-// for a token that nobody can have, of a provider without keys.
+// for a token that nobody can make.
 func denyAllJWT() proto.Message {
 	return &jwtauthnv3.JwtAuthentication{
-		Providers: map[string]*jwtauthnv3.JwtProvider{"nobody": {
-			Issuer:              "nobody",
-			JwksSourceSpecifier: localKeys(`{"keys":[]}`),
-			FromHeaders:         bearer(),
-		}},
-		Rules: everyRequest(&jwtauthnv3.JwtRequirement{
-			RequiresType: &jwtauthnv3.JwtRequirement_ProviderName{ProviderName: "nobody"},
-		}),
+		Providers: map[string]*jwtauthnv3.JwtProvider{nobody: keyless()},
+		Rules:     []*jwtauthnv3.RequirementRule{require(byNobody())},
+	}
+}
+
+// nobody is the provider whose tokens nobody can make. No provider of a spec has
+// its name, which is no DNS label.
+const nobody = "_nobody"
+
+// keyless has a public key, since Envoy refuses a provider without one. Nobody
+// has its private key: it is the SHA-256 of "ztmesh: nobody has this key".
+func keyless() *jwtauthnv3.JwtProvider {
+	x := sha256.Sum256([]byte("ztmesh: nobody has this key"))
+	return &jwtauthnv3.JwtProvider{
+		Issuer: nobody,
+		JwksSourceSpecifier: localKeys(`{"keys":[{"kty":"OKP","crv":"Ed25519","alg":"EdDSA","x":"` +
+			base64.RawURLEncoding.EncodeToString(x[:]) + `"}]}`),
+		FromHeaders: bearer(),
+	}
+}
+
+func byNobody() *jwtauthnv3.JwtRequirement {
+	return &jwtauthnv3.JwtRequirement{RequiresType: &jwtauthnv3.JwtRequirement_ProviderName{ProviderName: nobody}}
+}
+
+// oddBearer matches an Authorization that may be taken for a bearer token and is
+// not exactly one (RFC 6750, section 2.1: b64token). Several headers reach it as
+// one value, joined by commas.
+func oddBearer() []*routev3.HeaderMatcher {
+	value := func(m *typematcherv3.StringMatcher, invert bool) *routev3.HeaderMatcher {
+		return &routev3.HeaderMatcher{
+			Name:                 "authorization",
+			InvertMatch:          invert,
+			HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{StringMatch: m},
+		}
+	}
+	return []*routev3.HeaderMatcher{
+		value(&typematcherv3.StringMatcher{
+			MatchPattern: &typematcherv3.StringMatcher_Contains{Contains: "bearer"}, IgnoreCase: true,
+		}, false),
+		value(&typematcherv3.StringMatcher{MatchPattern: &typematcherv3.StringMatcher_SafeRegex{
+			SafeRegex: &typematcherv3.RegexMatcher{Regex: `Bearer [A-Za-z0-9._~+/=\-]+`},
+		}}, true),
 	}
 }
 
@@ -129,11 +177,14 @@ func localKeys(jwks string) *jwtauthnv3.JwtProvider_LocalJwks {
 	return &jwtauthnv3.JwtProvider_LocalJwks{LocalJwks: &corev3.DataSource{Specifier: &corev3.DataSource_InlineString{InlineString: jwks}}}
 }
 
-func everyRequest(r *jwtauthnv3.JwtRequirement) []*jwtauthnv3.RequirementRule {
-	return []*jwtauthnv3.RequirementRule{{
-		Match:           &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+// require asks r of requests with all of these headers.
+func require(r *jwtauthnv3.JwtRequirement, headers ...*routev3.HeaderMatcher) *jwtauthnv3.RequirementRule {
+	match := everyPath()
+	match.Headers = headers
+	return &jwtauthnv3.RequirementRule{
+		Match:           match,
 		RequirementType: &jwtauthnv3.RequirementRule_Requires{Requires: r},
-	}}
+	}
 }
 
 func anyOf(list []*jwtauthnv3.JwtRequirement) *jwtauthnv3.JwtRequirement {

@@ -11,9 +11,13 @@ const (
 	BundleSecret        = "zt/bundle"         // SDS: SPIFFE validator of the mesh's trust domain
 	NodeSecret          = "zt/node"           // SDS, agent or bootstrap only: the instance's certificate
 	ControlBundleSecret = "zt/control-bundle" // SDS, agent or bootstrap only: validator of the control plane
+	PublicRootsSecret   = "zt/public-roots"   // static, in the bootstrap: CAs of the proxy's host
 	GatesName           = "zt/gates"          // RTDS: the layer of closed gates
 	AuthorizerCluster   = "authz"             // CDS: the workload's external authorizer
 	OutboundHTTP        = "out/http"          // LDS and RDS
+	EgressBlocks        = "out/blocks"        // ECDS: Blocks of calls to external services
+	EgressShadow        = "out/shadow"        // ECDS: what other rules would allow of them
+	EgressPolicy        = "out/policy"        // ECDS: the rules of them
 	XDSCluster          = "zt_xds"            // static: the control plane
 	AgentCluster        = "zt_agent"          // static: the agent's SDS socket
 )
@@ -32,6 +36,9 @@ const (
 // ClusterName names the cluster (CDS) and the endpoints (EDS) of one port of a
 // service, "shop/orders" and "http": "svc/shop/orders/http".
 func ClusterName(service, port string) string { return "svc/" + service + "/" + port }
+
+// ExternalPort is the name of an external service's only port.
+const ExternalPort = "external"
 
 // InboundListener names the listener of a served port.
 func InboundListener(port string) string { return "in/" + port }

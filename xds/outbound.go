@@ -16,7 +16,12 @@ const ReasonNoGrant = "no-grant"
 // nothing of the workload, so callers with one egress address share its bytes.
 // It is always there: a workload without grants gets an answer that says so.
 func (b *builder) outboundHTTP() *listenerv3.Listener {
-	hcm := b.connectionManager("out_http")
+	hcm := b.connectionManager("out_http", b.egressFilters()...)
+	// Which calls may be upgraded, their routes say.
+	hcm.Http2ProtocolOptions.AllowConnect = true
+	hcm.LocalReplyConfig = explainDenial()
+	// That there is no grant, its route says better.
+	hcm.LocalReplyConfig.Mappers[0].HeadersToAdd[0].AppendAction = corev3.HeaderValueOption_ADD_IF_ABSENT
 	hcm.RouteSpecifier = &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 		ConfigSource:    ads(),
 		RouteConfigName: OutboundHTTP,
@@ -37,28 +42,32 @@ func (b *builder) outboundHTTP() *listenerv3.Listener {
 // tells nobody that a grant is missing.
 func (b *builder) outboundRoutes() *routev3.RouteConfiguration {
 	rc := &routev3.RouteConfiguration{Name: OutboundHTTP}
-	for _, d := range b.c.Destinations {
+	for i := range b.c.Destinations {
+		d := &b.c.Destinations[i]
 		if !d.Protocol.IsHTTP() {
 			continue
 		}
-		action := &routev3.RouteAction{
-			ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: d.Cluster()},
-			Timeout:          durationpb.New(requestTimeout),
-		}
-		if d.Protocol == GRPC {
-			action.Timeout = durationpb.New(0)
-			action.IdleTimeout = durationpb.New(grpcStreamIdle)
+		action := &routev3.RouteAction{ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: d.Cluster()}}
+		bound(action, d.Protocol)
+		for _, u := range d.Upgrades {
+			action.UpgradeConfigs = append(action.UpgradeConfigs, &routev3.RouteAction_UpgradeConfig{UpgradeType: u})
 		}
 		rc.VirtualHosts = append(rc.VirtualHosts, &routev3.VirtualHost{
 			Name:    d.Cluster(),
 			Domains: append([]string{d.Host}, d.Aliases...),
-			Routes:  []*routev3.Route{{Match: everyPath(), Action: &routev3.Route_Route{Route: action}}},
+			Routes:  []*routev3.Route{{Name: d.Cluster(), Match: everyPath(), Action: &routev3.Route_Route{Route: action}}},
 		})
+	}
+	for i := range b.c.Egress {
+		if e := &b.c.Egress[i]; e.Protocol.IsHTTP() {
+			rc.VirtualHosts = append(rc.VirtualHosts, e.externalHosts()...)
+		}
 	}
 	rc.VirtualHosts = append(rc.VirtualHosts, &routev3.VirtualHost{
 		Name:    ReasonNoGrant,
 		Domains: []string{"*"},
 		Routes: []*routev3.Route{{
+			Name:  ReasonNoGrant,
 			Match: everyPath(),
 			Action: &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
 				Status: 403,
@@ -75,8 +84,17 @@ func (b *builder) outboundRoutes() *routev3.RouteConfiguration {
 	return rc
 }
 
+// bound limits how long a call takes. An upgraded one is bounded by the callee.
+func bound(action *routev3.RouteAction, p Protocol) {
+	action.Timeout = durationpb.New(requestTimeout)
+	if p == GRPC {
+		action.Timeout = durationpb.New(0)
+		action.IdleTimeout = durationpb.New(grpcStreamIdle)
+	}
+}
+
 // outboundTCP leads a local port to one destination.
-func (b *builder) outboundTCP(t TCPCall) *listenerv3.Listener {
+func (b *builder) outboundTCP(t TCPCall, cluster string) *listenerv3.Listener {
 	name := TCPListener(t.LocalPort)
 	l := listener(name, b.in.Egress, t.LocalPort)
 	l.TrafficDirection = corev3.TrafficDirection_OUTBOUND
@@ -84,7 +102,7 @@ func (b *builder) outboundTCP(t TCPCall) *listenerv3.Listener {
 		Name: name,
 		Filters: []*listenerv3.Filter{b.networkFilter("envoy.filters.network.tcp_proxy", &tcpproxyv3.TcpProxy{
 			StatPrefix:       "out_tcp",
-			ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: ClusterName(t.Service, t.Port)},
+			ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
 			AccessLog:        b.accessLog("tcp"),
 		})},
 	}}

@@ -61,7 +61,7 @@ func startProxy(t *testing.T, p *pki, c *control, conf *xds.Config, secrets xds.
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 
 	r := &proxy{t: t, c: c, p: p, conf: conf, in: in}
-	c.set(in.ID, xds.Gates(nil), xds.SVID(certPEM(t, p.svid(t, conf.ID))), xds.Bundle(td, identity.EncodePEM(p.roots)))
+	c.set(in.ID, xds.Gates(nil), xds.SVID(certPEM(t, p.svid(t, conf.ID))), xds.Bundle(map[string][]byte{td: identity.EncodePEM(p.roots)}))
 	resources := r.build(conf)
 	c.set(in.ID, without(resources, hold)...)
 

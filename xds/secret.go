@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -17,9 +21,60 @@ import (
 // resource holds the key: it goes to one proxy only.
 func SVID(chainPEM, keyPEM []byte) *Resource { return certificate(SVIDSecret, chainPEM, keyPEM) }
 
-// Bundle is the SPIFFE validator of trust domain td: it accepts certificates
-// that the roots vouch for and whose one SPIFFE ID is of td, and no others.
-func Bundle(td string, rootsPEM []byte) *Resource { return bundle(BundleSecret, td, rootsPEM) }
+// Bundle is the SPIFFE validator of trust domains: name → roots as PEM. It
+// accepts certificates that the roots of a domain vouch for and whose one SPIFFE
+// ID is of that domain, and no others. It always comes from the control plane.
+func Bundle(domains map[string][]byte) *Resource {
+	return mustResource(BundleSecret, bundle(BundleSecret, domains))
+}
+
+// Peers is Bundle for a server-first port of c: of those identities it accepts
+// the ones that the port's gate admits and no Block of everything they do denies.
+// A server that speaks first would else have spoken before anything is judged.
+func Peers(c *Config, port string, domains map[string][]byte) *Resource {
+	name := PeersSecret(port)
+	s := bundle(name, domains)
+	var admitted []string
+	for i := range c.Inbound {
+		if in := &c.Inbound[i]; in.Name == port {
+			admitted = in.admitted(c)
+		}
+	}
+	if admitted == nil {
+		admitted = []string{"nobody"} // no SPIFFE ID; without any matcher all would match
+	}
+	sans := s.GetValidationContext()
+	for _, id := range admitted {
+		sans.MatchTypedSubjectAltNames = append(sans.MatchTypedSubjectAltNames, &tlsv3.SubjectAltNameMatcher{
+			SanType: tlsv3.SubjectAltNameMatcher_URI,
+			Matcher: &typematcherv3.StringMatcher{MatchPattern: &typematcherv3.StringMatcher_Exact{Exact: id}},
+		})
+	}
+	return mustResource(name, s)
+}
+
+// admitted is the identities of the gate that no Block of whole peers names; nil
+// if there are none.
+func (in *Inbound) admitted(c *Config) []string {
+	var ids []string
+	for _, g := range in.Gate {
+		if !slices.ContainsFunc(in.Blocks, func(b Block) bool {
+			return b.Users == nil && (b.Callers == nil || b.Callers.include(c, g.ID))
+		}) {
+			ids = append(ids, g.ID)
+		}
+	}
+	return set(ids)
+}
+
+// include says whether an identity is among the callers.
+func (cs *Callers) include(c *Config, id string) bool {
+	of := func(td string) bool { return strings.HasPrefix(id, "spiffe://"+td+"/") }
+	return slices.Contains(cs.IDs, id) ||
+		slices.ContainsFunc(cs.Prefixes, func(p string) bool { return strings.HasPrefix(id, p) }) ||
+		slices.ContainsFunc(cs.Domains, of) ||
+		cs.Any && slices.ContainsFunc(append([]string{c.TrustDomain}, c.Aliases...), of)
+}
 
 // Node is the instance's own certificate, with which a proxy opens its ADS
 // stream.
@@ -28,7 +83,7 @@ func Node(chainPEM, keyPEM []byte) *Resource { return certificate(NodeSecret, ch
 // ControlBundle is the validator by which a proxy knows the control plane of
 // trust domain td. It accepts the control trust domain only.
 func ControlBundle(td string, rootsPEM []byte) *Resource {
-	return bundle(ControlBundleSecret, "control."+td, rootsPEM)
+	return mustResource(ControlBundleSecret, bundle(ControlBundleSecret, map[string][]byte{"control." + td: rootsPEM}))
 }
 
 func certificate(name string, chainPEM, keyPEM []byte) *Resource {
@@ -41,14 +96,18 @@ func certificate(name string, chainPEM, keyPEM []byte) *Resource {
 	})
 }
 
-func bundle(name, td string, rootsPEM []byte) *Resource {
-	validator, err := pack(&tlsv3.SPIFFECertValidatorConfig{
-		TrustDomains: []*tlsv3.SPIFFECertValidatorConfig_TrustDomain{{Name: td, TrustBundle: inline(rootsPEM)}},
-	})
-	if err != nil {
-		panic("xds: " + err.Error()) // an empty trust domain
+func bundle(name string, domains map[string][]byte) *tlsv3.Secret {
+	conf := &tlsv3.SPIFFECertValidatorConfig{}
+	for _, td := range slices.Sorted(maps.Keys(domains)) {
+		conf.TrustDomains = append(conf.TrustDomains, &tlsv3.SPIFFECertValidatorConfig_TrustDomain{
+			Name: td, TrustBundle: inline(domains[td]),
+		})
 	}
-	return mustResource(name, &tlsv3.Secret{
+	validator, err := pack(conf)
+	if err != nil {
+		panic("xds: " + err.Error()) // no trust domain, or one without a name
+	}
+	return &tlsv3.Secret{
 		Name: name,
 		Type: &tlsv3.Secret_ValidationContext{ValidationContext: &tlsv3.CertificateValidationContext{
 			CustomValidatorConfig: &corev3.TypedExtensionConfig{
@@ -56,7 +115,7 @@ func bundle(name, td string, rootsPEM []byte) *Resource {
 				TypedConfig: validator,
 			},
 		}},
-	})
+	}
 }
 
 func inline(b []byte) *corev3.DataSource {

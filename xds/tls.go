@@ -54,18 +54,23 @@ func tls13() *tlsv3.TlsParameters {
 	}
 }
 
-// serverTLS is the inbound end: a client certificate of the mesh or nothing.
+// serverTLS is the inbound end: a client certificate of the mesh or nothing. On a
+// server-first port it is one of those that may connect, or nothing.
 // Both kinds of session resumption are off, since a resumed session outlives
 // the certificate that it was opened with.
-func (b *builder) serverTLS(p Protocol) *corev3.TransportSocket {
+func (b *builder) serverTLS(in *Inbound) *corev3.TransportSocket {
+	peers := BundleSecret
+	if in.ServerFirst {
+		peers = PeersSecret(in.Name)
+	}
 	common := &tlsv3.CommonTlsContext{
 		TlsParams:                      tls13(),
 		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secret(SVIDSecret, b.in.Secrets.source())},
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
-			ValidationContextSdsSecretConfig: secret(BundleSecret, b.in.Secrets.source()),
+			ValidationContextSdsSecretConfig: secret(peers, ads()),
 		},
 	}
-	if p.IsHTTP() {
+	if in.Protocol.IsHTTP() {
 		common.AlpnProtocols = []string{"h2", "http/1.1"}
 	}
 	return b.tlsSocket(&tlsv3.DownstreamTlsContext{
@@ -77,12 +82,13 @@ func (b *builder) serverTLS(p Protocol) *corev3.TransportSocket {
 }
 
 // clientTLS is the outbound end. A bundle alone would accept any workload of
-// the mesh as the server, so the one identity is asked for beside it.
-func (b *builder) clientTLS(d Destination) *corev3.TransportSocket {
+// the mesh as the server, so the callee's identity is asked for beside it; of a
+// Service of several workloads, one of theirs.
+func (b *builder) clientTLS(d *Destination) *corev3.TransportSocket {
 	u := upstreamTLS(
 		secret(SVIDSecret, b.in.Secrets.source()),
-		secret(BundleSecret, b.in.Secrets.source()),
-		&typematcherv3.StringMatcher{MatchPattern: &typematcherv3.StringMatcher_Exact{Exact: d.ID}},
+		secret(BundleSecret, ads()),
+		exactly(d.identities()...)...,
 	)
 	u.Sni = d.Host
 	if d.Protocol.IsHTTP() {
@@ -91,21 +97,37 @@ func (b *builder) clientTLS(d Destination) *corev3.TransportSocket {
 	return b.tlsSocket(u)
 }
 
-// upstreamTLS presents cert, and accepts a server whose only URI SAN is as
-// server says and whose chain the bundle verifies.
-func upstreamTLS(cert, bundle *tlsv3.SdsSecretConfig, server *typematcherv3.StringMatcher) *tlsv3.UpstreamTlsContext {
+// identities are those that the callee may show.
+func (d *Destination) identities() []string {
+	if d.ID != "" {
+		return []string{d.ID}
+	}
+	return d.IDs
+}
+
+func exactly(ids ...string) []*typematcherv3.StringMatcher {
+	var out []*typematcherv3.StringMatcher
+	for _, id := range ids {
+		out = append(out, &typematcherv3.StringMatcher{MatchPattern: &typematcherv3.StringMatcher_Exact{Exact: id}})
+	}
+	return out
+}
+
+// upstreamTLS presents cert, and accepts a server whose only URI SAN is as one of
+// servers says, of which there is at least one, and whose chain the bundle
+// verifies.
+func upstreamTLS(cert, bundle *tlsv3.SdsSecretConfig, servers ...*typematcherv3.StringMatcher) *tlsv3.UpstreamTlsContext {
+	var sans []*tlsv3.SubjectAltNameMatcher
+	for _, s := range servers {
+		sans = append(sans, &tlsv3.SubjectAltNameMatcher{SanType: tlsv3.SubjectAltNameMatcher_URI, Matcher: s})
+	}
 	return &tlsv3.UpstreamTlsContext{
 		CommonTlsContext: &tlsv3.CommonTlsContext{
 			TlsParams:                      tls13(),
 			TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{cert},
 			ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
 				CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
-					DefaultValidationContext: &tlsv3.CertificateValidationContext{
-						MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{{
-							SanType: tlsv3.SubjectAltNameMatcher_URI,
-							Matcher: server,
-						}},
-					},
+					DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: sans},
 					ValidationContextSdsSecretConfig: bundle,
 				},
 			},

@@ -30,9 +30,13 @@ func (c *Config) Validate() error {
 		ports[in.Port] = true
 		v.inbound(in)
 	}
+	for _, h := range c.Strip {
+		v.check(isHeader(h), "header %q is not a name in lower case", h)
+	}
 	v.providers(c.Providers)
 	v.authorizer(c.Authorizer)
 	v.destinations(c.Destinations)
+	v.egress(c)
 	v.tcpCalls(c)
 	return errors.Join(v.errs...)
 }
@@ -94,16 +98,23 @@ func (v *validation) inbound(in *Inbound) {
 		v.check(strings.HasPrefix(g.Key, "zt."), "gate key %q does not begin with zt.", g.Key)
 	}
 	v.judged(in)
+	v.plaintext(in)
 }
 
 func (v *validation) destinations(ds []Destination) {
 	clusters, hosts := map[string]bool{}, map[string]bool{}
-	for _, d := range ds {
+	for i := range ds {
+		d := &ds[i]
 		v.at = "destination " + d.Cluster()
 		v.unique(clusters, d.Cluster())
 		v.check(isRef(d.Service), "service %q is not namespace/name", d.Service)
 		v.check(label(d.Port), "port %q is not a DNS label", d.Port)
-		v.check(v.isID(d.ID), "id %q is not of trust domain %s", d.ID, v.td)
+		v.check((d.ID == "") == (len(d.IDs) > 0), "neither one identity nor several, or both")
+		for _, id := range d.identities() {
+			v.check(v.isID(id), "id %q is not of trust domain %s", id, v.td)
+		}
+		v.upgrades(d.Upgrades, d.Protocol)
+		v.check(!d.ServerFirst || d.Protocol == TCP, "only a tcp port is server-first")
 		v.check(d.Protocol.IsHTTP() || d.Protocol == TCP, "protocol %q is unknown", d.Protocol)
 		v.check(d.Number > 0 && d.Number < 65536, "port number %d is out of range", d.Number)
 		v.check(dnsName(d.Host), "host %q is not a DNS name", d.Host)

@@ -114,7 +114,7 @@ func newMesh(t *testing.T, first func(*mesh) *xds.Resources) *mesh {
 	address := fmt.Sprintf("127.%d.%d.%d", 100+rand.IntN(100), rand.IntN(256), 1+rand.IntN(254))
 	m := &mesh{t: t, ctx: ctx, instance: xds.Instance{ID: "web-1", Address: address, Egress: address, Secrets: xds.FromADS}}
 	svid := xds.SVID(pemOf(t, ca.issue(t, "spiffe://test/ns/shop/sa/web")))
-	secrets := []*xds.Resource{svid, xds.Bundle("test", roots)}
+	secrets := []*xds.Resource{svid, xds.Bundle(map[string][]byte{"test": roots})}
 	built := first(m)
 	var addresses []string
 	for i := range m.servers {

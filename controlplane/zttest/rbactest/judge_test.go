@@ -42,7 +42,7 @@ func (j *judges) proxy(ref spec.Ref) (*rbactest.Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := rbactest.Load(r, xds.Bundle(j.ix.TrustDomain(), []byte("roots")))
+	p, err := rbactest.Load(r, xds.Bundle(map[string][]byte{j.ix.TrustDomain(): []byte("roots")}))
 	if err != nil {
 		return nil, err
 	}
