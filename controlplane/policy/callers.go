@@ -246,7 +246,9 @@ func (n *named) identities(trustDomain string, ids []string) {
 	n.Workloads, n.IDs = refSet(n.Workloads), set(n.IDs)
 }
 
-func (n named) equal(o named) bool { return n.Callers.equal(o.Callers) && slices.Equal(n.segments, o.segments) }
+func (n named) equal(o named) bool {
+	return n.Callers.equal(o.Callers) && slices.Equal(n.segments, o.segments)
+}
 
 // callers is who n means in this spec.
 func (ix *Index) callers(n named) Callers {

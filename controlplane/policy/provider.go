@@ -80,7 +80,9 @@ func (c Claim) equal(o Claim) bool {
 	return c.Name == o.Name && c.Kind == o.Kind && slices.Equal(c.Path, o.Path)
 }
 
-func (h ClaimHeader) equal(o ClaimHeader) bool { return h.Header == o.Header && slices.Equal(h.Path, o.Path) }
+func (h ClaimHeader) equal(o ClaimHeader) bool {
+	return h.Header == o.Header && slices.Equal(h.Path, o.Path)
+}
 
 // equal compares what a proxy is told; of claims it is told by rules.
 func (p Provider) equal(o Provider) bool {

@@ -3,8 +3,9 @@
 // evaluator (policy.Decide), and real Envoys with the compiled configuration.
 //
 // It owns the format and knows no judge. A script is a txtar archive. Its
-// comment says what it shows; its *.yaml files are the spec; its file
-// "decisions" has one decision a line:
+// comment says what it shows; its *.yaml files are the spec; its file "users", if
+// any, has the users whose tokens requests bear (see User); its file "decisions"
+// has one decision a line:
 //
 //	namespace shop
 //	allow web -> orders GET /orders/7?x=1 by web-reads-orders
@@ -17,20 +18,41 @@
 //	deny web -> orders GET / host other.example because form
 //	deny spiffe://other.example/ns/shop/sa/web -> orders GET / because transport
 //	deny - -> orders GET / because transport
+//	allow web -> orders GET / as ada header x-tier=gold from 10.1.2.3 by gold
+//	deny web -> orders GET / as ada token expired because token
+//	allow web -> orders GET /live upgrade websocket by live
+//	allow - -> orders GET / plaintext from 10.1.2.3 because exception:shop/old
+//	deny web -> orders GET / authorizer denies because external:shop/orders
+//	deny web -> orders GET / at 2026-03-29T01:30:00Z
 //
 // "namespace" is the namespace of the names without one on the lines below it.
 // The caller is a workload, declared or not, a SPIFFE ID, or "-" for none. "by"
 // lists every grant that matches; a proxy names one of them. "because" is the
 // reason; without it a denial is by default. Method and path stand as they are
 // sent. Empty lines and lines that begin with "#" say nothing.
+//
+// Between the request and the reason stand, in any order:
+//
+//	host AUTHORITY    otherwise the main host of the port
+//	as USER           bears a token of this user
+//	token KIND        what is wrong with the token: see TokenKinds
+//	header NAME=VALUE can stand several times
+//	from ADDRESS      the TCP peer, otherwise 127.0.0.1
+//	at TIME           when it begins (RFC 3339), otherwise Noon; a judge with a real
+//	                  clock leaves such lines out, and judges the others at its own time
+//	upgrade PROTOCOL  an upgrade request, or an extended CONNECT
+//	plaintext         without TLS
+//	authorizer denies what the external authorizer says if it is asked, otherwise yes
 package script
 
 import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
 
@@ -47,6 +69,7 @@ type Script struct {
 	Comment     string
 	TrustDomain string
 	Docs        []*spec.Document
+	Users       map[string]User // by the name that lines use
 	Lines       []Line
 }
 
@@ -59,7 +82,13 @@ type Line struct {
 	Allow   bool
 	By      []spec.Ref // every grant that matches, sorted; nil unless by grants
 	Because string     // the reason, when not by grants: a policy.Reason... constant
+	User    string     // whose token it bears; empty: nobody's
+	Token   string     // what is wrong with the token: one of TokenKinds; empty: nothing
+	Timed   bool       // Request.Time is written, and not Noon
 }
+
+// Noon is when a request begins that names no time.
+var Noon = time.Date(2026, time.June, 15, 12, 0, 0, 0, time.UTC)
 
 // Parse reads a script. A spec with problems is an error, as is a line that says
 // nothing definite.
@@ -68,14 +97,19 @@ func Parse(name string, archive []byte) (*Script, error) {
 	s := &Script{Name: name, Comment: strings.TrimSpace(string(ar.Comment))}
 	var files []spec.File
 	var decisions *txtar.File
+	var err error
 	for i, f := range ar.Files {
 		switch {
 		case strings.HasSuffix(f.Name, ".yaml"):
 			files = append(files, spec.File{Name: f.Name, Content: f.Data})
 		case f.Name == "decisions":
 			decisions = &ar.Files[i]
+		case f.Name == "users":
+			if s.Users, err = parseUsers(f.Data); err != nil {
+				return nil, fmt.Errorf("%s: users: %w", name, err)
+			}
 		default:
-			return nil, fmt.Errorf("%s: the file %s is neither *.yaml nor decisions", name, f.Name)
+			return nil, fmt.Errorf("%s: the file %s is neither *.yaml nor users nor decisions", name, f.Name)
 		}
 	}
 	docs, problems := spec.Parse(files)
@@ -91,7 +125,7 @@ func Parse(name string, archive []byte) (*Script, error) {
 		return nil, fmt.Errorf("%s: no file decisions", name)
 	}
 	var errs []error
-	p := parser{trustDomain: s.TrustDomain}
+	p := parser{trustDomain: s.TrustDomain, users: s.Users}
 	for i, text := range strings.Split(string(decisions.Data), "\n") {
 		text = strings.TrimSpace(text)
 		if text == "" || strings.HasPrefix(text, "#") {
@@ -147,9 +181,12 @@ func (l Line) Accepts(allowed bool, reason string) bool {
 	return slices.ContainsFunc(l.By, func(g spec.Ref) bool { return reason == "grant:"+g.String() })
 }
 
-type parser struct{ trustDomain, namespace string }
+type parser struct {
+	trustDomain, namespace string
+	users                  map[string]User
+}
 
-// line reads VERDICT CALLER -> SERVICE[:PORT] WHAT [host H] [by G, G | because R].
+// line reads VERDICT CALLER -> SERVICE[:PORT] WHAT CLAUSE... [by G, G | because R].
 func (p parser) line(text string) (Line, error) {
 	l := Line{Text: text}
 	words := strings.Fields(text)
@@ -183,10 +220,78 @@ func (p parser) line(text string) (Line, error) {
 		}
 		rest = rest[1:]
 	}
-	if len(rest) >= 2 && rest[0] == "host" {
-		l.Request.Authority, rest = rest[1], rest[2:]
+	if rest, err = p.clauses(&l, rest); err != nil {
+		return l, err
 	}
+	p.token(&l)
 	return l, p.reason(&l, rest)
+}
+
+// clauses reads what stands between the request and the reason, and returns the
+// rest.
+func (p parser) clauses(l *Line, words []string) (rest []string, err error) {
+	r := &l.Request
+	r.Time = Noon
+	for len(words) > 0 {
+		word := words[0]
+		if word == "plaintext" {
+			r.Plaintext, words = true, words[1:]
+			continue
+		}
+		if word == "by" || word == "because" || len(words) < 2 {
+			break
+		}
+		value := words[1]
+		switch word {
+		case "host":
+			r.Authority = value
+		case "as":
+			l.User = value
+			if _, known := p.users[value]; !known {
+				err = fmt.Errorf("there is no user %s", value)
+			}
+		case "token":
+			l.Token = value
+			if !slices.Contains(TokenKinds(), value) {
+				err = fmt.Errorf("the token %q is none of %v", value, TokenKinds())
+			}
+		case "header":
+			name, text, ok := strings.Cut(value, "=")
+			if r.Headers = append(r.Headers, policy.Header{Name: name, Value: text}); !ok || name != strings.ToLower(name) {
+				err = fmt.Errorf("the header %q is not name=value with the name in lower case", value)
+			}
+		case "from":
+			r.Source, err = netip.ParseAddr(value)
+		case "at":
+			l.Timed = true
+			r.Time, err = time.Parse(time.RFC3339Nano, value)
+		case "upgrade":
+			r.Upgrade = value
+		case "authorizer":
+			if r.Denied = true; value != "denies" {
+				err = fmt.Errorf("the authorizer %q does not deny", value)
+			}
+		default:
+			return words, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		words = words[2:]
+	}
+	return words, nil
+}
+
+// token fills in what the request's token says.
+func (p parser) token(l *Line) {
+	switch {
+	case l.Token == TokenNone, l.Token == TokenBasic:
+	case l.Token != "":
+		l.Request.Token = policy.Token{State: policy.TokenInvalid}
+	case l.User != "":
+		u := p.users[l.User]
+		l.Request.Token = policy.Token{State: policy.TokenValid, Provider: u.Provider, Claims: u.Token(l.Request.Time)}
+	}
 }
 
 func (p parser) caller(word string) (id string, err error) {

@@ -1,9 +1,11 @@
 package script_test
 
 import (
+	"net/netip"
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
@@ -37,17 +39,61 @@ allow spiffe://x/y -> q GRPC p.S/M because health
 	web := policy.Request{
 		CallerID: "spiffe://shop.example/ns/shop/sa/a", Service: spec.Ref{Namespace: "shop", Name: "web"},
 		Port: "http", Method: "GET", Path: "/x?y", Authority: "web.shop.mesh",
+		Time: script.Noon,
 	}
 	if l := s.Lines[0]; !reflect.DeepEqual(l.Request, web) || !l.Allow || l.Number != 4 || len(l.By) != 2 || l.By[0].String() != "other/g1" {
 		t.Errorf("first line is %+v", l)
 	}
-	db := policy.Request{Service: spec.Ref{Namespace: "other", Name: "db"}, TCP: true}
+	db := policy.Request{Service: spec.Ref{Namespace: "other", Name: "db"}, TCP: true, Time: script.Noon}
 	if l := s.Lines[1]; !reflect.DeepEqual(l.Request, db) || l.Allow || l.Because != policy.ReasonTransport {
 		t.Errorf("second line is %+v", l)
 	}
-	grpc := policy.Request{CallerID: "spiffe://x/y", Service: spec.Ref{Namespace: "shop", Name: "q"}, Method: "POST", Path: "/p.S/M"}
+	grpc := policy.Request{CallerID: "spiffe://x/y", Service: spec.Ref{Namespace: "shop", Name: "q"}, Method: "POST", Path: "/p.S/M", Time: script.Noon}
 	if l := s.Lines[2]; !reflect.DeepEqual(l.Request, grpc) || !l.GRPC || l.Because != policy.ReasonHealth {
 		t.Errorf("third line is %+v", l)
+	}
+}
+
+func TestClauses(t *testing.T) {
+	const users = `-- users --
+ada:
+  provider: corp
+  sub: ada
+  acr: gold
+  amr: [pwd, otp]
+  authAge: 5m
+  claims: {groups: [sre], org: {unit: payments}, staff: true}
+`
+	s, err := script.Parse("x", []byte(strings.Replace(shop, "-- decisions --", users+"-- decisions --", 1)+`
+allow a -> web GET / as ada header x-a=1 header x-b= from 10.1.2.3 host h upgrade websocket by g
+allow - -> web GET / plaintext because exception:shop/x
+deny a -> web GET / as ada token expired authorizer denies
+deny a -> web GET / as ada token none at 2026-03-29T01:30:00Z
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := policy.Request{
+		CallerID: "spiffe://shop.example/ns/shop/sa/a", Service: spec.Ref{Namespace: "shop", Name: "web"}, Method: "GET", Path: "/",
+		Authority: "h", Headers: []policy.Header{{Name: "x-a", Value: "1"}, {Name: "x-b"}}, Source: netip.MustParseAddr("10.1.2.3"),
+		Upgrade: "websocket", Time: script.Noon,
+		Token: policy.Token{State: policy.TokenValid, Provider: "corp", Claims: map[string]any{
+			"sub": "ada", "acr": "gold", "amr": []any{"pwd", "otp"}, "auth_time": float64(script.Noon.Unix() - 300),
+			"groups": []any{"sre"}, "org": map[string]any{"unit": "payments"}, "staff": true,
+		}},
+	}
+	if l := s.Lines[0]; !reflect.DeepEqual(l.Request, first) || l.User != "ada" || l.Timed {
+		t.Errorf("got %+v", l)
+	}
+	if l := s.Lines[1]; !l.Request.Plaintext || l.Because != "exception:shop/x" {
+		t.Errorf("got %+v", l)
+	}
+	if l := s.Lines[2]; l.Request.Token.State != policy.TokenInvalid || l.Token != script.TokenExpired || !l.Request.Denied {
+		t.Errorf("got %+v", l)
+	}
+	at := time.Date(2026, 3, 29, 1, 30, 0, 0, time.UTC)
+	if l := s.Lines[3]; l.Request.Token.State != policy.TokenNone || !l.Timed || !l.Request.Time.Equal(at) {
+		t.Errorf("got %+v", l)
 	}
 }
 
@@ -62,6 +108,16 @@ func TestParseRefuses(t *testing.T) {
 		"deny A -> web GET /":          "DNS labels",
 		"deny a -> web:X GET /":        "DNS label",
 		"allow a -> web GET / by g,,h": "by:",
+
+		"deny a -> web GET / as eve":             "no user eve",
+		"deny a -> web GET / token odd":          "none of",
+		"deny a -> web GET / header X-A=1":       "lower case",
+		"deny a -> web GET / header x":           "not name=value",
+		"deny a -> web GET / from here":          "unable to parse",
+		"deny a -> web GET / at noon":            "cannot parse",
+		"deny a -> web GET / authorizer allows":  "does not deny",
+		"deny a -> web GET / upgrade":            "does not end in",
+		"deny a -> web GET / on tuesday because": "does not end in",
 	} {
 		_, err := script.Parse("x", []byte(shop+line+"\n"))
 		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "decisions:2") {
@@ -71,7 +127,9 @@ func TestParseRefuses(t *testing.T) {
 	for archive, want := range map[string]string{
 		"-- x.yaml --\nkind: No\n-- decisions --\n": "ZT1",
 		"-- x.txt --\n": "neither",
-		"":              "no file decisions",
+		"-- users --\nada: {sub: ada}\n-- decisions --\n":          "ada has no provider",
+		"-- users --\nada: {provider: p, x: 1}\n-- decisions --\n": "field x not found",
+		"": "no file decisions",
 	} {
 		if _, err := script.Parse("x", []byte(archive)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got %v, want %s", archive, err, want)
