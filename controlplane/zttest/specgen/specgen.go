@@ -2,49 +2,96 @@
 // documents refer to one another, and every field that a spec can have.
 //
 // Most specs pass spec.Check; those of Any need not, since policy is total. It
-// knows no judge.
+// knows no judge. The keys of its identity providers and of the foreign trust
+// domain are derived from their names, so that a harness can sign for them
+// (Token, ForeignCA).
 package specgen
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"pgregory.net/rapid"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
-// TrustDomain is that of every spec made here.
-const TrustDomain = "td.example"
+// The trust domains of the specs made here: the mesh's own, a former name of it,
+// and a federated one.
+const (
+	TrustDomain = "td.example"
+	Alias       = "old.example"
+	Foreign     = "ally.example"
+)
 
 var (
 	namespaces = []string{"a", "ab", "b"}
 	names      = []string{"p", "q", "r", "rs"}
 	grants     = []string{"g", "h", "i", "j", "k", "l"}
+	segments   = []string{"s", "t"}
 	portNames  = []string{"http", "admin", "rpc", "raw"}
-	protocols  = []string{"http", "http2", "grpc", "tcp"}
+	protocols  = []string{"http", "http", "http2", "grpc", "tcp"}
 	methods    = []string{"GET", "POST", "DELETE"}
 	grpcCalls  = []string{"s.S/Get", "s.S/Put", "s.S/*", "t.T/Get"}
-	paths      = []string{"/", "/a", "/a/", "/a/b", "/a/**", "/a/b/**", "/**"}
+	paths      = []string{
+		"/", "/a", "/a/", "/a/b", "/a/**", "/a/b/**", "/**",
+		"/*", "/a/*", "/*/b", "/a/{id}/c", "/*/b/**", "/a/*/", "/{x}/{y}",
+	}
+	foreignIDs = []string{"spiffe://" + Foreign + "/ns/a/sa/p", "spiffe://" + Foreign + "/robot"}
+	headers    = []string{"x-team", "x-tier"}
+	values     = []string{"red", "blue", "red,blue"}
+	cidrs      = []string{"127.0.0.0/8", "127.0.0.1/32", "127.0.0.2/31", "10.0.0.0/8", "::1/128", "0.0.0.0/0"}
+	zones      = []string{"UTC", "Europe/Berlin", "Asia/Kolkata"}
+	clocks     = []string{"00:00", "06:00", "09:30", "12:00", "18:00", "23:59"}
+	subjects   = []string{"ada", "bob", "eve"}
+	hosts      = []string{"api.ext.test", "pay.ext.test", "raw.ext.test"}
+
+	past, future = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2098, 7, 1, 12, 0, 0, 0, time.UTC)
 )
+
+// Expressions are those of `when.cel` in random specs.
+func Expressions() []string {
+	return []string{
+		`request.method == "GET"`,
+		`request.url_path.startsWith("/a/") || request.url_path == "/"`,
+		`"x-team" in request.headers && request.headers["x-team"] == "red"`,
+		`request.headers["x-tier"] in ["red", "blue"]`,
+		`size(request.url_path) < 5`,
+		`request.time < timestamp("2098-07-01T12:00:00Z")`,
+		`request.time.getHours("Europe/Berlin") >= 0 && request.time.getDayOfWeek("UTC") < 7`,
+		`connection.uri_san_peer_certificate.endsWith("/sa/p")`,
+		`!has(request.headers.x_absent)`,
+	}
+}
+
+// Times are the moments around which a random spec says something else: the ends
+// of grants and Blocks, the edges of windows.
+func Times() []time.Time {
+	var at []time.Time
+	for _, t := range []time.Time{past, future, time.Date(2031, 3, 30, 0, 30, 0, 0, time.UTC), time.Date(2031, 10, 26, 0, 30, 0, 0, time.UTC)} {
+		at = append(at, t.Add(-time.Second), t, t.Add(time.Hour))
+	}
+	day := time.Date(2031, 5, 9, 0, 0, 0, 0, time.UTC) // a Friday
+	for hour := range 24 {
+		at = append(at, day.Add(time.Duration(hour)*time.Hour), day.Add(time.Duration(hour)*time.Hour+29*time.Minute))
+	}
+	return at
+}
 
 // Any makes a set of documents with distinct keys, each well formed by itself:
 // most of the workloads that there are names for, and some more documents.
 func Any(t *rapid.T) []*spec.Document {
-	var docs []*spec.Document
-	for _, ns := range namespaces {
-		for _, name := range names {
-			if rapid.IntRange(0, 4).Draw(t, "declared") > 0 {
-				d := &ztv1.Document{ApiVersion: spec.APIVersion, Kind: spec.KindWorkload, Metadata: &ztv1.Metadata{Namespace: ns, Name: name}}
-				d.Spec = &ztv1.Document_Workload{Workload: workload(t)}
-				docs = append(docs, &spec.Document{Document: d})
-			}
-		}
+	m := newMaker(t)
+	m.world()
+	for range rapid.IntRange(2, 14).Draw(t, "grants") {
+		m.addGrant()
 	}
-	return distinct(append(docs, rapid.SliceOfN(rapid.Custom(Document), 0, 16).Draw(t, "docs")...))
+	for range rapid.SampledFrom([]int{0, 0, 0, 1, 2}).Draw(t, "blocks") {
+		m.addBlock()
+	}
+	return distinct(m.docs)
 }
 
 // Sound makes a set of documents that passes spec.Check, by leaving out what
@@ -64,25 +111,50 @@ func Sound(t *rapid.T) []*spec.Document {
 	}
 }
 
-// Document makes one document.
+// Document makes one document of any kind but Assertion.
 func Document(t *rapid.T) *spec.Document {
-	d := &ztv1.Document{ApiVersion: spec.APIVersion}
-	switch rapid.IntRange(0, 12).Draw(t, "kind") {
-	case 12:
-		d.Kind, d.Metadata = spec.KindMesh, &ztv1.Metadata{Namespace: spec.MeshNamespace, Name: "mesh"}
-		d.Spec = &ztv1.Document_Mesh{Mesh: mesh(t)}
-	case 10, 11:
-		d.Kind, d.Metadata = spec.KindWorkload, metadata(t, names)
-		d.Spec = &ztv1.Document_Workload{Workload: workload(t)}
+	m := newMaker(t)
+	switch rapid.IntRange(0, 19).Draw(t, "kind") {
+	case 0:
+		m.addMesh()
+	case 1, 2, 3:
+		m.addWorkload(m.ref(names))
+	case 4:
+		m.addProvider(m.pick(Providers()))
+	case 5:
+		m.addSegment(m.pick(segments))
+	case 6:
+		m.addService(m.pick(namespaces))
+	case 7, 8:
+		m.addBlock()
+	case 9:
+		m.addException(spec.Ref{Namespace: m.pick(namespaces), Name: m.pick(names)}, m.pick(portNames))
 	default:
-		d.Kind, d.Metadata = spec.KindGrant, metadata(t, grants)
-		d.Spec = &ztv1.Document_Grant{Grant: grant(t)}
+		m.addGrant()
 	}
-	return &spec.Document{Document: d}
+	return m.docs[0]
+}
+
+// Statement makes one statement of an Assertion.
+func Statement(t *rapid.T) *ztv1.Statement {
+	m := newMaker(t)
+	s := &ztv1.Statement{From: m.caller(), To: &ztv1.Target{}}
+	switch rapid.IntRange(0, 4).Draw(t, "of") {
+	case 0:
+		s.To.AllServices = true
+	case 1:
+		s.To.Namespaces = m.some(namespaces)
+	default:
+		s.To.Services = []string{m.pick(namespaces) + "/" + m.pick(names)}
+	}
+	if m.oneIn(2) {
+		m.requests(s.To, "http")
+	}
+	return s
 }
 
 // Shuffled is the same spec in another order of documents and of the items of
-// every list that is a set.
+// every list whose order says nothing.
 func Shuffled(t *rapid.T, docs []*spec.Document) []*spec.Document {
 	out := make([]*spec.Document, len(docs))
 	for i, d := range docs {
@@ -90,25 +162,43 @@ func Shuffled(t *rapid.T, docs []*spec.Document) []*spec.Document {
 		if err != nil {
 			t.Fatalf("%s: %v", d.Key(), err)
 		}
-		if w := c.GetWorkload(); w != nil {
-			w.TcpCalls = shuffle(t, w.TcpCalls)
-			w.Serves = shuffle(t, w.Serves)
-		}
-		if g := c.GetGrant(); g != nil {
-			g.From.Workloads, g.From.Namespaces = shuffle(t, g.From.Workloads), shuffle(t, g.From.Namespaces)
-			g.To.Services, g.To.Ports = shuffle(t, g.To.Services), shuffle(t, g.To.Ports)
-			g.To.Methods, g.To.Paths = shuffle(t, g.To.Methods), shuffle(t, g.To.Paths)
-		}
+		shuffleLists(t, c.ProtoReflect())
 		out[i] = c
 	}
-	return shuffle(t, out)
+	if len(out) < 2 {
+		return out
+	}
+	return rapid.Permutation(out).Draw(t, "order")
 }
 
-func shuffle[T any](t *rapid.T, list []T) []T {
-	if len(list) < 2 {
-		return list
+// shuffleLists shuffles the lists of m and of the messages in it, except for the
+// path of a claim.
+func shuffleLists(t *rapid.T, m protoreflect.Message) {
+	fields := m.Descriptor().Fields()
+	for i := range fields.Len() { // Range has no order, and draws need one
+		fd := fields.Get(i)
+		if !m.Has(fd) {
+			continue
+		}
+		switch {
+		case fd.IsMap() || fd.Message() == nil && !fd.IsList():
+		case !fd.IsList():
+			shuffleLists(t, m.Mutable(fd).Message())
+		default:
+			list := m.Mutable(fd).List()
+			items := make([]protoreflect.Value, list.Len())
+			for i := range items {
+				if items[i] = list.Get(i); fd.Message() != nil {
+					shuffleLists(t, items[i].Message())
+				}
+			}
+			if len(items) > 1 && fd.FullName() != "zt.v1alpha1.Claim.path" {
+				for i, v := range rapid.Permutation(items).Draw(t, "order") {
+					list.Set(i, v)
+				}
+			}
+		}
 	}
-	return rapid.Permutation(list).Draw(t, "order")
 }
 
 func distinct(docs []*spec.Document) []*spec.Document {
@@ -118,84 +208,4 @@ func distinct(docs []*spec.Document) []*spec.Document {
 		seen[d.Key()] = true
 		return was
 	})
-}
-
-func metadata(t *rapid.T, names []string) *ztv1.Metadata {
-	m := &ztv1.Metadata{Namespace: pick(t, namespaces), Name: pick(t, names)}
-	if rapid.IntRange(0, 4).Draw(t, "labelled") == 0 {
-		m.Labels = map[string]string{"team": pick(t, names)}
-	}
-	return m
-}
-
-func mesh(t *rapid.T) *ztv1.Mesh {
-	m := &ztv1.Mesh{TrustDomain: TrustDomain}
-	if rapid.Bool().Draw(t, "aged") {
-		m.MaxConnectionAge = durationpb.New(time.Duration(rapid.IntRange(10, 12).Draw(t, "age")) * time.Second)
-	}
-	if rapid.Bool().Draw(t, "lived") {
-		m.SvidTtl = durationpb.New(time.Duration(rapid.IntRange(1, 3).Draw(t, "ttl")) * time.Hour)
-	}
-	return m
-}
-
-func workload(t *rapid.T) *ztv1.Workload {
-	w := &ztv1.Workload{}
-	for i := range rapid.SampledFrom([]int{0, 1, 1, 1, 2, 3}).Draw(t, "ports") {
-		w.Serves = append(w.Serves, &ztv1.Port{
-			Name: portNames[i], Port: uint32(8000 + 10*rapid.IntRange(0, 1).Draw(t, "number") + i), Protocol: pick(t, protocols),
-		})
-	}
-	for i := range rapid.SampledFrom([]int{0, 0, 1, 2}).Draw(t, "calls") {
-		service := reference(t, names)
-		if rapid.Bool().Draw(t, "named") {
-			service += ":" + pick(t, portNames)
-		}
-		w.TcpCalls = append(w.TcpCalls, &ztv1.TCPCall{Service: service, LocalPort: uint32(5000 + i)})
-	}
-	return w
-}
-
-func grant(t *rapid.T) *ztv1.Grant {
-	g := &ztv1.Grant{From: &ztv1.Caller{}, To: &ztv1.Target{Services: some(t, names)}}
-	if rapid.IntRange(0, 4).Draw(t, "owned") == 0 {
-		g.Owner = pick(t, names)
-	}
-	switch rapid.IntRange(0, 5).Draw(t, "from") {
-	case 0:
-		g.From.AnyWorkload = true
-	case 1, 2:
-		g.From.Namespaces = some(t, namespaces)
-	default:
-		for range rapid.IntRange(1, 3).Draw(t, "callers") {
-			g.From.Workloads = append(g.From.Workloads, reference(t, names))
-		}
-	}
-	if rapid.Bool().Draw(t, "ports") {
-		g.To.Ports = some(t, portNames)
-	}
-	switch rapid.IntRange(0, 6).Draw(t, "to") {
-	case 0, 1:
-		g.To.Methods = some(t, methods)
-	case 2:
-		g.To.Methods = some(t, grpcCalls)
-	case 3:
-		g.To.Paths = some(t, paths)
-	case 4:
-		g.To.Methods, g.To.Paths = some(t, methods), some(t, paths)
-	}
-	return g
-}
-
-func reference(t *rapid.T, names []string) string {
-	if rapid.Bool().Draw(t, "qualified") {
-		return fmt.Sprintf("%s/%s", pick(t, namespaces), pick(t, names))
-	}
-	return pick(t, names)
-}
-
-func pick(t *rapid.T, list []string) string { return rapid.SampledFrom(list).Draw(t, "pick") }
-
-func some(t *rapid.T, list []string) []string {
-	return rapid.SliceOfNDistinct(rapid.SampledFrom(list), 1, 3, rapid.ID[string]).Draw(t, "some")
 }
