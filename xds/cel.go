@@ -57,9 +57,11 @@ func (b *builder) cel(text string) *predicate {
 //
 //	until 2027-01-01T00:00:00Z    request.time < timestamp("2027-01-01T00:00:00Z")
 //	mon 22:00-06:00 in UTC        (minute >= 1320 && day in [1] || minute < 360 && day in [2])
-//	maxAge 5m                     auth_time + 300 >= seconds since 1970
+//	maxAge 5m                     double(seconds) - auth_time <= 300.0
 //
-// where minute and day are of request.time in the window's zone.
+// where minute and day are of request.time in the window's zone, and seconds are
+// whole. Without a conversion of auth_time only a number can match: int() would
+// take "1700000000" for one.
 func (c *Conditions) clock() string {
 	var all []string
 	if !c.Until.IsZero() {
@@ -73,7 +75,7 @@ func (c *Conditions) clock() string {
 		all = append(all, "("+strings.Join(some, " || ")+")")
 	}
 	if c.Users != nil && c.Users.MaxAge > 0 {
-		all = append(all, fmt.Sprintf(`timestamp(int(metadata.filter_metadata[%q][%q]["auth_time"])) + duration("%ds") >= request.time`,
+		all = append(all, fmt.Sprintf(`double(int(request.time)) - metadata.filter_metadata[%q][%q]["auth_time"] <= %d.0`,
 			tokenMetadata, payloadKey(c.Users.Provider), int64(c.Users.MaxAge/time.Second)))
 	}
 	return strings.Join(all, " && ")
