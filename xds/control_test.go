@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretv3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
 	"google.golang.org/grpc"
@@ -83,13 +85,52 @@ func check(t testing.TB, err error) {
 // not answered, so that a resource can be late.
 type control struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
-	addr string
+	addr        string
+	publicRoots string // PEM: CAs of the proxies' hosts
 
 	mu      sync.Mutex // guards what follows
 	nodes   map[string]map[string]map[string]*xds.Resource
 	changed chan struct{} // closed and replaced at every change
 	nacks   []string
 	acked   map[string]string // node, type and name → version
+	logs    []*accesslogv3.HTTPAccessLogEntry
+}
+
+// logServer takes what proxies log of decisions.
+type logServer struct {
+	alsv3.UnimplementedAccessLogServiceServer
+	c *control
+}
+
+func (s logServer) StreamAccessLogs(stream grpc.ClientStreamingServer[alsv3.StreamAccessLogsMessage, alsv3.StreamAccessLogsResponse]) error {
+	name := ""
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return nil
+		}
+		if id := m.GetIdentifier(); id != nil {
+			name = id.GetLogName()
+		}
+		if name != xds.DecisionLog {
+			return fmt.Errorf("log %q is unknown", name)
+		}
+		s.c.mu.Lock()
+		s.c.logs = append(s.c.logs, m.GetHttpLogs().GetLogEntry()...)
+		s.c.mu.Unlock()
+	}
+}
+
+// logged finds the entry of a request.
+func (c *control) logged(requestID string) *accesslogv3.HTTPAccessLogEntry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.logs {
+		if e.GetRequest().GetRequestId() == requestID {
+			return e
+		}
+	}
+	return nil
 }
 
 func newControl(t *testing.T, p *pki) *control {
@@ -117,6 +158,7 @@ func newControl(t *testing.T, p *pki) *control {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(srv, c)
+	alsv3.RegisterAccessLogServiceServer(srv, logServer{c: c})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -84,6 +84,8 @@ func startProxy(t *testing.T, p *pki, c *control, conf *xds.Config, secrets xds.
 			check(t, os.WriteFile(filepath.Join(boot.NodeDir, name), b, 0o600))
 		}
 	}
+	boot.PublicRoots = filepath.Join(dir, "roots.pem")
+	check(t, os.WriteFile(boot.PublicRoots, append(identity.EncodePEM(p.roots), c.publicRoots...), 0o600))
 	bootstrap, err := xds.Bootstrap(boot)
 	check(t, err)
 	r.Process, err = envoy.Start(envoy.Config{Bootstrap: bootstrap, Dir: dir, Admin: boot.AdminSocket})
