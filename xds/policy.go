@@ -37,14 +37,15 @@ const (
 
 // ambiguous is what is refused even where EncodedPaths says that paths may be
 // encoded, in whatever case: what applications take for a slash, a backslash, a
-// dot segment or an end. Envoy has decoded "%2e" and has refused "%2f" and "%5c"
-// before.
+// dot segment or an end. Envoy has resolved dot segments before, those with
+// parameters ("/..;x/") as well, and has refused "%2f", "%5c" and "%00"; it does
+// not look again at what it has decoded.
 func ambiguous() []string {
 	return []string{
-		"%00",                                            // an end
-		"%2f", "%5c", "%252f", "%255c", "%252e", "%2500", // the same, decoded twice
-		"%c0", "%c1", "%e0%8", "%e0%9", "%f0%8", // too long forms of ASCII, which UTF-8 forbids
-		"/;", "/.;", "/..;", // dot segments and nothing, with parameters
+		"%00", "%2f", "%5c",
+		"%2500", "%252f", "%255c", "%252e", // decoded twice
+		"%c0", "%c1", "%e0%8", "%e0%9", "%f0%8", // ASCII in more bytes than UTF-8 allows
+		"/;", "/.;", "/..;", "/%3b", "/.%3b", "/..%3b", // nothing and dots, with parameters
 	}
 }
 
