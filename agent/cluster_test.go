@@ -214,7 +214,7 @@ func (r *running) secrets(t *testing.T) map[string]string {
 	ctx, cancel := context.WithTimeout(t.Context(), mesh.Patience)
 	defer cancel()
 	client := must(adsclient.OpenSecrets(ctx, conn, instance))(t)
-	want := []string{xds.SVIDSecret, xds.BundleSecret, xds.NodeSecret, xds.ControlBundleSecret}
+	want := []string{xds.SVIDSecret, xds.NodeSecret, xds.ControlBundleSecret}
 	check(t, client.Subscribe(xds.SecretType, want...))
 	for len(client.Versions(xds.SecretType)) < len(want) {
 		check(t, client.Ack(must(client.Recv())(t)))

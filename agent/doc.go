@@ -16,7 +16,7 @@
 //	svid.pem          key and certificate of the workload
 //	roots.pem         the roots of the cluster
 //	bootstrap.json    what the Envoy starts with; no secret in it
-//	sds.sock          zt/svid, zt/bundle, zt/node and zt/control-bundle, by delta SDS
+//	sds.sock          zt/svid, zt/node and zt/control-bundle, by delta SDS
 //	envoy-admin.sock  the Envoy's admin interface
 //	lock              held by the one agent that runs here
 //

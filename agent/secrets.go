@@ -16,7 +16,9 @@ import (
 	"github.com/ztmesh/ztmesh/xds/serve"
 )
 
-// secrets is what the Envoy of one instance takes by SDS.
+// secrets is what the Envoy of one instance takes by SDS: what proves who it is,
+// and by what it knows the control plane. Whom else to trust is the control plane's
+// to say, and comes from there.
 type secrets struct {
 	instance string
 	fleet    *serve.Fleet
@@ -44,12 +46,10 @@ func (s *secrets) publish(h *holding) error {
 	if err != nil {
 		return err
 	}
-	roots := identity.EncodePEM(h.roots)
 	s.fleet.SetSecrets(s.instance, []*xds.Resource{
 		xds.SVID(identity.EncodePEM(h.svid.Chain), svidKey.Reveal()),
-		xds.Bundle(map[string][]byte{h.TrustDomain: roots}),
 		xds.Node(identity.EncodePEM(h.node.Chain), nodeKey.Reveal()),
-		xds.ControlBundle(h.TrustDomain, roots),
+		xds.ControlBundle(h.TrustDomain, identity.EncodePEM(h.roots)),
 	})
 	return nil
 }

@@ -43,11 +43,12 @@ type Config struct {
 	// Handshake is how long a connection may stay silent before it has said who it
 	// is. Default 10 s.
 	Handshake time.Duration
-	// Timing and Liveness may be left empty.
-	Timing   store.Timing
-	Liveness Liveness
-	Logger   *slog.Logger
-	Now      func() time.Time
+	// Timing, Liveness and Resolution may be left empty.
+	Timing     store.Timing
+	Liveness   Liveness
+	Resolution Resolution
+	Logger     *slog.Logger
+	Now        func() time.Time
 }
 
 // Default is the configuration of a server on its own machine.

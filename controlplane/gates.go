@@ -11,13 +11,22 @@ import (
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
-// gateMargin is how long beyond the age bound of connections a closed gate stays
-// closed: draining, and clocks that differ.
-const gateMargin = 5 * time.Minute
+const (
+	// gateMargin is how long beyond the age bound of connections a closed gate stays
+	// closed: draining, and clocks that differ.
+	gateMargin = 5 * time.Minute
+	// blockHold is how long a Block closes the gates of an HTTP port: until what is
+	// open is cut. From then on the port answers by name who has blocked the caller.
+	blockHold = time.Minute
+	// history is how far back a connection may have been opened: the longest age
+	// bound that a spec can say.
+	history = 24*time.Hour + gateMargin
+)
 
 // gates are the (destination, source) pairs whose connections are cut: they were
-// admitted, and are not any more. A pair stays closed until it is admitted again
-// or no connection of before can be left. By workload, then by runtime key.
+// admitted, and are not any more. What a proxy's policy denies it denies without
+// them; they end what was open before. A pair stays closed until it is admitted
+// again or no connection of before can be left. By workload, then by runtime key.
 type gates map[string]map[string]time.Time // → until when
 
 func (g gates) clone() gates {
@@ -31,42 +40,68 @@ func (g gates) clone() gates {
 	return out
 }
 
-// update closes what old admits and next does not, and opens what next admits
-// again; changed are the keys in which the two differ.
-func (g gates) update(old, next *policy.Index, changed []spec.Key, now time.Time) {
-	hold := max(old.Mesh().MaxConnectionAge, next.Mesh().MaxConnectionAge) + gateMargin
-	for _, p := range next.Opened(old, changed) {
-		delete(g[p.Service.String()], gateKey(next, p))
+// update closes what old admits at was and next does not at now, and opens what
+// next admits again; changed are the keys in which the two differ. It sees the two
+// moments and nothing between them.
+func (g gates) update(old, next *policy.Index, changed []spec.Key, was, now time.Time) {
+	for _, p := range next.Opened(old, changed, was, now) {
+		delete(g[p.Service.String()], gateKey(p))
 	}
-	for _, p := range next.Closed(old, changed) {
+	for _, p := range next.Closed(old, changed, was, now) {
+		hold := max(old.Settings(p.Service).MaxConnectionAge, next.Settings(p.Service).MaxConnectionAge) + gateMargin
+		if p.Blocked && isHTTP(next, p) {
+			hold = blockHold
+		}
 		w := p.Service.String()
 		if g[w] == nil {
 			g[w] = map[string]time.Time{}
 		}
-		g[w][gateKey(next, p)] = now.Add(hold)
+		g[w][gateKey(p)] = now.Add(hold)
 	}
 }
 
-func gateKey(ix *policy.Index, p policy.Pair) string {
-	return policy.GateKey(p.Service, p.Port, policy.ID(ix.TrustDomain(), p.Source))
+func gateKey(p policy.Pair) string { return policy.GateKey(p.Service, p.Port, p.SourceID) }
+
+func isHTTP(ix *policy.Index, p policy.Pair) bool {
+	w, ok := ix.Workload(p.Service)
+	return ok && slices.ContainsFunc(w.Ports, func(o policy.Port) bool { return o.Name == p.Port && o.Protocol != policy.TCP })
 }
 
-// fold lets every revision between two views close and open gates, one by one: a
-// state may stand for several, and what one of them admitted may have a connection,
-// by way of another server. since is the revision of old, next the view of st, and
-// changed the keys in which they differ. A server that starts folds all that the
-// state remembers of the last day; no connection may be older. What this version
-// cannot read is passed over as one change.
-func (g gates) fold(st *state.State, old, next *view.View, since uint64, changed []spec.Key, now time.Time) {
+// elapse lets the time pass: each moment at which a grant or a Block begins or
+// ends closes and opens gates. A pair that loses a grant and is given another one
+// later in between has been closed in between.
+func (g gates) elapse(ix *policy.Index, was, now time.Time) {
+	for {
+		next, ok := ix.NextChange(was)
+		if !ok || next.After(now) {
+			return
+		}
+		g.update(ix, ix, nil, was, next)
+		was = next
+	}
+}
+
+// fold lets every revision between two views close and open gates, one by one, and
+// the time between them: a state may stand for several, and what one of them
+// admitted may have a connection, by way of another server. since is the revision
+// of old, was the moment up to which g is folded, next the view of st, and changed
+// the keys in which they differ. A server that starts, at since 0, folds all that
+// the state remembers of the last day; no connection may be older. What this
+// version cannot read is passed over as one change. It returns the moment up to
+// which g is folded then: now, or that of a revision by a clock that is ahead.
+func (g gates) fold(st *state.State, old, next *view.View, since uint64, changed []spec.Key, was, now time.Time) time.Time {
+	if since == 0 {
+		was = now.Add(-history)
+	}
 	var past []*logv1.Revision // newest first
 	views := []*view.View{next}
 	for r := range st.Revisions(0) {
-		if r.Revision <= since || r.When.AsTime().Before(now.Add(-24*time.Hour-gateMargin)) {
+		if r.Revision <= since || r.When.AsTime().Before(now.Add(-history)) {
 			break
 		}
 		before, err := views[len(views)-1].Undo(r)
 		if err != nil {
-			g.update(old.Index, views[len(views)-1].Index, changed, now)
+			g.update(old.Index, views[len(views)-1].Index, changed, was, r.When.AsTime())
 			break
 		}
 		past, views = append(past, r), append(views, before)
@@ -76,9 +111,20 @@ func (g gates) fold(st *state.State, old, next *view.View, since uint64, changed
 		for _, c := range past[n].Changes {
 			keys = append(keys, view.KeyOf(c.Key))
 		}
-		g.update(views[n+1].Index, views[n].Index, keys, past[n].When.AsTime())
+		at := past[n].When.AsTime()
+		if at.Before(was) {
+			at = was // it is applied when it is seen
+		}
+		g.elapse(views[n+1].Index, was, at)
+		g.update(views[n+1].Index, views[n].Index, keys, at, at)
+		was = at
 	}
-	g.expire(now)
+	if was.Before(now) {
+		g.elapse(next.Index, was, now)
+		was = now
+	}
+	g.expire(was)
+	return was
 }
 
 // changed are the workloads whose closed keys differ, sorted.

@@ -6,14 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/ztmesh/ztmesh/controlplane/compile"
-	"github.com/ztmesh/ztmesh/controlplane/policy"
+	"github.com/ztmesh/ztmesh/controlplane/decisions"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	"github.com/ztmesh/ztmesh/identity"
@@ -25,43 +26,50 @@ import (
 
 // reconciler turns what was agreed into what the connected proxies are told. It
 // is called from three sides: the store's watch (a new state), the fleet (a proxy
-// connects) and a clock (certificates and gates age); one lock makes them one
-// loop.
+// connects) and a clock (documents begin and end, certificates and gates age); one
+// lock makes them one loop.
 //
 // What it serves always comes from one state that compiled as a whole. If a newer
 // one does not, it keeps the last good one and says so.
 type reconciler struct {
 	fleet     *serve.Fleet
+	outside   *outside
 	views     *view.Cache
 	authority *identity.Authority
 	roots     []*x509.Certificate
+	// forget drops what proxies of a workload have reported of its shadow policy.
+	forget func(workload string)
 	// mayIssue says whether this server has heard a leader lately enough.
 	mayIssue func() bool
 	log      *slog.Logger
 	now      func() time.Time
 	skew     prometheus.Gauge
 
-	mu        sync.Mutex   // guards what follows; held while the fleet is told
-	state     *state.State // the last good one; nil before the first
-	view      *view.View   // of state
+	mu        sync.Mutex // guards what follows; held while the fleet is told
+	served    *served    // the last good one; nil before the first
+	next      time.Time  // when served means something else; zero: never
 	shared    *pool
-	gates     gates                    // closed at state
-	configs   map[spec.Ref]*xds.Config // compiled at state, of workloads with a connected instance
-	connected map[string]*svid         // by instance
+	gates     gates     // closed now
+	gatesAt   time.Time // the moment up to which they are folded
+	trust     map[string][]byte
+	bundle    *xds.Resource            // of trust
+	configs   map[spec.Ref]*xds.Config // of served, of workloads with a connected instance
+	connected map[string]*proxy        // by instance
 }
 
-// svid is when a proxy without an agent is due for a certificate from here. One
-// with an agent never is.
-type svid struct {
-	agent   bool
-	renewAt time.Time
+// proxy is a connected instance.
+type proxy struct {
+	workload spec.Ref
+	agent    bool          // holds its certificate; else it comes from here:
+	svid     *xds.Resource // nil: not issued yet
+	renewAt  time.Time
 }
 
 // newReconciler completes what start has filled in.
 func newReconciler(r *reconciler, metrics prometheus.Registerer) *reconciler {
 	r.gates, r.shared = gates{}, newPool()
 	r.configs = map[spec.Ref]*xds.Config{}
-	r.connected = map[string]*svid{}
+	r.connected = map[string]*proxy{}
 	r.skew = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "zt_controlplane_stuck", Help: "1 while the newest revision does not compile here and an older one is served.",
 	})
@@ -85,38 +93,51 @@ func (r *reconciler) OnState(st *state.State, _ state.Changes) error {
 	return nil
 }
 
-// advance makes st the state that is served. On error nothing has changed.
+// moment is the time that documents are judged at. It only grows.
+func (r *reconciler) moment() time.Time {
+	now := r.now()
+	if r.served != nil && now.Before(r.served.at) {
+		return r.served.at
+	}
+	return now
+}
+
+// advance makes st, as of now, the state that is served. On error nothing has
+// changed.
 func (r *reconciler) advance(st *state.State) error {
-	next, err := r.views.At(st)
+	next, err := look(r.views, st, r.moment(), r.log)
 	if err != nil {
 		return err
 	}
-	was, old := r.state, r.view
-	if was == nil {
-		was, old = state.New(), view.New(st.TrustDomain())
+	old := r.served
+	if old == nil {
+		old = nothingServed(st.TrustDomain())
 	}
-	changed := state.Diff(was, st)
+	changed := state.Diff(old.state, st)
 	keys := keysOf(changed.Keys)
-	touched := next.Index.Touched(old.Index, keys)
+	touched := next.touched(old, keys)
 
 	closed := r.gates.clone()
-	closed.fold(st, old, next, was.Revision(), keys, r.now())
-	configs, tell, err := r.compile(st, next, touched)
+	foldedAt := closed.fold(st, old.view, next.view, old.state.Revision(), keys, r.gatesAt, next.at)
+	configs, tell, err := r.compile(next, touched)
 	if err != nil {
 		return err
 	}
 
 	// Nothing can fail from here on.
 	regated := r.gates.changed(closed)
-	r.state, r.view, r.gates = st, next, closed
+	r.served, r.gates, r.gatesAt = next, closed, foldedAt
+	r.next, _ = next.next()
 	for _, id := range changed.InstanceIDs {
 		if _, enrolled := st.Instance(id); !enrolled && r.connected[id] != nil {
 			tell[id] = nil
 			delete(r.connected, id)
 		}
 	}
-	r.fleet.SetEndpoints(r.endpoints(was, changed, touched))
+	r.fleet.SetEndpoints(r.endpoints(old.state, changed, touched))
+	r.outside.want(next.hosts(), serverHosts(st))
 	for _, ref := range touched {
+		r.forgetShadow(ref, r.configs[ref], configs[ref])
 		delete(r.configs, ref)
 		if c := configs[ref]; c != nil {
 			r.configs[ref] = c
@@ -125,27 +146,61 @@ func (r *reconciler) advance(st *state.State) error {
 	for _, workload := range regated {
 		r.tellGates(workload)
 	}
+	r.tellTrust(tell)
 	r.fleet.Set(st.Revision(), tell)
 	return nil
 }
 
+// forgetShadow drops what was reported of another shadow policy than the one that
+// a workload has now.
+func (r *reconciler) forgetShadow(ref spec.Ref, was, is *xds.Config) {
+	if was != nil && (is == nil || !reflect.DeepEqual(shadowsOf(was), shadowsOf(is))) {
+		r.forget(ref.String())
+	}
+}
+
+func shadowsOf(c *xds.Config) map[string]*xds.Shadow {
+	out := map[string]*xds.Shadow{}
+	for _, in := range c.Inbound {
+		out["in/"+in.Name] = in.Shadow
+	}
+	for _, e := range c.Egress {
+		out["ext/"+e.Service] = e.Shadow
+	}
+	return out
+}
+
+// serverHosts is where the servers can be reached: addresses and names, sorted.
+func serverHosts(st *state.State) []string {
+	var out []string
+	for s := range st.Servers() {
+		for _, address := range []string{s.AdminAddress, s.NodeAddress, s.ClusterAddress} {
+			if host, _, err := net.SplitHostPort(address); err == nil {
+				out = append(out, host)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // compile makes what the connected instances of the touched workloads are told,
 // all of it or nothing.
-func (r *reconciler) compile(st *state.State, next *view.View, touched []spec.Ref) (map[spec.Ref]*xds.Config, map[string]*xds.Resources, error) {
+func (r *reconciler) compile(next *served, touched []spec.Ref) (map[spec.Ref]*xds.Config, map[string]*xds.Resources, error) {
 	configs, tell := map[spec.Ref]*xds.Config{}, map[string]*xds.Resources{}
 	for _, ref := range touched {
 		if r.configs[ref] == nil {
 			continue // nobody of it is connected here
 		}
-		if _, exists := next.Index.Workload(ref); !exists {
+		if _, exists := next.index.Workload(ref); !exists {
 			continue // its instances are gone, too
 		}
-		c, err := compile.Workload(next.Index, ref)
+		c, err := next.compile(ref)
 		if err != nil {
 			return nil, nil, fmt.Errorf("compile %s: %w", ref, err)
 		}
 		configs[ref] = c
-		for i := range st.InstancesOf(ref.String()) {
+		for i := range next.state.InstancesOf(ref.String()) {
 			if r.connected[i.Id] == nil {
 				continue
 			}
@@ -186,7 +241,7 @@ func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched 
 		refs[ref.String()] = true
 	}
 	for _, id := range changed.InstanceIDs {
-		for _, st := range []*state.State{was, r.state} {
+		for _, st := range []*state.State{was, r.served.state} {
 			if i, ok := st.Instance(id); ok {
 				refs[i.Workload] = true
 			}
@@ -198,14 +253,14 @@ func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched 
 		if err != nil {
 			continue // the door lets no such workload in
 		}
-		w, ok := r.view.Index.Workload(ref)
+		w, ok := r.served.index.Workload(ref)
 		if !ok {
 			continue // no cluster names it any more
 		}
 		for _, port := range w.Ports {
 			cluster := xds.ClusterName(name, port.Name)
 			var eps []xds.Endpoint
-			for i := range r.state.InstancesOf(name) {
+			for i := range r.served.state.InstancesOf(name) {
 				if !i.Withdrawn {
 					eps = append(eps, xds.Endpoint{Address: i.Address, Port: port.Number})
 				}
@@ -219,7 +274,7 @@ func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched 
 // tellGates sends a workload's connected instances its closed gates.
 func (r *reconciler) tellGates(workload string) {
 	gates := xds.Gates(r.gates.keys(workload))
-	for i := range r.state.InstancesOf(workload) {
+	for i := range r.served.state.InstancesOf(workload) {
 		if r.connected[i.Id] != nil {
 			r.fleet.SetGates(i.Id, gates)
 		}
@@ -239,10 +294,10 @@ func (r *reconciler) OnConnect(id string) {
 }
 
 func (r *reconciler) connect(id string) error {
-	if r.state == nil {
+	if r.served == nil {
 		return errors.New("no state yet")
 	}
-	i, ok := r.state.Instance(id)
+	i, ok := r.served.state.Instance(id)
 	if !ok {
 		return errNotEnrolled
 	}
@@ -252,7 +307,7 @@ func (r *reconciler) connect(id string) error {
 	}
 	c := r.configs[ref]
 	if c == nil {
-		if c, err = compile.Workload(r.view.Index, ref); err != nil {
+		if c, err = r.served.compile(ref); err != nil {
 			return err
 		}
 	}
@@ -261,60 +316,13 @@ func (r *reconciler) connect(id string) error {
 		return err
 	}
 	r.configs[ref] = c
-	r.connected[id] = &svid{agent: i.Agent}
-	r.issue(id) // without a certificate its listeners stay closed, and all else waits ready
+	p := &proxy{workload: ref, agent: i.Agent}
+	r.connected[id] = p
+	r.issue(id, p) // without a certificate its listeners stay closed, and all else waits ready
+	r.tellSecrets(id, p)
 	r.fleet.SetGates(id, xds.Gates(r.gates.keys(i.Workload)))
-	r.fleet.Set(r.state.Revision(), map[string]*xds.Resources{id: resources})
+	r.fleet.Set(r.served.state.Revision(), map[string]*xds.Resources{id: resources})
 	return nil
-}
-
-// issue gives an instance what it takes from here: nothing if it has an agent,
-// otherwise its workload's certificate, made now, and the bundle. Where that is
-// not possible now, it is tried again.
-func (r *reconciler) issue(id string) {
-	s := r.connected[id]
-	if s.agent {
-		r.fleet.SetSecrets(id, []*xds.Resource{xds.Bundle(map[string][]byte{r.state.TrustDomain(): identity.EncodePEM(r.roots)})})
-		return
-	}
-	secrets, leaf, err := r.secrets(id)
-	if err != nil {
-		r.log.Error("certificate of a proxy not issued", "instance", id, "error", err)
-		s.renewAt = r.now().Add(issueAgain)
-		return
-	}
-	s.renewAt = identity.RenewAt(leaf.NotBefore, leaf.NotAfter, 0)
-	r.fleet.SetSecrets(id, secrets)
-}
-
-// issueAgain is how soon a certificate that could not be issued is tried again.
-const issueAgain = 5 * time.Second
-
-func (r *reconciler) secrets(id string) ([]*xds.Resource, *x509.Certificate, error) {
-	if !r.mayIssue() {
-		return nil, nil, errors.New("no leader heard for too long")
-	}
-	i, ok := r.state.Instance(id)
-	if !ok {
-		return nil, nil, errNotEnrolled
-	}
-	ref, err := spec.ParseRef(i.Workload, "")
-	if err != nil {
-		return nil, nil, err
-	}
-	td := r.state.TrustDomain()
-	pair, err := r.authority.MakeSVID(identity.WorkloadID(td, ref.Namespace, ref.Name), r.view.Index.Mesh().SVIDTTL)
-	if err != nil {
-		return nil, nil, err
-	}
-	key, err := pair.Key.PEM()
-	if err != nil {
-		return nil, nil, err
-	}
-	return []*xds.Resource{
-		xds.SVID(identity.EncodePEM(pair.Chain), key.Reveal()),
-		xds.Bundle(map[string][]byte{td: identity.EncodePEM(r.roots)}),
-	}, pair.Leaf(), nil
 }
 
 // OnDisconnect is the fleet's: the last stream of an instance has ended.
@@ -322,14 +330,14 @@ func (r *reconciler) OnDisconnect(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.connected, id)
-	if r.state == nil {
+	if r.served == nil {
 		return
 	}
-	gone, ok := r.state.Instance(id)
+	gone, ok := r.served.state.Instance(id)
 	if !ok {
 		return // its workload's configuration goes with the next change, or with its last instance
 	}
-	for i := range r.state.InstancesOf(gone.Workload) {
+	for i := range r.served.state.InstancesOf(gone.Workload) {
 		if r.connected[i.Id] != nil {
 			return
 		}
@@ -339,7 +347,7 @@ func (r *reconciler) OnDisconnect(id string) {
 	}
 }
 
-// Run lets certificates and gates age, until ctx ends.
+// Run lets documents, certificates and gates age, until ctx ends.
 func (r *reconciler) Run(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -356,13 +364,20 @@ func (r *reconciler) Run(ctx context.Context) error {
 func (r *reconciler) age() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.state == nil {
+	if r.served == nil {
 		return
 	}
-	now := r.now()
-	for id, s := range r.connected {
-		if !s.agent && !now.Before(s.renewAt) {
-			r.issue(id)
+	now := r.moment()
+	if !r.next.IsZero() && !now.Before(r.next) {
+		if err := r.advance(r.served.state); err != nil {
+			r.log.Error("what has begun or ended is not served", "error", err)
+			r.next = now.Add(tryAgain)
+		}
+	}
+	for id, p := range r.connected {
+		if !p.agent && !now.Before(p.renewAt) {
+			r.issue(id, p)
+			r.tellSecrets(id, p)
 		}
 	}
 	for _, workload := range r.gates.expire(now) {
@@ -374,27 +389,28 @@ func (r *reconciler) age() {
 func (r *reconciler) Served() (uint64, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.state == nil {
+	if r.served == nil {
 		return 0, false
 	}
-	return r.state.Revision(), true
+	return r.served.state.Revision(), true
 }
 
-// judges says whether the proxies of a workload judge calls to a port of a
-// service: to their own ports.
+// judges says whether the proxies of a workload, of which one is connected here,
+// judge calls to a port of a service: to their own ports, and to what they may call
+// outside of the mesh.
 func (r *reconciler) judges(workload, service, port string) bool {
-	if workload != service {
-		return false
-	}
 	ref, err := spec.ParseRef(workload, "")
 	if err != nil {
 		return false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.view == nil {
+	c := r.configs[ref]
+	switch {
+	case c == nil:
 		return false
+	case service == workload:
+		return slices.ContainsFunc(c.Inbound, func(in xds.Inbound) bool { return in.Name == port })
 	}
-	w, ok := r.view.Index.Workload(ref)
-	return ok && slices.ContainsFunc(w.Ports, func(p policy.Port) bool { return p.Name == port })
+	return port == decisions.ExternalPort && slices.ContainsFunc(c.Egress, func(e xds.Egress) bool { return e.Service == service })
 }

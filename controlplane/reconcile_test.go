@@ -29,7 +29,8 @@ func TestStuck(t *testing.T) {
 	metrics := prometheus.NewRegistry()
 	r := newReconciler(&reconciler{
 		fleet: fleet, views: view.NewCache(), log: slog.New(slog.DiscardHandler), now: time.Now,
-		mayIssue: func() bool { return true },
+		mayIssue: func() bool { return true }, forget: func(string) {},
+		outside: newOutside(&outside{publish: fleet.SetEndpoints, log: slog.New(slog.DiscardHandler), now: time.Now}, prometheus.NewRegistry()),
 	}, metrics)
 	st, index := state.New(), uint64(0)
 	apply := func(e *logv1.Entry) {

@@ -233,14 +233,19 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 		OnDisconnect: func(id string) { loop.OnDisconnect(id) },
 		Server:       s.id, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 	})
-	loop = newReconciler(&reconciler{
-		fleet: fleet, views: views, authority: s.authority, roots: s.roots, log: s.cfg.Logger, now: s.cfg.Now,
-		mayIssue: func() bool { return s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence },
-	}, s.metrics)
 	receiver := decisions.New(decisions.Config{
 		Identify: func(ctx context.Context) (decisions.Reporter, error) { return s.reporter(ctx, agreedOn) },
-		Judges:   loop.judges, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
+		Judges:   func(workload, service, port string) bool { return loop.judges(workload, service, port) },
+		Logger:   s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 	})
+	resolver := newOutside(&outside{
+		resolution: s.cfg.Resolution, publish: fleet.SetEndpoints, log: s.cfg.Logger, now: s.cfg.Now,
+	}, s.metrics)
+	loop = newReconciler(&reconciler{
+		fleet: fleet, outside: resolver, views: views, authority: s.authority, roots: s.roots, forget: receiver.Forget,
+		log: s.cfg.Logger, now: s.cfg.Now,
+		mayIssue: func() bool { return s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence },
+	}, s.metrics)
 	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
 	door := api.New(api.Config{
 		ServerID: s.id, Version: Version, Log: agreed{agreedOn}, Cluster: others, Proxies: held,
@@ -262,6 +267,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	g.Go(func() error { return agreedOn.Watch(ctx, loop.OnState) })
 	g.Go(func() error { return agreedOn.Watch(ctx, s.watchMembers(port)) })
 	g.Go(func() error { return loop.Run(ctx) })
+	g.Go(func() error { return resolver.Run(ctx) })
 	g.Go(func() error { return s.renewer(signer).Run(ctx) })
 	g.Go(func() error {
 		return watchLiveness(ctx, s.cfg.Liveness.withDefaults(), agreedOn, held, s.cfg.Logger, s.cfg.Now)
