@@ -73,10 +73,13 @@ func schemaCode(v *protovalidate.Violation) (code, hint, message string) {
 
 const trustDomainHint = "A trust domain: at most 247 of a-z, 0-9 and inner hyphens, dots and underscores."
 
+// listed is the texts of l that a user may write: an empty one stands for none.
 func listed(l protoreflect.List) []string {
-	out := make([]string, l.Len())
-	for i := range out {
-		out[i] = l.Get(i).String()
+	var out []string
+	for i := range l.Len() {
+		if s := l.Get(i).String(); s != "" {
+			out = append(out, s)
+		}
 	}
 	return out
 }

@@ -189,6 +189,8 @@ func TestBadInputIsCheap(t *testing.T) {
 	for i := range 12_000 {
 		fmt.Fprintf(&keys, "k%d: b\n", i)
 	}
+	const when = "apiVersion: ztmesh.dev/v1alpha1\nkind: Grant\nmetadata: {namespace: a, name: b}\nspec:\n  from: {workloads: [a]}\n  to: {services: [a]}\n  when: {cel: '"
+	const provider = "apiVersion: ztmesh.dev/v1alpha1\nkind: IdentityProvider\nmetadata: {namespace: mesh, name: b}\nspec:\n  issuer: https://a.example\n  audiences: [a]\n  jwks: "
 	inputs := map[string][]byte{
 		"flow list":        repeat("a: [", "b,", 63_000, "]\n"),
 		"flow maps":        repeat("a: [", "{a: b},", 15_000, "]\n"),
@@ -224,6 +226,20 @@ func TestBadInputIsCheap(t *testing.T) {
 		"empty tests":      repeat("apiVersion: ztmesh.dev/v1alpha1\nkind: Assertion\nmetadata: {namespace: a, name: b}\nspec:\n  tests:\n", "  - {}\n", 4096, ""),
 		"numbers in lists": repeat("apiVersion: ztmesh.dev/v1alpha1\nkind: Grant\nmetadata: {namespace: a, name: b}\nspec:\n  from: {workloads: [", "1,", 60_000, "]}\n  to: {services: [a]}\n"),
 		"bad references":   repeat("apiVersion: ztmesh.dev/v1alpha1\nkind: Grant\nmetadata: {namespace: a, name: b}\nspec:\n  from: {workloads: [", "A,", 60_000, "]}\n  to: {services: [a]}\n"),
+		"bad expression":   repeat(when, "(", 2000, "'}\n"),
+		"deep expression":  repeat(when, "[", 2000, "'}\n"),
+		"long expression":  repeat(when, "1+", 1000, "1'}\n"),
+		"nots":             repeat(when, "-!", 1000, "a'}\n"),
+		"ternaries":        repeat(when, "a?b:", 500, "c'}\n"),
+		"dots":             repeat(when, "a.", 1000, "b'}\n"),
+		"long cel":         repeat(when, "a", document/2, "'}\n"),
+		"deep JWKS":        repeat(provider+"{inline: '{\"keys\":", "[", 60_000, "'}\n"),
+		"many keys":        repeat(provider+"{inline: '{\"keys\":[", "{},", 20_000, "{}]}'}\n"),
+		"many members":     repeat(provider+"{inline: '{", "\"a\":1,", 9_000, "\"b\":1}'}\n"),
+		"large RSA":        repeat(provider+"{inline: '{\"keys\":[{\"kty\":\"RSA\",\"e\":\"AQAB\",\"n\":\"", "_", 60_000, "\"}]}'}\n"),
+		"PEM without end":  repeat(provider+"{uri: 'https://a.example/k', ca: \"", `-----BEGIN A-----\n`, 3_400, "\"}\n"),
+		"empty PEM":        repeat(provider+"{uri: 'https://a.example/k', ca: \"", `-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n`, 1_200, "\"}\n"),
+		"bad windows":      repeat("apiVersion: ztmesh.dev/v1alpha1\nkind: Grant\nmetadata: {namespace: a, name: b}\nspec:\n  from: {workloads: [a]}\n  to: {services: [a]}\n  when: {windows: [", "{zone: a},", 6000, "]}\n"),
 		"bad paths":        repeat("apiVersion: ztmesh.dev/v1alpha1\nkind: Grant\nmetadata: {namespace: a, name: b}\nspec:\n  from: {workloads: [a]}\n  to: {services: [a], paths: [/", "a/", document/2, "]}\n"),
 	}
 	// The rules of the schema are compiled once in a process.
@@ -364,6 +380,8 @@ func TestParseRequest(t *testing.T) {
 		"M-SEARCH pay/orders:http /": {Service: spec.Ref{Namespace: "pay", Name: "orders"}, Port: "http", Method: "M-SEARCH", Path: "/"},
 		"GET orders /%2e/é;\\":       {Service: spec.Ref{Namespace: "shop", Name: "orders"}, Method: "GET", Path: "/%2e/é;\\"},
 		"GRPC q:rpc a.b.C/D":         {Service: spec.Ref{Namespace: "shop", Name: "q"}, Port: "rpc", Method: "POST", Path: "/a.b.C/D", GRPC: true},
+		"WS orders:http /socket?a":   {Service: spec.Ref{Namespace: "shop", Name: "orders"}, Port: "http", Method: "GET", Path: "/socket?a", Upgrade: "websocket"},
+		"GET stripe:external /":      {Service: spec.Ref{Namespace: "shop", Name: "stripe"}, Port: spec.ExternalPort, Method: "GET", Path: "/"},
 		"TCP db":                     {Service: spec.Ref{Namespace: "shop", Name: "db"}, TCP: true},
 	} {
 		got, err := spec.ParseRequest(in, "shop")
@@ -374,7 +392,7 @@ func TestParseRequest(t *testing.T) {
 			t.Errorf("%q: %s", in, diff)
 		}
 	}
-	for _, in := range []string{"", " ", "GET", "GET /", "get orders /", "GET orders /a b", "GET orders /\x00", "GET orders /\xff", "GRPC q D", "TCP db /", "GET a/b/c /", "GET orders:a:b /"} {
+	for _, in := range []string{"", " ", "GET", "GET /", "get orders /", "GET orders /a b", "GET orders /\x00", "GET orders /\xff", "GRPC q D", "WS orders", "WS orders a", "ws orders /", "TCP db /", "GET a/b/c /", "GET orders:a:b /"} {
 		if got, err := spec.ParseRequest(in, "shop"); err == nil {
 			t.Errorf("%q is %+v", in, got)
 		}
