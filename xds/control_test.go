@@ -34,6 +34,11 @@ type pki struct {
 
 func newPKI(t *testing.T) *pki {
 	t.Helper()
+	return newPKIOf(t, td)
+}
+
+func newPKIOf(t *testing.T, td string) *pki {
+	t.Helper()
 	s := identity.Signing{Now: time.Now, Log: func(identity.Issuance) error { return nil }}
 	root, err := identity.NewRoot(td, s)
 	check(t, err)

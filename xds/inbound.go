@@ -16,8 +16,6 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-const httpRBACType = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
-
 // ReasonHeader tells a caller why it got a 403.
 const ReasonHeader = "x-ztmesh-reason"
 
@@ -42,7 +40,7 @@ func (b *builder) inbound(in *Inbound) *listenerv3.Listener {
 		Filters:                       filters,
 	}}
 	if len(in.Plaintext) > 0 {
-		l.ListenerFilters = []*listenerv3.ListenerFilter{b.inspector()}
+		b.inspect(l)
 		l.FilterChains = append(l.FilterChains, b.plaintext(in))
 	}
 	return l
@@ -78,12 +76,12 @@ func listener(name, address string, port uint32) *listenerv3.Listener {
 func (b *builder) inboundHTTP(in *Inbound) *listenerv3.Filter {
 	w := b.c.Workload
 	filters := []*hcmv3.HttpFilter{
-		b.httpSlot(BlockName(w, in.Name), denyAllHTTP(), httpRBACType),
+		b.httpSlot(BlockName(w, in.Name), b.denyAllJudge()),
 		b.healthFilter(),
-		b.httpSlot(TokensName(w, in.Name), denyAllJWT(), jwtAuthnType),
-		b.httpSlot(UserBlockName(w, in.Name), b.denyAllJudge(), judgeType),
-		b.httpSlot(ShadowName(w, in.Name), pass(), judgeType),
-		b.httpSlot(PolicyName(w, in.Name), b.denyAllJudge(), judgeType),
+		b.httpSlot(TokensName(w, in.Name), b.denyAllJudge()),
+		b.httpSlot(UserBlockName(w, in.Name), b.denyAllJudge()),
+		b.httpSlot(ShadowName(w, in.Name), pass()),
+		b.httpSlot(PolicyName(w, in.Name), b.denyAllJudge()),
 	}
 	return b.inboundManager(in, filters)
 }

@@ -3,6 +3,7 @@ package xds
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -14,12 +15,18 @@ import (
 
 const actionException = "exception:"
 
-// inspector tells TLS from plaintext.
-func (b *builder) inspector() *listenerv3.ListenerFilter {
-	return &listenerv3.ListenerFilter{
+// inspectTime is how long it may take to tell TLS from plaintext. Five bytes do;
+// who has sent less by then, speaks plaintext.
+const inspectTime = 2 * time.Second
+
+// inspect tells TLS from plaintext.
+func (b *builder) inspect(l *listenerv3.Listener) {
+	l.ListenerFilters = []*listenerv3.ListenerFilter{{
 		Name:       "envoy.filters.listener.tls_inspector",
 		ConfigType: &listenerv3.ListenerFilter_TypedConfig{TypedConfig: b.any(&inspectorv3.TlsInspector{})},
-	}
+	}}
+	l.ListenerFiltersTimeout = durationpb.New(inspectTime)
+	l.ContinueOnListenerFiltersTimeout = true
 }
 
 // plaintext is the way in without TLS, of the addresses that Exceptions name and
@@ -46,14 +53,14 @@ func (b *builder) plaintext(in *Inbound) *listenerv3.FilterChain {
 	}
 	w := b.c.Workload
 	chain.Filters = []*listenerv3.Filter{b.inboundManager(in, []*hcmv3.HttpFilter{
-		b.httpSlot(BlockName(w, in.Name), denyAllHTTP(), httpRBACType),
+		b.httpSlot(BlockName(w, in.Name), b.denyAllJudge()),
 		// Before the health check: without a gate, this is who may ask.
 		b.httpFilter("exceptions", b.judge(needs{path: true}, &httprbacv3.RBAC{
 			Matcher: root(b.excepted(in)), RulesStatPrefix: RBACStatPrefix,
 		})),
 		b.healthFilter(),
-		b.httpSlot(TokensName(w, in.Name), denyAllJWT(), jwtAuthnType),
-		b.httpSlot(UserBlockName(w, in.Name), b.denyAllJudge(), judgeType),
+		b.httpSlot(TokensName(w, in.Name), b.denyAllJudge()),
+		b.httpSlot(UserBlockName(w, in.Name), b.denyAllJudge()),
 	})}
 	return chain
 }
