@@ -120,9 +120,10 @@ func (c *compiler) inbound(in *xds.Inbound, p *policy.Port) {
 		Plaintext:   plaintext(c.ix.Plaintext(ref, p.Name)),
 		ServerFirst: p.ServerFirst, EncodedPaths: p.EncodedPaths, Upgrades: upgrades(p),
 	}
-	if in.Protocol.IsHTTP() {
-		in.Hosts = c.ix.HostsOf(ref, p.Name)
+	if !in.Protocol.IsHTTP() {
+		return // shadow is of requests
 	}
+	in.Hosts = c.ix.HostsOf(ref, p.Name)
 	if c.shadow != nil {
 		in.Shadow = differing(in.Rules, c.shadowRules(p))
 	}

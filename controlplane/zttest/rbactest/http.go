@@ -3,6 +3,7 @@ package rbactest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -30,6 +31,9 @@ func (s *stream) serve(h *hcmv3.HttpConnectionManager) (Verdict, error) {
 	target, err := s.route(h)
 	if err != nil {
 		return Verdict{}, err
+	}
+	if !s.upgradable(h) {
+		return Verdict{Status: 403, Filter: StageRequest}, nil
 	}
 	for _, f := range h.GetHttpFilters() {
 		var m proto.Message
@@ -100,16 +104,28 @@ func (s *stream) accept(h *hcmv3.HttpConnectionManager) (*Verdict, error) {
 			s.removeHeader(change.GetRemove())
 		}
 	}
-	if s.req.Upgrade == "" && s.req.Method != "CONNECT" {
-		return nil, nil
+	if s.req.Upgrade != "" {
+		s.addHeader("upgrade", s.req.Upgrade)
+	}
+	return nil, nil
+}
+
+// upgradable says whether the connection manager, or the route, takes the upgrade
+// that a request asks for. It says no before any filter is asked (upgrade_failed).
+// CONNECT is an upgrade that nobody takes.
+func (s *stream) upgradable(h *hcmv3.HttpConnectionManager) bool {
+	switch {
+	case s.req.Method == "CONNECT":
+		return false
+	case s.req.Upgrade == "":
+		return true
 	}
 	for _, u := range h.GetUpgradeConfigs() {
-		if s.req.Method != "CONNECT" && strings.EqualFold(u.GetUpgradeType(), s.req.Upgrade) {
-			s.addHeader("upgrade", s.req.Upgrade)
-			return nil, nil
+		if strings.EqualFold(u.GetUpgradeType(), s.req.Upgrade) {
+			return true
 		}
 	}
-	return &Verdict{Status: 403, Filter: StageRequest}, nil // upgrade_failed
+	return slices.ContainsFunc(s.upgrades, func(u string) bool { return strings.EqualFold(u, s.req.Upgrade) })
 }
 
 // stripHost takes one trailing dot and a port away.
@@ -239,6 +255,9 @@ func (s *stream) route(h *hcmv3.HttpConnectionManager) (Verdict, error) {
 		switch a := r.GetAction().(type) {
 		case *routev3.Route_Route:
 			v.Allowed, v.Cluster = true, a.Route.GetCluster()
+			for _, u := range a.Route.GetUpgradeConfigs() {
+				s.upgrades = append(s.upgrades, u.GetUpgradeType())
+			}
 		case *routev3.Route_DirectResponse:
 			v.Status, v.Policy = int(a.DirectResponse.GetStatus()), host.GetName()
 		default:

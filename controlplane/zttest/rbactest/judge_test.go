@@ -3,12 +3,15 @@ package rbactest_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/compile"
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/rbactest"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/reqgen"
 	"github.com/ztmesh/ztmesh/xds"
 )
 
@@ -16,11 +19,11 @@ import (
 type judges struct {
 	ix      *policy.Index
 	issuers map[string]string // by provider
-	proxies map[spec.Ref]*rbactest.Proxy
+	proxies map[string]*rbactest.Proxy
 }
 
 func newJudges(trustDomain string, docs []*spec.Document) *judges {
-	j := &judges{ix: policy.New(trustDomain, docs), issuers: map[string]string{}, proxies: map[spec.Ref]*rbactest.Proxy{}}
+	j := &judges{ix: policy.New(trustDomain, docs), issuers: map[string]string{}, proxies: map[string]*rbactest.Proxy{}}
 	for _, d := range docs {
 		if p := d.GetIdentityProvider(); p != nil {
 			j.issuers[d.GetMetadata().GetName()] = p.GetIssuer()
@@ -29,12 +32,21 @@ func newJudges(trustDomain string, docs []*spec.Document) *judges {
 	return j
 }
 
-// proxy is what the proxies of a workload are told.
-func (j *judges) proxy(ref spec.Ref) (*rbactest.Proxy, error) {
-	if p := j.proxies[ref]; p != nil {
+// decide asks the evaluator about the spec as it holds at the request's time.
+func (j *judges) decide(r policy.Request) policy.Decision {
+	ix, _ := j.ix.Lift(r.Time)
+	return ix.Decide(r)
+}
+
+// proxy is what the proxies of a workload are told at a time: without the Blocks
+// and Exceptions that have ended.
+func (j *judges) proxy(ref spec.Ref, now time.Time) (*rbactest.Proxy, error) {
+	ix, lifted := j.ix.Lift(now)
+	key := fmt.Sprint(ref, lifted)
+	if p := j.proxies[key]; p != nil {
 		return p, nil
 	}
-	c, err := compile.Workload(j.ix, ref)
+	c, err := compile.Workload(ix, nil, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -42,11 +54,21 @@ func (j *judges) proxy(ref spec.Ref) (*rbactest.Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := rbactest.Load(r, xds.Bundle(map[string][]byte{j.ix.TrustDomain(): []byte("roots")}))
+	domains := map[string][]byte{}
+	for _, td := range slices.Concat([]string{c.TrustDomain}, c.Aliases, c.Federated) {
+		domains[td] = []byte("roots")
+	}
+	secrets := []*xds.Resource{xds.Bundle(domains)}
+	for _, in := range c.Inbound {
+		if in.ServerFirst {
+			secrets = append(secrets, xds.Peers(c, in.Name, domains))
+		}
+	}
+	p, err := rbactest.Load(r, secrets...)
 	if err != nil {
 		return nil, err
 	}
-	j.proxies[ref] = p
+	j.proxies[key] = p
 	return p, nil
 }
 
@@ -66,12 +88,12 @@ func (j *judges) port(r policy.Request) (policy.Port, *policy.Workload, bool) {
 }
 
 // ask sends a request of the evaluator's form to the proxy that judges it.
-func (j *judges) ask(r policy.Request) (v rbactest.Verdict, asked bool, err error) {
-	p, w, ok := j.port(r)
+func (j *judges) ask(r reqgen.Request) (v rbactest.Verdict, asked bool, err error) {
+	p, w, ok := j.port(r.Request)
 	if !ok {
 		return v, false, nil
 	}
-	proxy, err := j.proxy(r.Service)
+	proxy, err := j.proxy(r.Service, r.Time)
 	if err != nil {
 		return v, true, err
 	}
@@ -83,10 +105,7 @@ func (j *judges) ask(r policy.Request) (v rbactest.Verdict, asked bool, err erro
 	return v, true, err
 }
 
-// goodToken stands for the compact form of the token that a request bears.
-const goodToken = "good.token.x"
-
-func (j *judges) request(r policy.Request) rbactest.Request {
+func (j *judges) request(r reqgen.Request) rbactest.Request {
 	q := rbactest.Request{
 		Peer: r.CallerID, TLS: !r.Plaintext, Source: r.Source, Time: r.Time,
 		Method: r.Method, Path: r.Path, Authority: r.Authority, Upgrade: r.Upgrade, Refused: r.Denied,
@@ -97,14 +116,11 @@ func (j *judges) request(r policy.Request) rbactest.Request {
 	for _, h := range r.Headers {
 		q.Headers = append(q.Headers, rbactest.Header(h))
 	}
-	switch r.Token.State {
-	case policy.TokenInvalid:
-		q.Headers = append(q.Headers, rbactest.Header{Name: "authorization", Value: "Bearer bad.token.x"})
-	case policy.TokenValid:
-		q.Headers = append(q.Headers, rbactest.Header{Name: "authorization", Value: "Bearer " + goodToken})
+	for _, line := range r.Authorization {
+		q.Headers = append(q.Headers, rbactest.Header{Name: "authorization", Value: line})
 	}
 	q.Tokens = func(compact string) (rbactest.Token, bool) {
-		return rbactest.Token{Issuer: j.issuers[r.Token.Provider], Claims: r.Token.Claims}, compact == goodToken
+		return rbactest.Token{Issuer: j.issuers[r.Token.Provider], Claims: r.Token.Claims}, compact == reqgen.GoodToken
 	}
 	return q
 }
@@ -115,15 +131,18 @@ func disagree(r policy.Request, d policy.Decision, v rbactest.Verdict) string {
 	reasons := reasonsOf(r, v)
 	if d.Allowed == v.Allowed {
 		for _, reason := range reasons {
-			if reason == d.Reason || reason == "" && !d.Allowed {
+			if reason == d.Reason || reason == "" && !d.Allowed || reason == "external" && strings.HasPrefix(d.Reason, "external:") {
 				return ""
 			}
-			for _, g := range d.Grants {
-				if d.Allowed && (reason == "grant:"+g.String() || reason == "gate") {
-					return ""
-				}
+			// The guard of paths stands behind Blocks and tokens: of several faults the
+			// proxy names the first that it comes to.
+			if d.Reason == policy.ReasonForm && (strings.HasPrefix(reason, "block:") || reason == "token") {
+				return ""
 			}
-			if strings.HasPrefix(d.Reason, "external:") && reason == "external" {
+			if d.Allowed && slices.ContainsFunc(d.Grants, func(g spec.Ref) bool { return reason == "grant:"+g.String() }) {
+				return ""
+			}
+			if !d.Allowed && strings.HasPrefix(reason, "block:") && slices.ContainsFunc(d.Blocks, func(b spec.Ref) bool { return reason == "block:"+b.String() }) {
 				return ""
 			}
 		}
@@ -134,17 +153,26 @@ func disagree(r policy.Request, d policy.Decision, v rbactest.Verdict) string {
 // reasonsOf is the reasons of the evaluator that a verdict may stand for; an
 // empty one is any denial.
 func reasonsOf(r policy.Request, v rbactest.Verdict) []string {
+	policyName, _, _ := strings.Cut(v.Policy, "#") // the second rule of a grant
 	switch {
+	case v.Filter == rbactest.StageTLS && r.TCP:
+		return []string{""} // where the server speaks first all is judged there
 	case v.Filter == rbactest.StageTLS:
 		return []string{policy.ReasonTransport}
 	case v.Filter == rbactest.StageRequest:
+		// Before anything is judged; who has no identity has not come in at all.
+		if r.Plaintext {
+			return []string{policy.ReasonForm, policy.ReasonTransport}
+		}
 		return []string{policy.ReasonForm}
 	case v.Filter == rbactest.StageRoute && !v.Allowed && v.Status == 404:
 		return []string{policy.ReasonForm}
 	case !v.Allowed && v.Status == 0:
 		return []string{""} // the connection ends before its first request is read
+	case v.Policy == "default-deny" && r.Plaintext:
+		return []string{policy.ReasonTransport} // an Exception that has ended
 	case v.Policy == "default-deny":
 		return []string{policy.ReasonDefault}
 	}
-	return []string{v.Policy}
+	return []string{policyName}
 }

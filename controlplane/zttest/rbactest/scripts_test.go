@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/ztmesh/ztmesh/controlplane/zttest/reqgen"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/script"
 )
 
@@ -26,14 +27,14 @@ func TestDecisions(t *testing.T) {
 			}
 			j := newJudges(s.TrustDomain, s.Docs)
 			for _, l := range s.Lines {
-				v, asked, err := j.ask(l.Request)
+				v, asked, err := j.ask(reqgen.Of(l.Request))
 				if err != nil {
 					t.Fatalf("%s: %v", l.Text, err)
 				}
 				if !asked {
 					continue
 				}
-				if diff := disagree(l.Request, j.ix.Decide(l.Request), v); diff != "" {
+				if diff := disagree(l.Request, j.decide(l.Request), v); diff != "" {
 					t.Errorf("%s: %s", l.Text, diff)
 				}
 			}

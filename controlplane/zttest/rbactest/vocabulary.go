@@ -71,12 +71,13 @@ var vocabulary = map[protoreflect.FullName]string{
 	"envoy.config.common.mutation_rules.v3.HeaderMutationRules": "disallow_system disallow_all~ allow_expression~ disallow_expression~ disallow_is_error~",
 
 	// Routes.
-	"envoy.config.route.v3.RouteConfiguration":   "name virtual_hosts request_headers_to_remove~ response_headers_to_remove~",
-	"envoy.config.route.v3.VirtualHost":          "name domains routes request_headers_to_remove~ response_headers_to_remove~",
-	"envoy.config.route.v3.Route":                "name match route direct_response response_headers_to_add~",
-	"envoy.config.route.v3.RouteMatch":           "prefix headers",
-	"envoy.config.route.v3.RouteAction":          "cluster timeout~ idle_timeout~ max_stream_duration~ host_rewrite_literal~",
-	"envoy.config.route.v3.DirectResponseAction": "status body~",
+	"envoy.config.route.v3.RouteConfiguration":        "name virtual_hosts request_headers_to_remove~ response_headers_to_remove~",
+	"envoy.config.route.v3.VirtualHost":               "name domains routes request_headers_to_remove~ response_headers_to_remove~",
+	"envoy.config.route.v3.Route":                     "name match route direct_response response_headers_to_add~",
+	"envoy.config.route.v3.RouteMatch":                "prefix headers",
+	"envoy.config.route.v3.RouteAction":               "cluster timeout~ idle_timeout~ max_stream_duration~ host_rewrite_literal~ upgrade_configs",
+	"envoy.config.route.v3.RouteAction.UpgradeConfig": "upgrade_type",
+	"envoy.config.route.v3.DirectResponseAction":      "status body~",
 
 	// RBAC by rules.
 	"envoy.config.rbac.v3.RBAC":                    "action policies",

@@ -41,7 +41,7 @@ func (g *Generator) follow(random Random, r *Request, at target, d *spec.Documen
 		if len(one.moments) > 0 {
 			r.Time = pick(random, one.moments)
 		}
-	} else if until := grant.GetUntil(); until != nil && random(4) > 0 {
+	} else if until := grant.GetUntil(); until != nil && !rarely(random, 4) {
 		r.Time = until.AsTime().Add(-time.Duration(1+random(3)) * time.Second)
 	}
 }
@@ -92,7 +92,7 @@ func instance(random Random, pattern string) string {
 		}
 	}
 	path := strings.Join(segments, "/")
-	if strings.HasSuffix(pattern, "/**") && random(4) == 0 {
+	if strings.HasSuffix(pattern, "/**") && rarely(random, 4) {
 		path = cutLast(path)
 	}
 	return path

@@ -20,7 +20,7 @@ import (
 )
 
 // Random is a source of chance: a number from 0 to n-1, n > 0. rand.IntN is one;
-// so is rapid, which makes a failing request smaller.
+// so is rapid, which prefers small numbers: 0 is what is ordinary.
 type Random func(n int) int
 
 // Start is when requests begin if no document says anything of time.
@@ -77,10 +77,12 @@ type target struct {
 	service spec.Ref
 	port    *ztv1.Port
 	hosts   []string
+	aliases []spec.Ref // Services that it is a member of
 }
 
 // New reads a spec. It needs no more than that the documents are well formed.
 func New(trustDomain string, docs []*spec.Document) *Generator {
+	members := map[spec.Ref][]string{}
 	g := &Generator{trustDomain: trustDomain, providers: map[string]*ztv1.IdentityProvider{}, moments: []time.Time{Start}}
 	for _, d := range docs {
 		ref := spec.Ref{Namespace: d.GetMetadata().GetNamespace(), Name: d.GetMetadata().GetName()}
@@ -101,10 +103,11 @@ func New(trustDomain string, docs []*spec.Document) *Generator {
 			g.around(d.GetException().GetUntil().AsTime(), d.GetException().GetUntil() != nil)
 			g.ranges(d.GetException().GetPeers())
 		case d.GetService() != nil:
-			for i := range g.services {
-				g.services[i].hosts = append(g.services[i].hosts, ref.Name+"."+ref.Namespace+".mesh")
-			}
+			members[ref] = d.GetService().GetWorkloads()
 		}
+	}
+	for i := range g.services {
+		g.services[i].join(members)
 	}
 	g.callers = append(g.callers, policy.ID(trustDomain, spec.Ref{Namespace: "nowhere", Name: "nobody"}))
 	g.addresses = append(g.addresses, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("::1"))
@@ -112,12 +115,26 @@ func New(trustDomain string, docs []*spec.Document) *Generator {
 	return g
 }
 
+// join adds the names of the Services that the workload is a member of.
+func (t *target) join(members map[spec.Ref][]string) {
+	for ref, names := range members {
+		if ref.Namespace == t.service.Namespace && slices.Contains(names, t.service.Name) {
+			t.aliases = append(t.aliases, ref)
+		}
+	}
+	slices.SortFunc(t.aliases, spec.Ref.Compare)
+	for _, ref := range t.aliases {
+		host := ref.Name + "." + ref.Namespace + ".mesh"
+		t.hosts = append(t.hosts, host, t.port.GetName()+"."+host)
+	}
+}
+
 func (g *Generator) workload(ref spec.Ref, w *ztv1.Workload) {
 	g.workloads = append(g.workloads, ref)
 	g.callers = append(g.callers, policy.ID(g.trustDomain, ref))
 	host := ref.Name + "." + ref.Namespace + ".mesh"
 	for _, p := range w.GetServes() {
-		g.services = append(g.services, target{ref, p, []string{p.GetName() + "." + host, host}})
+		g.services = append(g.services, target{service: ref, port: p, hosts: []string{host, p.GetName() + "." + host}})
 	}
 }
 
@@ -216,7 +233,7 @@ func (g *Generator) To(random Random, service spec.Ref) (Request, bool) {
 	if len(ports) == 0 {
 		return Request{}, false
 	}
-	at := pick(random, ports)
+	at := pick(random, g.granted(random, ports))
 	r := Request{Request: policy.Request{Service: at.service, Port: at.port.GetName(), TCP: at.port.GetProtocol() == policy.TCP}}
 	r.CallerID, r.Source, r.Time = pick(random, g.callers), pick(random, g.addresses), pick(random, g.moments)
 	var grants []*spec.Document
@@ -228,14 +245,28 @@ func (g *Generator) To(random Random, service spec.Ref) (Request, bool) {
 	if !r.TCP {
 		r.Method, r.Path = pick(random, methods), g.somePath(random)
 	}
-	if len(grants) > 0 && random(8) > 0 {
+	if len(grants) > 0 && !rarely(random, 8) {
 		g.follow(random, &r, at, pick(random, grants))
 	}
-	if len(g.blocks) > 0 && random(4) == 0 {
+	if len(g.blocks) > 0 && rarely(random, 4) {
 		g.provoke(random, &r, pick(random, g.blocks).GetBlock())
 	}
 	g.spoil(random, &r, at)
 	return r, true
+}
+
+// granted are those of the ports that some grant speaks of, most often.
+func (g *Generator) granted(random Random, ports []target) []target {
+	var some []target
+	for _, t := range ports {
+		if slices.ContainsFunc(g.grants, t.reachedBy) {
+			some = append(some, t)
+		}
+	}
+	if len(some) == 0 || rarely(random, 8) {
+		return ports
+	}
+	return some
 }
 
 // reachedBy is roughly whether a grant speaks of the port.
@@ -247,7 +278,16 @@ func (t target) reachedBy(d *spec.Document) bool {
 	if to.GetAllServices() || slices.Contains(to.GetNamespaces(), t.service.Namespace) {
 		return true
 	}
-	return d.GetMetadata().GetNamespace() == t.service.Namespace
+	if d.GetMetadata().GetNamespace() != t.service.Namespace {
+		return false
+	}
+	return slices.ContainsFunc(to.GetServices(), func(name string) bool {
+		ref, err := spec.ParseRef(name, t.service.Namespace)
+		return err == nil && (ref == t.service || slices.Contains(t.aliases, ref))
+	})
 }
+
+// rarely is true once in n times, and with rapid less often.
+func rarely(random Random, n int) bool { return random(n) == n-1 }
 
 func pick[T any](random Random, list []T) T { return list[random(len(list))] }

@@ -10,37 +10,37 @@ import (
 
 // spoil changes what a request says, often nothing.
 func (g *Generator) spoil(random Random, r *Request, at target) {
-	if random(16) == 0 {
+	if rarely(random, 16) {
 		r.CallerID = g.otherCaller(random, r.CallerID)
 	}
-	if random(16) == 0 {
+	if rarely(random, 16) {
 		r.Plaintext, r.CallerID = true, ""
 	}
-	if random(10) == 0 {
+	if rarely(random, 10) {
 		r.Source = pick(random, g.addresses)
 	}
-	if random(10) == 0 {
+	if rarely(random, 10) {
 		r.Time = pick(random, g.moments)
 	}
-	r.Denied = random(12) == 0
+	r.Denied = rarely(random, 12)
 	if r.TCP {
 		r.Token = policy.Token{}
 		r.Headers = nil
 		return
 	}
-	if random(8) == 0 {
+	if rarely(random, 8) {
 		r.Method = pick(random, []string{"GET", "POST", "HEAD", "get", "PATCH", "TRACE", "OPTIONS", "M-SEARCH", "Get"})
 	}
-	if random(4) == 0 {
+	if rarely(random, 4) {
 		r.Path = g.somePath(random)
 	}
-	if random(24) == 0 {
+	if rarely(random, 24) {
 		r.Path = "/.well-known/ztmesh/health"
 	}
-	for twists := []int{0, 0, 0, 1, 1, 2, 3}[random(7)]; twists > 0; twists-- {
+	for twists := []int{0, 0, 0, 0, 1, 2, 3}[random(7)]; twists > 0; twists-- {
 		r.Path = twist(random, r.Path)
 	}
-	if random(16) == 0 {
+	if rarely(random, 16) {
 		r.Upgrade = pick(random, []string{"websocket", "WebSocket", "h2c", "websocket2"})
 	}
 	g.spoilHost(random, r, at)
@@ -58,7 +58,7 @@ func (g *Generator) otherCaller(random Random, id string) string {
 }
 
 func (g *Generator) somePath(random Random) string {
-	if len(g.paths) > 0 && random(3) > 0 {
+	if len(g.paths) > 0 && !rarely(random, 3) {
 		return instance(random, pick(random, g.paths)) + pick(random, []string{"", "", "", "/", "/x", "x"})
 	}
 	return pick(random, []string{"/", "/a", "/b", "/a/b/c", "/s.S/Get", "/t.T/Get", "/a/x/b", "/x"})
@@ -66,7 +66,7 @@ func (g *Generator) somePath(random Random) string {
 
 // spoilHost sets the authority, most often to one of the port's own.
 func (g *Generator) spoilHost(random Random, r *Request, at target) {
-	if random(3) > 0 {
+	if !rarely(random, 3) {
 		return // the port's main one
 	}
 	host := pick(random, at.hosts)
@@ -76,7 +76,7 @@ func (g *Generator) spoilHost(random Random, r *Request, at target) {
 	})
 	// Envoy's parser judges an absolute URL itself, before any filter does: it drops
 	// a user and refuses what is no host.
-	if strings.HasPrefix(r.Path, "/") && !strings.ContainsAny(r.Authority, "@*,[") && !strings.HasSuffix(r.Authority, ":") && random(6) == 0 {
+	if strings.HasPrefix(r.Path, "/") && !strings.ContainsAny(r.Authority, "@*,[") && !strings.HasSuffix(r.Authority, ":") && rarely(random, 6) {
 		r.Target = "http://" + r.Authority + r.Path
 	}
 }
@@ -84,18 +84,18 @@ func (g *Generator) spoilHost(random Random, r *Request, at target) {
 // spoilHeaders leaves some out, doubles some, and adds others: of the spec's and
 // such as a framework, or a proxy, may take for something else.
 func (g *Generator) spoilHeaders(random Random, r *Request) {
-	if len(r.Headers) > 0 && random(6) == 0 {
+	if len(r.Headers) > 0 && rarely(random, 6) {
 		r.Headers = r.Headers[1:]
 	}
-	if len(r.Headers) > 0 && random(8) == 0 {
+	if len(r.Headers) > 0 && rarely(random, 8) {
 		r.Headers = append(r.Headers, pick(random, r.Headers))
 	}
-	if len(g.headers) > 0 && random(4) == 0 {
+	if len(g.headers) > 0 && rarely(random, 4) {
 		h := pick(random, g.headers)
 		h.Value = pick(random, []string{h.Value, h.Value, h.Value + ",x", strings.ToUpper(h.Value), "", h.Value + "x"})
 		r.Headers = append(r.Headers, h)
 	}
-	if random(16) == 0 {
+	if rarely(random, 16) {
 		r.Headers = append(r.Headers, pick(random, []policy.Header{
 			{Name: "x-original-url", Value: "/admin"},
 			{Name: "x-http-method-override", Value: "DELETE"},
@@ -109,29 +109,29 @@ func (g *Generator) spoilHeaders(random Random, r *Request) {
 
 // spoilToken changes the token, and writes the header that bears it.
 func (g *Generator) spoilToken(random Random, r *Request) {
-	if r.Token.State == policy.TokenNone && len(g.names) > 0 && random(4) == 0 {
+	if r.Token.State == policy.TokenNone && len(g.names) > 0 && rarely(random, 4) {
 		name := pick(random, g.names)
 		claims := map[string]any{"iss": g.providers[name].GetIssuer(), "sub": pick(random, []string{"u1", "u2", "x"})}
 		r.Token = policy.Token{State: policy.TokenValid, Provider: name, Claims: claims}
 	}
 	if r.Token.State == policy.TokenValid {
-		if random(8) == 0 {
+		if rarely(random, 8) {
 			r.Token = policy.Token{}
-		} else if random(5) == 0 {
+		} else if rarely(random, 5) {
 			g.spoilClaims(random, r)
 		}
 	}
-	if random(16) == 0 {
+	if rarely(random, 16) {
 		r.Token = policy.Token{State: policy.TokenInvalid}
 	}
 	switch r.Token.State {
 	case policy.TokenNone:
-		if random(16) == 0 {
+		if rarely(random, 16) {
 			r.Authorization = []string{pick(random, []string{"Basic dTpw", "Digest x", "Token " + BadToken, ""})}
 		}
 	case policy.TokenValid:
 		r.Authorization = []string{"Bearer " + GoodToken}
-		if random(10) == 0 {
+		if rarely(random, 10) {
 			r.Authorization, r.Token = pick(random, oddGood), policy.Token{State: policy.TokenInvalid}
 		}
 	case policy.TokenInvalid:
@@ -165,13 +165,13 @@ func (g *Generator) spoilClaims(random Random, r *Request) {
 	}
 	was, _ := claims[name].(string)
 	switch claims[name] = pick(random, []any{was + "x", []any{was}, `["` + was + `"]`, "-", "", true, "true", float64(5), "5", nil, map[string]any{"x": was}}); {
-	case random(6) == 0:
+	case rarely(random, 6):
 		delete(claims, name)
-	case name == "sub" && random(2) == 0:
+	case name == "sub" && rarely(random, 2):
 		claims[name] = "u1"
 	}
 	if name == "auth_time" {
-		claims[name] = pick(random, []any{"0", "x", float64(-1), float64(1 << 40), true, nil, 1.5})
+		claims[name] = pick(random, []any{"0", "x", float64(-1), float64(1 << 33), true, nil, 1.5})
 	}
 	r.Token.Claims = claims
 }
