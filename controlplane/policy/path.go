@@ -45,7 +45,7 @@ func NormalizePath(raw string) (path string, ok bool) {
 	return path, true
 }
 
-// NormalizeEncodedPath is NormalizePath without its last step: for the ports that
+// NormalizeEncodedPath is NormalizePath with a wider last step: for the ports that
 // allow encoded paths.
 func NormalizeEncodedPath(raw string) (path string, ok bool) {
 	if !strings.HasPrefix(raw, "/") {
@@ -64,7 +64,40 @@ func NormalizeEncodedPath(raw string) (path string, ok bool) {
 	if !ok {
 		return "", false
 	}
-	return mergeSlashes(path), true
+	path = mergeSlashes(path)
+	return path, encodedForm(path)
+}
+
+// ambiguous is what is refused even where paths may be encoded, in whatever case:
+// what applications take for a slash, a backslash, a dot segment or an end.
+var ambiguous = []string{
+	"%00",
+	"%2f", "%5c", "%252f", "%255c", "%252e", "%2500", // the same, decoded twice
+	"%c0", "%c1", "%e0%8", "%e0%9", "%f0%8", // too long forms of ASCII, which UTF-8 forbids
+	"/;", "/.;", "/..;",
+}
+
+// encodedForm is step 6 where paths may be encoded: besides what is canonical, ";"
+// and whole %xx, and nothing ambiguous.
+func encodedForm(path string) bool {
+	for i := 0; i < len(path); i++ {
+		switch c := path[i]; {
+		case c == '%':
+			if _, _, decoded := next(path[i:]); !decoded {
+				return false
+			}
+			i += 2
+		case c != ';' && !canonicalByte(c):
+			return false
+		}
+	}
+	lower := strings.ToLower(path)
+	for _, s := range ambiguous {
+		if strings.Contains(lower, s) {
+			return false
+		}
+	}
+	return true
 }
 
 // escapesSlash is step 2.
