@@ -1699,7 +1699,7 @@ func (x *ProxyReceipt) GetNacks() []*Nack {
 
 type CanRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Caller: name needs namespace, or namespace/name.
+	// name (with `namespace`), namespace/name, or a SPIFFE ID.
 	Caller string `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
 	// As in Test.request.
 	Request string `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
