@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"testing"
+	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
@@ -33,7 +34,7 @@ func TestDocsExamples(t *testing.T) {
 				continue
 			}
 			ix := policy.New("shop.example", docs)
-			if failed := policy.TestProblems(policy.RunTests(ix, docs)); len(failed) > 0 {
+			if failed := policy.TestProblems(policy.RunTests(ix, docs, time.Now())); len(failed) > 0 {
 				t.Errorf("%s:\n%s%v", page, m[1], failed)
 			}
 		}

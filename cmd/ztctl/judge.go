@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -71,7 +72,7 @@ func (a *app) validate(paths []string) error {
 	if err != nil {
 		return err
 	}
-	results := policy.RunTests(ix, docs)
+	results := policy.RunTests(ix, docs, time.Now())
 	if failed := policy.TestProblems(results); len(failed) > 0 {
 		a.list(failed)
 		return &exit{exitDenied, fmt.Errorf("%d of %s failed", len(failed), plural(len(results), "test", "tests"))}
@@ -156,7 +157,7 @@ func (a *app) test(paths []string) error {
 	if err != nil {
 		return err
 	}
-	results := policy.RunTests(ix, docs)
+	results := policy.RunTests(ix, docs, time.Now())
 	shown := []shownTest{}
 	var rows [][]string
 	for _, r := range results {
@@ -164,6 +165,9 @@ func (a *app) test(paths []string) error {
 			Assertion: r.Assertion.Namespace + "/" + r.Assertion.Name, Test: r.Index,
 			As: r.Test.GetAs().GetWorkload(), Request: r.Test.GetRequest(), Want: r.Test.GetWant(),
 			Got: verdict(r.Decision.Allowed), Reason: r.Decision.Reason, Passed: r.Problem == nil,
+		}
+		if r.Test == nil { // a statement
+			t.Request, t.Got = r.List, ""
 		}
 		shown = append(shown, t)
 		result := "pass"
@@ -255,7 +259,7 @@ func (a *app) canOffline(paths []string, caller, request string) (*ztv1.CanRespo
 	if caller, err = a.caller(caller, func() ([]string, error) { return refs, nil }); err != nil {
 		return nil, "", err
 	}
-	d, err := policy.Can(ix, a.namespaceOf(caller), caller, request)
+	d, err := policy.Can(ix, a.namespaceOf(caller), &ztv1.Test{As: &ztv1.Subject{Workload: caller}, Request: request}, time.Now())
 	if err != nil {
 		return nil, "", err
 	}

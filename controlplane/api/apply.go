@@ -93,14 +93,14 @@ func (s *Server) planFiles(st *state.State, d draft) (*plan, error) {
 // brokenAssertions are those that do not hold in a view. They are the files', and
 // judged as `ztctl test` does, by files alone: a Block that an operator wrote in
 // need is no reason to refuse an apply.
-func brokenAssertions(v *view.View, all []*spec.Document, _ time.Time) spec.Problems {
+func brokenAssertions(v *view.View, all []*spec.Document, now time.Time) spec.Problems {
 	var blocks []spec.Key
 	for _, d := range all {
 		if d.Operator() {
 			blocks = append(blocks, d.Key())
 		}
 	}
-	return policy.TestProblems(policy.RunTests(v.With(nil, blocks).Index, all))
+	return policy.TestProblems(policy.RunTests(v.With(nil, blocks).Index, all, now))
 }
 
 // proposalOf is the documents of namespaces in a view. Blocks that Block wrote

@@ -214,7 +214,11 @@ func (s *Server) Can(ctx context.Context, req *ztv1.CanRequest) (*ztv1.CanRespon
 	if err != nil {
 		return nil, err
 	}
-	d, err := policy.Can(v.Index, cmp.Or(req.Namespace, namespaceOf(req.Caller)), req.Caller, req.Request)
+	test := &ztv1.Test{
+		As:      &ztv1.Subject{Workload: req.Caller, User: req.User},
+		Request: req.Request, At: req.At, Source: req.Source, Headers: req.Headers,
+	}
+	d, err := policy.Can(v.Index, cmp.Or(req.Namespace, namespaceOf(req.Caller)), test, s.cfg.Now())
 	if err != nil {
 		return nil, refuse(codes.InvalidArgument, "%s", err)
 	}

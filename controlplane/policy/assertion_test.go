@@ -5,7 +5,13 @@ import (
 
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
+
+// asks is a test of a request by a workload.
+func asks(caller, request string) *ztv1.Test {
+	return &ztv1.Test{As: &ztv1.Subject{Workload: caller}, Request: request}
+}
 
 const tests = `
 ---
@@ -25,7 +31,7 @@ spec:
 func TestRunTests(t *testing.T) {
 	docs := parse(t, shop+tests)
 	ix := policy.New("shop.example", docs)
-	results := policy.RunTests(ix, docs)
+	results := policy.RunTests(ix, docs, noon)
 	failed := policy.TestProblems(results)
 	var got []string
 	for _, p := range failed {
@@ -52,7 +58,7 @@ func TestRunTests(t *testing.T) {
 		}
 		docs[i] = stored
 	}
-	if p := policy.TestProblems(policy.RunTests(ix, docs)); len(p) != 3 || p[0].File != "Assertion shop/safety" || p[0].Line != 0 {
+	if p := policy.TestProblems(policy.RunTests(ix, docs, noon)); len(p) != 3 || p[0].File != "Assertion shop/safety" || p[0].Line != 0 {
 		t.Errorf("got %v", p)
 	}
 }
@@ -60,7 +66,7 @@ func TestRunTests(t *testing.T) {
 func TestCanRefuses(t *testing.T) {
 	ix := policy.New("shop.example", nil)
 	for _, c := range [][2]string{{"WEB", "GET orders /"}, {"web", "get orders /"}, {"web", "GET orders"}, {"a/b/c", "TCP db"}} {
-		if d, err := policy.Can(ix, "shop", c[0], c[1]); err == nil {
+		if d, err := policy.Can(ix, "shop", asks(c[0], c[1]), noon); err == nil {
 			t.Errorf("%v: %+v", c, d)
 		}
 	}

@@ -88,7 +88,7 @@ func TestHints(t *testing.T) {
 		{"web", "TCP orders", "the port http of shop/orders is http"},
 		{"web", "GET orders /a%2fb", `the path "/a%2fb" is not canonical: it may hold letters, digits and -._~!$&'()*+,=:@/`},
 	} {
-		d, err := policy.Can(ix, "shop", c.caller, c.request)
+		d, err := policy.Can(ix, "shop", asks(c.caller, c.request), noon)
 		if err != nil || d.Allowed || len(d.Hints) == 0 || d.Hints[0] != c.want {
 			t.Errorf("%s %s: got %+v, %v\nwant %s", c.caller, c.request, d, err, c.want)
 		}
@@ -99,7 +99,7 @@ func TestHints(t *testing.T) {
 func TestHintOfNoGrant(t *testing.T) {
 	docs := parse(t, shop)
 	docs = slices.DeleteFunc(docs, func(d *spec.Document) bool { return d.GetGrant() != nil })
-	d, err := policy.Can(policy.New("shop.example", docs), "shop", "web", "GET orders /")
+	d, err := policy.Can(policy.New("shop.example", docs), "shop", asks("web", "GET orders /"), noon)
 	want := "no grant is to shop/orders: one in namespace shop, from shop/web to orders, would allow it"
 	if err != nil || len(d.Hints) != 1 || d.Hints[0] != want {
 		t.Errorf("got %+v, %v", d, err)
@@ -167,7 +167,7 @@ func TestDocumentsThatCheckRefuses(t *testing.T) {
 			t.Fatalf("%s: read %d documents", name, len(docs))
 		}
 		for _, request := range []string{"GET orders /a", "GRPC orders s.Stock/Get", "TCP multi:raw", "GRPC multi:rpc s.Stock/Get", "GET multi:rpc /a", "POST multi:rpc /a"} {
-			if d, err := policy.Can(ix, "shop", "web", request); err != nil || d.Allowed {
+			if d, err := policy.Can(ix, "shop", asks("web", request), noon); err != nil || d.Allowed {
 				t.Errorf("%s: %s: %+v, %v", name, request, d, err)
 			}
 		}
