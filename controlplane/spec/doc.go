@@ -2,16 +2,18 @@
 // into documents, or into every problem that they have, at once.
 //
 // It owns the form of a document (which kinds and fields exist, how names,
-// references, paths, methods and requests are written), the stable problem
-// codes (Codes, docs/problems.md), the canonical bytes that the log holds, and
-// the rules between documents that need no decision: a reference to nothing, a
-// port that is claimed twice, methods on a tcp port.
+// references, paths, methods, SPIFFE IDs, expressions and requests are written),
+// the stable problem codes (Codes, docs/problems.md), the canonical bytes that
+// the log holds, and the rules between documents that need no decision: who may
+// write what about whom, a reference to nothing, methods on a tcp port, trust
+// that no Exception keeps.
 //
 // It refuses to know what a document means: who may call whom is package
 // policy's, and so is whether an assertion holds.
 //
 // Invariants:
-//   - Pure: no clock, no files, no goroutines; the same input gives the same
+//   - Pure: no clock, no files, no goroutines (time zones are a list of its own,
+//     zones.txt; what has ended is package policy's); the same input gives the same
 //     documents and the same problems, in the same order. Every function may be
 //     called from any goroutine; a Document is not changed after Parse or
 //     Decode have returned it.
@@ -26,6 +28,7 @@
 //
 // The stages, each in a file of its own: text.go (bytes to pieces of one
 // document each), decode.go (a piece to a protobuf, with the position of every
-// path), schema.go (the annotations of the proto), rules.go (what one document
-// must hold), check.go (what all of them together must hold).
+// path), schema.go (the annotations of the proto), rules*.go (what one document
+// must hold, in the forms of forms.go, jwks.go, cel.go and clock.go), check*.go
+// (what all of them together must hold).
 package spec

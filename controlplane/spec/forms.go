@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -197,7 +198,7 @@ func parseURL(s string) (*url.URL, error) {
 // certificate would be trusted for what it is, not for what it signs.
 func caProblem(text string) error {
 	rest, n := []byte(text), 0
-	for len(strings.TrimSpace(string(rest))) > 0 {
+	for len(bytes.TrimSpace(rest)) > 0 {
 		if n++; n > 256 {
 			return errors.New("there are more than 256 certificates")
 		}

@@ -75,7 +75,12 @@ func (r *ruler) reserved(path string, texts map[string]string) {
 }
 
 // sortedKeys are the keys of m, in one order, so that problems are found in one.
-func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[V any](m map[string]V) []string {
+	if len(m) == 0 {
+		return nil
+	}
+	return slices.Sorted(maps.Keys(m))
+}
 
 // key is the path of the value of name in the mapping at path.
 func key(path, name string) string { return join(path, keyName(text(name))) }
