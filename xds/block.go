@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"slices"
+
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	"google.golang.org/protobuf/proto"
@@ -20,11 +22,14 @@ const (
 //	caller begins spiffe://other.example/       → DENY  block:mesh/other
 //	otherwise                                   → ALLOW no-block
 //
-// ALLOW is no verdict here: it is only not a denial. Without its resource the
-// filter denies everybody.
+// ALLOW is no verdict here: it is only not a denial. Without Blocks the resource
+// says so by judging nothing; without its resource the filter denies everybody.
 func (b *builder) block(in *Inbound) proto.Message {
+	if !slices.ContainsFunc(in.Blocks, func(k Block) bool { return k.Users == nil }) {
+		return pass()
+	}
 	next := b.blocked(in.Blocks, b.action(actionNoBlock, rbacv3.RBAC_ALLOW))
-	return &httprbacv3.RBAC{Matcher: root(next), RulesStatPrefix: blockStatPrefix}
+	return b.judge(needs{}, &httprbacv3.RBAC{Matcher: root(next), RulesStatPrefix: blockStatPrefix})
 }
 
 // blocked denies the callers of the Blocks without users; the rest goes to next.

@@ -50,7 +50,7 @@ func (b *builder) judges(in *Inbound) {
 		return
 	}
 	b.extensionResource(BlockName(w, in.Name), b.block(in))
-	b.extensionResource(TokensName(w, in.Name), b.jwt())
+	b.extensionResource(TokensName(w, in.Name), b.tokens())
 	b.extensionResource(UserBlockName(w, in.Name), b.userBlock(in))
 	b.extensionResource(ShadowName(w, in.Name), b.shadow(in))
 	b.extensionResource(PolicyName(w, in.Name), b.policy(in))

@@ -37,9 +37,9 @@ func (b *builder) egressFilters() []*hcmv3.HttpFilter {
 		b.httpFilter("envoy.filters.http.set_filter_state", &httpsetstatev3.Config{
 			OnRequestHeaders: []*setstatev3.FilterStateValue{stateValue(routeState, "%ROUTE_NAME%")},
 		}),
-		b.httpSlot(EgressBlocks, b.denyAllJudge(), judgeType),
-		b.httpSlot(EgressShadow, pass(), judgeType),
-		b.httpSlot(EgressPolicy, b.denyAllJudge(), judgeType),
+		b.httpSlot(EgressBlocks, b.denyAllJudge()),
+		b.httpSlot(EgressShadow, pass()),
+		b.httpSlot(EgressPolicy, b.denyAllJudge()),
 	}
 }
 

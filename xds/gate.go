@@ -61,11 +61,12 @@ func (b *builder) networkSlot(name string, closed *networkrbacv3.RBAC) *listener
 	}
 }
 
-// httpSlot is the same for a filter of requests.
-func (b *builder) httpSlot(name string, missing proto.Message, typeURL string) *hcmv3.HttpFilter {
+// httpSlot is the same for a filter of requests, and what it does while its
+// resource is missing.
+func (b *builder) httpSlot(name string, missing proto.Message) *hcmv3.HttpFilter {
 	return &hcmv3.HttpFilter{
 		Name:       name,
-		ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: b.discovered(missing, typeURL)},
+		ConfigType: &hcmv3.HttpFilter_ConfigDiscovery{ConfigDiscovery: b.discovered(missing, judgeType)},
 	}
 }
 

@@ -20,8 +20,6 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-const jwtAuthnType = "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
-
 // Of the keys of a provider.
 const (
 	jwksTimeout  = 5 * time.Second // one fetch
@@ -33,6 +31,9 @@ const (
 // metadata of jwt_authn. Each provider has its own: in one key the claims of two
 // would mix.
 func payloadKey(provider string) string { return "p_" + provider }
+
+// failureKey is where it stands why a token did not verify, beside the payloads.
+const failureKey = "failed"
 
 // jwt verifies the tokens of the workload's callers; it is the same on all of
 // its HTTP ports. It says who the user is and nothing of what a user may do:
@@ -78,15 +79,6 @@ func (b *builder) jwt() proto.Message {
 		})}
 	}
 	return filter
-}
-
-// denyAllJWT is what the filter does before, and without, its resource: it asks
-// for a token that nobody can make.
-func denyAllJWT() proto.Message {
-	return &jwtauthnv3.JwtAuthentication{
-		Providers: map[string]*jwtauthnv3.JwtProvider{nobody: keyless()},
-		Rules:     []*jwtauthnv3.RequirementRule{require(byNobody())},
-	}
 }
 
 // nobody is the provider whose tokens nobody can make. No provider of a spec has
@@ -138,6 +130,8 @@ func (b *builder) provider(p *Provider) *jwtauthnv3.JwtProvider {
 		ClockSkewSeconds:  uint32(p.ClockSkew / time.Second), //nolint:gosec // Validate bounds it
 		FromHeaders:       bearer(),
 		PayloadInMetadata: payloadKey(p.Name),
+
+		FailedStatusInMetadata: failureKey, // read by the decision log
 		// Shadow changes nothing of what the application receives.
 		Forward: p.KeepToken || !p.Enforced,
 	}

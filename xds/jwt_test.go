@@ -367,7 +367,7 @@ func TestNoTokensYet(t *testing.T) {
 	}
 	token := "Authorization: Bearer " + one.token(t, claims(), nil) + "\r\n"
 	for _, headers := range []string{"", token} {
-		if got := ask(headers); got != 401 {
+		if got := ask(headers); got != 403 {
 			t.Errorf("%.30q: %d", headers, got)
 		}
 	}

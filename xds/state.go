@@ -23,7 +23,9 @@ const pathState = "zt.path"
 // tokenMetadata is where jwt_authn puts the payloads of verified tokens.
 const tokenMetadata = "envoy.filters.http.jwt_authn"
 
-// judgeType is a list of filters that is one filter, and so one resource.
+// judgeType is a list of filters that is one filter, and so one resource. Every
+// filter of requests that travels as a resource is one: without anything to judge
+// it is an empty list, which costs a request next to nothing.
 const judgeType = "type.googleapis.com/envoy.extensions.filters.http.filter_chain.v3.FilterChainConfig"
 
 // needs is what a matcher reads from filter state. Envoy's maps take strings from
@@ -84,24 +86,36 @@ func needsOf(rules []Rule) needs {
 // judge is a policy and all that it reads, as one filter and one resource: what
 // reads and what is read change together, and without it nothing is open.
 func (b *builder) judge(n needs, rbac *httprbacv3.RBAC) proto.Message {
-	chain := &filterchainv3.FilterChain{}
-	add := func(name string, m proto.Message) {
-		chain.Filters = append(chain.Filters, &corev3.TypedExtensionConfig{Name: name, TypedConfig: b.any(m)})
-	}
+	var filters []*corev3.TypedExtensionConfig
 	if n.segments > 0 {
-		add("segments", n.segmentFilter())
+		filters = append(filters, b.link("segments", n.segmentFilter()))
 	}
 	if n.path || len(n.claims) > 0 {
-		add("state", n.stateFilter())
+		filters = append(filters, b.link("state", n.stateFilter()))
 	}
-	add("rbac", rbac)
-	return &filterchainv3.FilterChainConfig{DefaultFilterChain: chain}
+	return chain(append(filters, b.link("rbac", rbac))...)
+}
+
+// tokens verifies tokens, if there is a provider.
+func (b *builder) tokens() proto.Message {
+	if len(b.c.Providers) == 0 {
+		return pass()
+	}
+	return chain(b.link("jwt", b.jwt()))
+}
+
+func (b *builder) link(name string, m proto.Message) *corev3.TypedExtensionConfig {
+	return &corev3.TypedExtensionConfig{Name: name, TypedConfig: b.any(m)}
+}
+
+func chain(filters ...*corev3.TypedExtensionConfig) proto.Message {
+	return &filterchainv3.FilterChainConfig{DefaultFilterChain: &filterchainv3.FilterChain{Filters: filters}}
 }
 
 // denyAllJudge is what a filter does before, and without, its judge.
 func (b *builder) denyAllJudge() proto.Message { return b.judge(needs{}, denyAllHTTP()) }
 
-// pass judges nothing.
+// pass judges nothing, explicitly: a resource that is missing denies.
 func pass() proto.Message { return &filterchainv3.FilterChainConfig{} }
 
 func (n needs) segmentFilter() proto.Message {

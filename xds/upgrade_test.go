@@ -15,9 +15,9 @@ import (
 	"github.com/ztmesh/ztmesh/xds"
 )
 
-// TestUpgrades: a WebSocket needs a rule that speaks of it, and such a rule allows
+// TestUpgradeRules: a WebSocket needs a rule that speaks of it, and such a rule allows
 // nothing else; over HTTP/1.1 and as an extended CONNECT of HTTP/2.
-func TestUpgrades(t *testing.T) {
+func TestUpgradeRules(t *testing.T) {
 	rule := func(name, path string, upgrades ...string) xds.Rule {
 		return xds.Rule{Grant: "shop/" + name, Callers: byWeb(), Methods: []string{"GET"}, Upgrades: upgrades, Paths: []xds.Path{{Value: path, Kind: xds.Exact}}}
 	}
