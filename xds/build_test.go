@@ -179,13 +179,50 @@ func shuffleConfig(r *rand.Rand, c *xds.Config) {
 		in.Gate = slices.Clone(in.Gate)
 		shuffle(r, in.Gate)
 		shuffle(r, in.Hosts)
-		shuffle(r, in.Rules)
-		for j := range in.Rules {
-			shuffle(r, in.Rules[j].Methods)
-			shuffle(r, in.Rules[j].Paths)
-			shuffle(r, in.Rules[j].Callers.IDs)
-			shuffle(r, in.Rules[j].Callers.Prefixes)
+		shuffleRules(r, in.Rules)
+		if in.Shadow != nil {
+			shuffleRules(r, in.Shadow.Rules)
 		}
+		shuffle(r, in.Blocks)
+		for _, b := range in.Blocks {
+			if b.Callers != nil {
+				shuffle(r, b.Callers.IDs)
+				shuffle(r, b.Callers.Prefixes)
+				shuffle(r, b.Callers.Domains)
+			}
+			shuffleUsers(r, b.Users)
+		}
+	}
+}
+
+func shuffleRules(r *rand.Rand, rules []xds.Rule) {
+	shuffle(r, rules)
+	for i := range rules {
+		u := &rules[i]
+		shuffle(r, u.Methods)
+		shuffle(r, u.Paths)
+		shuffle(r, u.Callers.IDs)
+		shuffle(r, u.Callers.Prefixes)
+		shuffle(r, u.Sources)
+		shuffle(r, u.Headers)
+		for j := range u.Headers {
+			shuffle(r, u.Headers[j].Values)
+		}
+		shuffle(r, u.Windows)
+		for j := range u.Windows {
+			shuffle(r, u.Windows[j].Days)
+		}
+		shuffleUsers(r, u.Users)
+	}
+}
+
+func shuffleUsers(r *rand.Rand, u *xds.Users) {
+	if u == nil {
+		return
+	}
+	shuffle(r, u.Claims)
+	for i := range u.Claims {
+		shuffle(r, u.Claims[i].Values)
 	}
 }
 

@@ -3,6 +3,7 @@ package xds_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -50,11 +51,31 @@ var (
 		{Value: "/a/b", Kind: xds.Exact},
 		{Value: "/a/", Kind: xds.OneSegment},
 		{Value: "/a/", Kind: xds.Exact},
+		{Value: "/a/*/c", Kind: xds.Pattern},
+		{Value: "/*/b/*/**", Kind: xds.Pattern},
+		{Value: "/*/b", Kind: xds.Pattern},
+		{Value: "/a/*", Kind: xds.Pattern},
+		{Value: "/**", Kind: xds.Pattern},
+	})
+	anyClaim = rapid.SampledFrom([]xds.Claim{
+		{Path: []string{"sub"}, Kind: xds.StringClaim, Values: []string{"alice", "bob"}},
+		{Path: []string{"sub"}, Kind: xds.StringClaim, Values: []string{"carol"}},
+		{Path: []string{"realm", "role"}, Kind: xds.StringClaim, Values: []string{"x", "y", "z"}},
+		{Path: []string{"https://x"}, Kind: xds.StringClaim, Values: []string{"x"}},
+		{Path: []string{"groups"}, Kind: xds.ListClaim, Values: []string{"sre", "dba"}},
+		{Path: []string{"ok"}, Kind: xds.BooleanClaim, Values: []string{"true"}},
+	})
+	anyWindow = rapid.SampledFrom([]xds.Window{
+		{Zone: "UTC", Start: 0, End: 1440},
+		{Zone: "UTC", Days: []time.Weekday{time.Friday, time.Monday}, Start: 1320, End: 360},
+		{Zone: "Europe/Berlin", Start: 540, End: 1020},
 	})
 )
 
 func anyConfig(t *rapid.T) *xds.Config {
 	c := &xds.Config{TrustDomain: td, Workload: "shop/orders", ID: id("shop/orders"), MaxConnectionAge: time.Minute}
+	c.Aliases = []string{"old.example"}
+	c.Providers = []xds.Provider{provider("one", `{"keys":[]}`), provider("two", `{"keys":[]}`)}
 	for i, name := range rapid.SliceOfNDistinct(anyName, 0, 3, rapid.ID).Draw(t, "ports") {
 		in := xds.Inbound{
 			Name: name, Port: uint32(8000 + i), Target: "127.0.0.1:9000", //nolint:gosec // small
@@ -65,10 +86,13 @@ func anyConfig(t *rapid.T) *xds.Config {
 		}
 		if in.Protocol != xds.TCP {
 			in.Hosts = []string{"orders.shop.mesh", name + ".orders.shop.mesh"}
-			for j := range rapid.IntRange(0, 5).Draw(t, "rules") {
-				in.Rules = append(in.Rules, anyRule(t, fmt.Sprintf("shop/g%d", j)))
+			in.Rules = anyRules(t)
+			if rapid.Bool().Draw(t, "shadow") {
+				in.Shadow = &xds.Shadow{Rules: anyRules(t)}
 			}
+			in.EncodedPaths = rapid.Bool().Draw(t, "encoded")
 		}
+		in.Blocks = anyBlocks(t, in.Protocol)
 		c.Inbound = append(c.Inbound, in)
 	}
 	for i, name := range rapid.SliceOfNDistinct(anyName, 0, 3, rapid.ID).Draw(t, "destinations") {
@@ -83,8 +107,71 @@ func anyConfig(t *rapid.T) *xds.Config {
 	return c
 }
 
+func anyRules(t *rapid.T) []xds.Rule {
+	var rules []xds.Rule
+	for range rapid.IntRange(0, 5).Draw(t, "rules") {
+		rules = append(rules, anyRule(t, fmt.Sprintf("shop/g%d", rapid.IntRange(0, 3).Draw(t, "grant"))))
+	}
+	return rules
+}
+
+func anyBlocks(t *rapid.T, p xds.Protocol) []xds.Block {
+	var blocks []xds.Block
+	for j := range rapid.IntRange(0, 3).Draw(t, "blocks") {
+		b := xds.Block{Name: fmt.Sprintf("shop/b%d", j)}
+		switch kind := rapid.IntRange(0, 3).Draw(t, "blocked"); {
+		case kind == 1:
+			b.Callers = &xds.Callers{IDs: []string{id("shop/" + anyName.Draw(t, "who"))}, Prefixes: []string{sas("shop")}}
+		case kind == 2:
+			b.Callers = &xds.Callers{Domains: []string{"old.example", "other.example"}}
+		case kind == 3 && p != xds.TCP:
+			b.Users = anyUsers(t)
+		}
+		blocks = append(blocks, b)
+	}
+	return blocks
+}
+
+func anyUsers(t *rapid.T) *xds.Users {
+	u := &xds.Users{Provider: rapid.SampledFrom([]string{"one", "two"}).Draw(t, "provider")}
+	if n := rapid.IntRange(0, 3).Draw(t, "claims"); n > 0 {
+		u.Claims = rapid.SliceOfN(anyClaim, n, n).Draw(t, "claim")
+		for i := range u.Claims {
+			u.Claims[i].Values = slices.Clone(u.Claims[i].Values)
+		}
+	}
+	u.MaxAge = time.Duration(rapid.IntRange(0, 1).Draw(t, "age")) * time.Minute
+	return u
+}
+
+func anyConditions(t *rapid.T) xds.Conditions {
+	var c xds.Conditions
+	if rapid.Bool().Draw(t, "users") {
+		c.Users = anyUsers(t)
+	}
+	if rapid.Bool().Draw(t, "headers") {
+		c.Headers = []xds.Header{{Name: "x-b", Values: []string{"1", "2"}}, {Name: "x-a", Values: []string{"3"}}}
+	}
+	if rapid.Bool().Draw(t, "windows") {
+		c.Windows = rapid.SliceOfN(anyWindow, 1, 3).Draw(t, "window")
+		for i := range c.Windows {
+			c.Windows[i].Days = slices.Clone(c.Windows[i].Days)
+		}
+	}
+	if rapid.Bool().Draw(t, "sources") {
+		c.Sources = []string{"10.0.0.0/8", "2001:db8::/32"}
+	}
+	if rapid.Bool().Draw(t, "until") {
+		c.Until = time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	if rapid.Bool().Draw(t, "cel") {
+		c.CEL = `request.method == "GET"`
+	}
+	return c
+}
+
 func anyRule(t *rapid.T, grant string) xds.Rule {
-	r := xds.Rule{Grant: grant}
+	r := xds.Rule{Grant: grant, Conditions: anyConditions(t)}
 	switch rapid.IntRange(0, 2).Draw(t, "callers") {
 	case 0:
 		for _, who := range rapid.SliceOfN(anyName, 1, 3).Draw(t, "ids") {
