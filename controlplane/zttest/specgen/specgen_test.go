@@ -37,7 +37,7 @@ func TestSound(t *testing.T) {
 		return len(docs), ofGrants
 	}
 	any, sound := rapid.Custom(specgen.Any), rapid.Custom(specgen.Sound)
-	for seed := range 250 {
+	for seed := range 200 {
 		all, g := count(any.Example(seed))
 		made, grants = made+all, grants+g
 		docs := sound.Example(seed)
