@@ -91,6 +91,7 @@ func check(t testing.TB, err error) {
 type control struct {
 	discoveryv3.UnimplementedAggregatedDiscoveryServiceServer
 	addr        string
+	stop        func() // ends the server
 	publicRoots string // PEM: CAs of the proxies' hosts
 
 	mu      sync.Mutex // guards what follows
@@ -169,7 +170,8 @@ func newControl(t *testing.T, p *pki) *control {
 		defer close(done)
 		_ = srv.Serve(l)
 	}()
-	t.Cleanup(func() { srv.Stop(); <-done })
+	c.stop = func() { srv.Stop(); <-done }
+	t.Cleanup(c.stop)
 	return c
 }
 

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"strconv"
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -36,7 +37,13 @@ func (b *builder) decisionLog() *accesslogv3.AccessLog {
 				NotHealthCheckFilter: &accesslogv3.NotHealthCheckFilter{},
 			}},
 			anyLog(
-				// Tokens and the external authorizer.
+				// Tokens: nothing but the details tells the proxy's 401 from the
+				// application's, so both are told.
+				status(401),
+				allLogs(status(403), metadata(tokenMetadata, &typematcherv3.ValueMatcher{
+					MatchPattern: &typematcherv3.ValueMatcher_PresentMatch{PresentMatch: true},
+				}, failureKey, "message")),
+				// The external authorizer.
 				&accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ResponseFlagFilter{
 					ResponseFlagFilter: &accesslogv3.ResponseFlagFilter{Flags: []string{"UAEX"}},
 				}},
@@ -68,17 +75,27 @@ func (b *builder) decisionLog() *accesslogv3.AccessLog {
 
 // rbacResult matches a request of which a policy filter has said value.
 func rbacResult(key, value string) *accesslogv3.AccessLogFilter {
+	return metadata(rbacMetadata, stringValue(value), key)
+}
+
+func metadata(filter string, value *typematcherv3.ValueMatcher, path ...string) *accesslogv3.AccessLogFilter {
+	m := &typematcherv3.MetadataMatcher{Filter: filter, Value: value}
+	for _, key := range path {
+		m.Path = append(m.Path, &typematcherv3.MetadataMatcher_PathSegment{
+			Segment: &typematcherv3.MetadataMatcher_PathSegment_Key{Key: key},
+		})
+	}
 	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_MetadataFilter{
-		MetadataFilter: &accesslogv3.MetadataFilter{
-			Matcher: &typematcherv3.MetadataMatcher{
-				Filter: rbacMetadata,
-				Path: []*typematcherv3.MetadataMatcher_PathSegment{{
-					Segment: &typematcherv3.MetadataMatcher_PathSegment_Key{Key: key},
-				}},
-				Value: stringValue(value),
-			},
-			MatchIfKeyNotFound: wrapperspb.Bool(false),
-		},
+		MetadataFilter: &accesslogv3.MetadataFilter{Matcher: m, MatchIfKeyNotFound: wrapperspb.Bool(false)},
+	}}
+}
+
+func status(code uint32) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_StatusCodeFilter{
+		StatusCodeFilter: &accesslogv3.StatusCodeFilter{Comparison: &accesslogv3.ComparisonFilter{
+			Op:    accesslogv3.ComparisonFilter_EQ,
+			Value: &corev3.RuntimeUInt32{DefaultValue: code, RuntimeKey: decisionKey + "." + strconv.Itoa(int(code))},
+		}},
 	}}
 }
 
