@@ -196,14 +196,14 @@ func (m *maker) addBlock() {
 	b, ref := &ztv1.Block{Reason: "it is compromised"}, m.ref(grants)
 	if m.oneIn(2) {
 		ref.Namespace = spec.MeshNamespace
-		switch of := rapid.IntRange(0, 6).Draw(m.t, "of"); {
+		switch of := rapid.IntRange(0, 5).Draw(m.t, "of"); {
 		case of == 0 || len(m.workloads) == 0:
 			b.Namespaces = m.some(namespaces)
 		case of == 1:
 			b.TrustDomains = []string{m.pick([]string{Foreign, Alias})}
 		case of == 2 && len(m.foreign) > 0:
 			b.SpiffeIds = m.some(m.foreign)
-		case of <= 4 && len(m.providers) > 0:
+		case of == 3 && len(m.providers) > 0:
 			b.Users = &ztv1.BlockedUsers{Provider: m.pick(m.providers), Subjects: m.some(subjects)}
 		default:
 			b.Workloads = m.some(m.workloads)

@@ -88,7 +88,7 @@ func Any(t *rapid.T) []*spec.Document {
 	for range rapid.IntRange(2, 14).Draw(t, "grants") {
 		m.addGrant()
 	}
-	for range rapid.SampledFrom([]int{0, 0, 0, 1, 2}).Draw(t, "blocks") {
+	for range rapid.SampledFrom([]int{0, 0, 1, 1, 2}).Draw(t, "blocks") {
 		m.addBlock()
 	}
 	return distinct(m.docs)
