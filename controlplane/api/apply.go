@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/ztmesh/ztmesh/controlplane/compile"
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
@@ -80,7 +81,7 @@ func (s *Server) planFiles(st *state.State, d draft) (*plan, error) {
 	p.warnings = problemsOf(broken)
 	if d.shadow {
 		p.proposal = proposalOf(next, d.named)
-		return p, nil
+		return p, compilesInShadow(lift(old, now), lift(next, now), p)
 	}
 	for _, ns := range slices.Sorted(maps.Keys(d.named)) {
 		if _, ok := st.Proposal(ns); ok {
@@ -88,6 +89,24 @@ func (s *Server) planFiles(st *state.State, d draft) (*plan, error) {
 		}
 	}
 	return p, nil
+}
+
+// compilesInShadow runs the compiler dry for every workload that would judge by
+// what is proposed beside what is enforced.
+func compilesInShadow(enforced, proposed *view.View, p *plan) error {
+	changed := make([]spec.Key, 0, len(p.changes))
+	for _, c := range p.changes {
+		changed = append(changed, spec.Key{Kind: c.Kind, Namespace: c.Namespace, Name: c.Name})
+	}
+	for _, ref := range proposed.Index.Touched(enforced.Index, changed) {
+		if _, ok := enforced.Index.Workload(ref); !ok {
+			continue // it has no proxies yet
+		}
+		if _, err := compile.Workload(enforced.Index, proposed.Index, ref); err != nil {
+			return notCompiled(&view.CompileError{Workload: ref, Err: err})
+		}
+	}
+	return nil
 }
 
 // brokenAssertions are those that do not hold in a view. They are the files', and

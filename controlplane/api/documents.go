@@ -214,17 +214,43 @@ func (s *Server) Can(ctx context.Context, req *ztv1.CanRequest) (*ztv1.CanRespon
 	if err != nil {
 		return nil, err
 	}
-	test := &ztv1.Test{
-		As:      &ztv1.Subject{Workload: req.Caller, User: req.User},
-		Request: req.Request, At: req.At, Source: req.Source, Headers: req.Headers,
+	test, err := testOf(req)
+	if err != nil {
+		return nil, err
 	}
 	d, err := policy.Can(v.Index, cmp.Or(req.Namespace, namespaceOf(req.Caller)), test, s.cfg.Now())
 	if err != nil {
 		return nil, refuse(codes.InvalidArgument, "%s", err)
 	}
 	resp := &ztv1.CanResponse{Allowed: d.Allowed, Reason: d.Reason, Revision: st.Revision(), Hints: d.Hints}
+	if d.Asks != (spec.Ref{}) {
+		resp.Asks = d.Asks.String()
+	}
 	for _, g := range d.Grants {
 		resp.Grants = append(resp.Grants, g.String())
 	}
 	return resp, nil
+}
+
+// testOf is what Can is asked, as an Assertion would ask it, and held to the same
+// form.
+func testOf(req *ztv1.CanRequest) (*ztv1.Test, error) {
+	t := &ztv1.Test{
+		As:      &ztv1.Subject{Workload: req.Caller, User: req.User},
+		Request: req.Request, Want: "allow", Source: req.Source, Headers: req.Headers,
+	}
+	if strings.HasPrefix(req.Caller, "spiffe://") {
+		t.As = &ztv1.Subject{SpiffeId: req.Caller, User: req.User}
+	}
+	asked := &spec.Document{Document: &ztv1.Document{
+		ApiVersion: spec.APIVersion, Kind: spec.KindAssertion,
+		Metadata: &ztv1.Metadata{Namespace: cmp.Or(req.Namespace, "default"), Name: "can"},
+		Spec:     &ztv1.Document_Assertion{Assertion: &ztv1.Assertion{Tests: []*ztv1.Test{t}}},
+	}}
+	if _, problems := spec.Parse([]spec.File{{Content: []byte(spec.YAML(asked))}}); len(problems) > 0 {
+		p := problems[0]
+		return nil, refuse(codes.InvalidArgument, "%s: %s", strings.TrimPrefix(p.Path, "spec.tests[0]."), p.Message)
+	}
+	t.At = req.At // may be finer than what files say
+	return t, nil
 }

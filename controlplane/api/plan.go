@@ -73,16 +73,36 @@ func (s *Server) assemble(st *state.State, old, next *view.View, puts []*spec.Do
 			p.retired = append(p.retired, &logv1.Retired{Workload: ref.String(), Until: timestamppb.New(until)})
 		}
 	}
-	refs, err := view.Affected(old, next, changed)
-	var failed *view.CompileError
-	if errors.As(err, &failed) {
-		return nil, invalid(spec.Problems{failed.Problem()})
-	}
+	refs, err := touched(old, next, changed, s.cfg.Now())
 	if err != nil {
-		return nil, err
+		return nil, notCompiled(err)
 	}
 	p.affected = instancesOf(st, refs)
 	return p, nil
+}
+
+// touched are the workloads whose configuration differs between two views at a
+// moment.
+func touched(old, next *view.View, changed []spec.Key, now time.Time) ([]spec.Ref, error) {
+	return view.Affected(lift(old, now), lift(next, now), changed)
+}
+
+// lift is a view without what has ended at now, which is what the compiler takes.
+func lift(v *view.View, now time.Time) *view.View {
+	_, ended := v.Index.Lift(now)
+	if len(ended) == 0 {
+		return v
+	}
+	return v.With(nil, ended)
+}
+
+// notCompiled is an error of the compiler as a refusal.
+func notCompiled(err error) error {
+	var failed *view.CompileError
+	if errors.As(err, &failed) {
+		return invalid(spec.Problems{failed.Problem()})
+	}
+	return err
 }
 
 // A name is retired for as long as a certificate of it may live, and a margin for
@@ -176,7 +196,7 @@ func (s *Server) affected(st *state.State, revision uint64) ([]*ztv1.InstanceRef
 		for _, c := range r.Changes {
 			changed = append(changed, view.KeyOf(c.Key))
 		}
-		refs, err := view.Affected(before, at, changed)
+		refs, err := touched(before, at, changed, r.When.AsTime())
 		if err != nil {
 			return nil, err
 		}
