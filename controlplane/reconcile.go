@@ -9,12 +9,12 @@ import (
 	"net"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/ztmesh/ztmesh/controlplane/decisions"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	"github.com/ztmesh/ztmesh/identity"
@@ -395,22 +395,36 @@ func (r *reconciler) Served() (uint64, bool) {
 	return r.served.state.Revision(), true
 }
 
-// judges says whether the proxies of a workload, of which one is connected here,
-// judge calls to a port of a service: to their own ports, and to what they may call
-// outside of the mesh.
-func (r *reconciler) judges(workload, service, port string) bool {
+// called is the service and the port that a proxy of a workload judges, where it
+// takes requests for an authority on a port of its own: one of the workload's, or,
+// on the port for its application's calls, a service outside of the mesh. False
+// where there is none, or nobody of the workload is connected here.
+func (r *reconciler) called(workload string, local uint32, authority string) (service, port string, ok bool) {
 	ref, err := spec.ParseRef(workload, "")
 	if err != nil {
-		return false
+		return "", "", false
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := r.configs[ref]
-	switch {
-	case c == nil:
-		return false
-	case service == workload:
-		return slices.ContainsFunc(c.Inbound, func(in xds.Inbound) bool { return in.Name == port })
+	if c == nil {
+		return "", "", false
 	}
-	return port == decisions.ExternalPort && slices.ContainsFunc(c.Egress, func(e xds.Egress) bool { return e.Service == service })
+	for _, in := range c.Inbound {
+		if in.Port == local {
+			return workload, in.Name, true
+		}
+	}
+	if local != xds.EgressPort {
+		return "", "", false
+	}
+	if name, _, err := net.SplitHostPort(authority); err == nil {
+		authority = name
+	}
+	for _, e := range c.Egress {
+		if slices.Contains(e.Hosts, strings.ToLower(authority)) {
+			return e.Service, xds.ExternalPort, true
+		}
+	}
+	return "", "", false
 }

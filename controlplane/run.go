@@ -235,8 +235,10 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	})
 	receiver := decisions.New(decisions.Config{
 		Identify: func(ctx context.Context) (decisions.Reporter, error) { return s.reporter(ctx, agreedOn) },
-		Judges:   func(workload, service, port string) bool { return loop.judges(workload, service, port) },
-		Logger:   s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
+		Called: func(workload string, local uint32, authority string) (service, port string, ok bool) {
+			return loop.called(workload, local, authority)
+		},
+		Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 	})
 	resolver := newOutside(&outside{
 		resolution: s.cfg.Resolution, publish: fleet.SetEndpoints, log: s.cfg.Logger, now: s.cfg.Now,

@@ -101,6 +101,11 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 	if !strings.Contains(c.Log.String(), "level=DEBUG") {
 		t.Error("the server does not log at debug")
 	}
+	c.Until("no file is being replaced", func() bool {
+		left, err := filepath.Glob(filepath.Join(dir, ".new-*"))
+		c.check(err)
+		return len(left) == 0
+	})
 	own := map[string]string{"kek": "KEK", "intermediate.pem": "intermediate key", "admin.yaml": "admin key"}
 	seen := 0
 	c.check(filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -44,8 +44,14 @@ func receiver(identify func(context.Context) (decisions.Reporter, error)) *decis
 	}
 	return decisions.New(decisions.Config{
 		Identify: identify,
-		Judges: func(workload, service, port string) bool {
-			return service == workload && port == "http" || service == "shop/stripe" && port == decisions.ExternalPort
+		Called: func(workload string, local uint32, authority string) (string, string, bool) {
+			switch {
+			case local == 8080:
+				return workload, "http", true
+			case local == 15001 && authority == "api.stripe.example":
+				return "shop/stripe", "external", true
+			}
+			return "", "", false
 		},
 		Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Now: func() time.Time { return when },
 	})
@@ -85,22 +91,24 @@ func logs(entries ...*accesslogv3.HTTPAccessLogEntry) *accesslogservicev3.Stream
 }
 
 // entry is what Envoy logs of a request.
-func entry(cluster, caller, path string, rbac map[string]any) *accesslogv3.HTTPAccessLogEntry {
+func entry(local uint32, authority, caller, path string, rbac map[string]any) *accesslogv3.HTTPAccessLogEntry {
 	fields, err := structpb.NewStruct(rbac)
 	if err != nil {
 		panic(err)
 	}
 	return &accesslogv3.HTTPAccessLogEntry{
 		CommonProperties: &accesslogv3.AccessLogCommon{
-			UpstreamCluster: cluster,
-			Metadata:        &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.rbac": fields}},
+			DownstreamLocalAddress: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+				Address: "127.0.0.1", PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: local},
+			}}},
+			Metadata: &corev3.Metadata{FilterMetadata: map[string]*structpb.Struct{"envoy.filters.http.rbac": fields}},
 			TlsProperties: &accesslogv3.TLSProperties{PeerCertificateProperties: &accesslogv3.TLSProperties_CertificateProperties{
 				SubjectAltName: []*accesslogv3.TLSProperties_CertificateProperties_SubjectAltName{
 					{San: &accesslogv3.TLSProperties_CertificateProperties_SubjectAltName_Uri{Uri: caller}},
 				},
 			}},
 		},
-		Request:  &accesslogv3.HTTPRequestProperties{RequestMethod: corev3.RequestMethod_GET, Path: path},
+		Request:  &accesslogv3.HTTPRequestProperties{RequestMethod: corev3.RequestMethod_GET, Path: path, Authority: authority},
 		Response: &accesslogv3.HTTPResponseProperties{},
 	}
 }
@@ -119,21 +127,21 @@ const web = "spiffe://shop.example/ns/shop/sa/web"
 func TestDifferences(t *testing.T) {
 	r := receiver(nil)
 	stream := open(t, r)
-	denied := entry("app/http", web, "/b?secret=1", verdicts("", "", "allowed", "grant:shop/new"))
+	denied := entry(8080, "orders.shop.mesh", web, "/b?secret=1", verdicts("", "", "allowed", "grant:shop/new"))
 	denied.Response.ResponseCodeDetails = "rbac_access_denied_matched_policy[default-deny]"
 	lost := verdicts("allowed", "grant:shop/a", "denied", "default-deny")
 	for _, m := range []*accesslogservicev3.StreamAccessLogsMessage{
-		logs(entry("app/http", web, "/a", lost), entry("app/http", web, "/a?x=1", lost)),
+		logs(entry(8080, "orders.shop.mesh", web, "/a", lost), entry(8080, "orders.shop.mesh", web, "/a?x=1", lost)),
 		logs(denied),
 		logs(
-			entry("app/http", web, "/same", verdicts("allowed", "grant:shop/a", "allowed", "grant:shop/a")),
-			entry("app/http", web, "/blocked", nil), // the shadow policy was not asked
-			entry("app/other", web, "/foreign", lost),
-			entry("ext/bank/vault/v.example", web, "/foreign", lost),
-			entry("svc/shop/orders/http", web, "/foreign", lost),
-			entry("ext/x", web, "/foreign", lost),
+			entry(8080, "orders.shop.mesh", web, "/same", verdicts("allowed", "grant:shop/a", "allowed", "grant:shop/a")),
+			entry(8080, "orders.shop.mesh", web, "/blocked", nil), // the shadow policy was not asked
+			entry(8081, "orders.shop.mesh", web, "/foreign", lost),
+			entry(15001, "v.example", web, "/foreign", lost),
+			entry(0, "", web, "/foreign", lost),
+			entry(15001, "orders.shop.mesh", web, "/foreign", lost),
 			&accesslogv3.HTTPAccessLogEntry{},
-			entry("ext/shop/stripe/api.stripe.example", "spiffe://forged", "/v1", lost),
+			entry(15001, "api.stripe.example", "spiffe://forged", "/v1", lost),
 		),
 	} {
 		if err := stream.Send(m); err != nil {
@@ -169,12 +177,12 @@ func TestDifferences(t *testing.T) {
 func TestBounds(t *testing.T) {
 	r := receiver(nil)
 	long := strings.Repeat("ü", 10_000)
+	report := func(workload string, i int) {
+		r.Take(workload, web, entry(8080, long, long, fmt.Sprintf("/%d/\x1b[2J\xff%s", i, long), verdicts("allowed", long, "denied", long)))
+	}
 	for w := range 6 {
-		workload := fmt.Sprintf("shop/w%d", w)
 		for i := range 2 * decisions.MaxOfWorkload {
-			r.Add(workload, decisions.Difference{
-				Service: workload, Port: "http", Caller: long, Method: long, Path: fmt.Sprintf("/%d/\x1b[2J\xff%s", i, long), Allowed: true, WouldReason: long,
-			})
+			report(fmt.Sprintf("shop/w%d", w), i)
 		}
 	}
 	got, dropped := r.Differences()
@@ -185,9 +193,7 @@ func TestBounds(t *testing.T) {
 		checkTexts(t, d)
 	}
 	// What has a counter is counted on.
-	r.Add("shop/w0", decisions.Difference{
-		Service: "shop/w0", Port: "http", Caller: long, Method: long, Path: fmt.Sprintf("/%d/\x1b[2J\xff%s", 0, long), Allowed: true, WouldReason: long,
-	})
+	report("shop/w0", 0)
 	if got, _ := r.Differences(); got[0].Count != 2 {
 		t.Errorf("the most frequent: %v", got[0])
 	}
@@ -220,7 +226,7 @@ func TestIdentity(t *testing.T) {
 	})
 	lost := verdicts("allowed", "grant:shop/a", "denied", "default-deny")
 	stream := open(t, r)
-	if err := stream.Send(logs(entry("app/http", web, "/before", lost))); err != nil {
+	if err := stream.Send(logs(entry(8080, "orders.shop.mesh", web, "/before", lost))); err != nil {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(patience); ; {
@@ -232,14 +238,14 @@ func TestIdentity(t *testing.T) {
 		}
 	}
 	gone.Store(true)
-	if err := stream.Send(logs(entry("app/http", web, "/after", lost))); err != nil {
+	if err := stream.Send(logs(entry(8080, "orders.shop.mesh", web, "/after", lost))); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := stream.CloseAndRecv(); status.Code(err) != codes.PermissionDenied || status.Convert(err).Message() != "refused" {
 		t.Errorf("ended with %v", err)
 	}
 	stream = open(t, r)
-	if err := stream.Send(logs(entry("app/http", web, "/never", lost))); err == nil {
+	if err := stream.Send(logs(entry(8080, "orders.shop.mesh", web, "/never", lost))); err == nil {
 		_, err = stream.CloseAndRecv()
 		if status.Code(err) != codes.PermissionDenied {
 			t.Errorf("a new one ended with %v", err)
@@ -255,7 +261,7 @@ func TestMerge(t *testing.T) {
 	of := func(path string, n int) []*ztv1.ShadowDifference {
 		r := receiver(nil)
 		for range n {
-			r.Add("shop/orders", decisions.Difference{Service: "shop/orders", Port: "http", Path: path, Allowed: true})
+			r.Take("shop/orders", web, entry(8080, "", web, path, verdicts("allowed", "grant:shop/a", "denied", "default-deny")))
 		}
 		got, _ := r.Differences()
 		return got
@@ -269,7 +275,7 @@ func TestMerge(t *testing.T) {
 // FuzzEntry: no log of a proxy, however hostile, does more than fill counters of
 // its own workload.
 func FuzzEntry(f *testing.F) {
-	seed, err := proto.Marshal(entry("app/http", web, "/a", verdicts("allowed", "g", "denied", "d")))
+	seed, err := proto.Marshal(entry(8080, "orders.shop.mesh", web, "/a", verdicts("allowed", "g", "denied", "d")))
 	if err != nil {
 		f.Fatal(err)
 	}

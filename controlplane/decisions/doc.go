@@ -13,8 +13,9 @@
 //     workload at most MaxOfWorkload, with texts that are cut.
 //   - What is not kept is counted.
 //
-// Counters are in memory, of this server alone. Add is the one place that every
-// reported request passes: what is to be kept of requests in files belongs there.
+// Counters are in memory, of this server alone. Receiver.take is the one place that
+// every reported request passes: what is to be kept of requests in files begins
+// there.
 //
 // Its methods may be called from any goroutine.
 package decisions

@@ -23,22 +23,23 @@ const (
 	deniedBy = "rbac_access_denied_matched_policy["
 )
 
-// ExternalPort is the port that calls to a service outside of the mesh are
-// counted by: it has only one.
-const ExternalPort = "external"
+// called is how an entry says what was called: by the port of the proxy that took
+// the request, and its host. The cluster that it was routed to would say it more
+// simply, but Envoy names that only of requests that it sends on.
+type called struct {
+	port      uint32
+	authority string
+}
 
-// difference reads an entry of a proxy whose workload, "shop/web", has the ID
-// self. It is false for a request that no shadow policy has judged: one that was
-// refused before.
-//
-// What was called is told by the cluster that the request was routed to: that of
-// the application behind a port, or of a host outside.
-func difference(workload, self string, e *accesslogv3.HTTPAccessLogEntry) (Difference, bool) {
+// difference reads an entry of a proxy, all but the service and the port. It is
+// false for a request that no shadow policy has judged: one that was refused
+// before.
+func difference(e *accesslogv3.HTTPAccessLogEntry) (Difference, called, bool) {
 	common, request := e.GetCommonProperties(), e.GetRequest()
 	rbac := common.GetMetadata().GetFilterMetadata()[metadata].GetFields()
 	would := rbac[shadowResult].GetStringValue()
 	if would == "" {
-		return Difference{}, false
+		return Difference{}, called{}, false
 	}
 	d := Difference{
 		Caller: peer(common.GetTlsProperties()),
@@ -53,17 +54,7 @@ func difference(workload, self string, e *accesslogv3.HTTPAccessLogEntry) (Diffe
 	if by, ok := strings.CutPrefix(e.GetResponse().GetResponseCodeDetails(), deniedBy); ok && !d.Allowed {
 		d.Reason, _, _ = strings.Cut(by, "]")
 	}
-	kind, name, _ := strings.Cut(common.GetUpstreamCluster(), "/")
-	switch kind {
-	case "app":
-		d.Service, d.Port = workload, name
-	case "ext":
-		// ext/namespace/name/host
-		if i := strings.LastIndexByte(name, '/'); i > 0 {
-			d.Service, d.Port, d.Caller = name[:i], ExternalPort, self
-		}
-	}
-	return d, true
+	return d, called{common.GetDownstreamLocalAddress().GetSocketAddress().GetPortValue(), request.GetAuthority()}, true
 }
 
 // peer is the one URI of the certificate that the caller has shown.

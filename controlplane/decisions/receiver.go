@@ -41,9 +41,10 @@ type Config struct {
 	// Identify returns whose stream this is, from the peer's certificate. It is
 	// asked before each message. Its error is logged and never sent.
 	Identify func(context.Context) (Reporter, error)
-	// Judges says whether the proxies of a workload judge calls to a port of a
-	// service: what else they report is not believed.
-	Judges  func(workload, service, port string) bool
+	// Called says which port of which service a proxy of a workload judges, where it
+	// takes requests for an authority on a port of its own. False: none, and what is
+	// reported of it is not believed.
+	Called  func(workload string, local uint32, authority string) (service, port string, ok bool)
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
 	Now     func() time.Time
@@ -110,19 +111,30 @@ const (
 	foreign = "foreign"
 )
 
-// Add takes one difference that a proxy of a workload has reported.
-func (r *Receiver) Add(workload string, d Difference) {
-	result := counted
-	switch {
-	case d.Allowed == d.WouldAllow:
-		result = same
-	case !r.cfg.Judges(workload, d.Service, d.Port):
-		result = foreign
-		r.counters.drop(1)
-	case !r.counters.add(workload, d, r.cfg.Now()):
-		result = full
+// take takes one entry that a proxy has sent.
+func (r *Receiver) take(who Reporter, e *accesslogv3.HTTPAccessLogEntry) {
+	if d, at, judged := difference(e); judged {
+		r.entries.WithLabelValues(r.count(who, d, at)).Inc()
 	}
-	r.entries.WithLabelValues(result).Inc()
+}
+
+// count says what became of a request that a shadow policy has judged.
+func (r *Receiver) count(who Reporter, d Difference, at called) string {
+	if d.Allowed == d.WouldAllow {
+		return same
+	}
+	var ok bool
+	if d.Service, d.Port, ok = r.cfg.Called(who.Workload, at.port, at.authority); !ok {
+		r.counters.drop(1)
+		return foreign
+	}
+	if d.Service != who.Workload {
+		d.Caller = who.ID // it judges its own calls to what lies outside
+	}
+	if !r.counters.add(who.Workload, d, r.cfg.Now()) {
+		return full
+	}
+	return counted
 }
 
 var errRefused = status.Error(codes.PermissionDenied, "refused")
@@ -157,12 +169,6 @@ func (r *Receiver) StreamAccessLogs(stream accesslogservicev3.AccessLogService_S
 		for _, e := range m.GetHttpLogs().GetLogEntry() {
 			r.take(who, e)
 		}
-	}
-}
-
-func (r *Receiver) take(who Reporter, e *accesslogv3.HTTPAccessLogEntry) {
-	if d, judged := difference(who.Workload, who.ID, e); judged {
-		r.Add(who.Workload, d)
 	}
 }
 
