@@ -54,8 +54,13 @@ func (c *checker) exception(d *Document, e *ztv1.Exception) {
 			c.say(d, codeNoWorkload, path, "Name the workload that serves the port.", "%s is a Service, not a workload", ref)
 		case w == nil:
 			c.say(d, codeNoWorkload, path, c.near(ref, c.workloads), "there is no workload %s", ref)
-		case !w.faulty("spec") && port != "" && !slices.Contains(portNames(w.servesOf()), port):
-			c.say(d, codeNoPort, path, didYouMean(port, portNames(w.servesOf())), "the workload %s has no port %s", ref, show(port))
+		case !w.faulty("spec") && port != "":
+			i := slices.IndexFunc(w.GetWorkload().GetServes(), func(p *ztv1.Port) bool { return p.GetName() == port })
+			if i < 0 {
+				c.say(d, codeNoPort, path, didYouMean(port, portNames(w.servesOf())), "the workload %s has no port %s", ref, show(port))
+			} else if w.GetWorkload().GetServes()[i].GetServerFirst() {
+				c.say(d, codeSubjectForm, path, "Keep TLS there, or let the client speak first.", "the port %s is serverFirst: who may connect is judged in the TLS handshake", show(e.GetSubject()))
+			}
 		}
 	case d.Ref().Namespace == MeshNamespace && finding != FindingPlaintextEgress:
 		provider := c.providerRef(d, path, ref.Name)
