@@ -89,8 +89,7 @@ func (ix *Index) callersOf(b *block) Callers {
 	return c
 }
 
-// on is what b denies at a target, of which names are the names that lead to it;
-// false if nothing. A Block of a namespace acts on services of that namespace, and
+// on is what b denies at a target. A Block of a namespace acts on services of that namespace, and
 // elsewhere on callers of it.
 func (ix *Index) on(b *block, t target) []Block {
 	if b.narrowed && !slices.ContainsFunc(b.services, t.named) {
@@ -99,11 +98,9 @@ func (ix *Index) on(b *block, t target) []Block {
 	base := Block{Name: b.ref, Reason: b.reason, Until: b.until}
 	here := b.ref.Namespace == spec.MeshNamespace || b.ref.Namespace == t.ref.Namespace
 	var out []Block
-	if b.users != nil && here {
+	if _, known := ix.provider(b.users); known && here {
 		by := base
-		if _, known := ix.Provider(b.users.Provider); known {
-			by.Users = b.users
-		}
+		by.Users = b.users
 		out = append(out, by)
 	}
 	if b.everyone && here {
@@ -123,6 +120,15 @@ func (ix *Index) on(b *block, t target) []Block {
 		out = append(out, by)
 	}
 	return out
+}
+
+// provider is the one whose users u are. Of one that is not declared there are
+// none: a Block of an operator may outlive it.
+func (ix *Index) provider(u *BlockedUsers) (*Provider, bool) {
+	if u == nil {
+		return nil, false
+	}
+	return ix.Provider(u.Provider)
 }
 
 // blocksOn is every Block that acts at a target, sorted by name.

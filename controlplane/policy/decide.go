@@ -129,11 +129,11 @@ func (ix *Index) decideEgress(r Request, e *service) Decision {
 	switch j.caller, ok = ix.principal(r.CallerID); {
 	case !ok || !j.caller.own():
 		return denied(ReasonTransport, ix.transportHint(r.CallerID))
-	case r.Port != "" && r.Port != ExternalPort:
-		return denied(ReasonDefault, fmt.Sprintf("%s is external and has the port %s only", r.Service, ExternalPort))
+	case r.Port != "" && r.Port != spec.ExternalPort:
+		return denied(ReasonDefault, fmt.Sprintf("%s is external and has the port %s only", r.Service, spec.ExternalPort))
 	case !ix.declared(j.caller):
 		return denied(ReasonDefault, fmt.Sprintf("no workload %s is declared", j.caller))
-	case e.external.Plaintext && !ix.excepted(plaintextEgress, e.ref, "", r.Time):
+	case e.external.Plaintext && !ix.excepted(spec.FindingPlaintextEgress, e.ref, "", r.Time):
 		return denied(ReasonDefault, fmt.Sprintf("%s has no TLS, and no Exception plaintext-egress is for it", e.ref))
 	}
 	for _, step := range []func() (Decision, bool){j.form, j.blocked, j.method} {

@@ -9,14 +9,6 @@ import (
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
-// The findings of an Exception.
-const (
-	plaintextPort   = "plaintext"
-	plaintextEgress = "plaintext-egress"
-	plaintextJWKS   = "plaintext-jwks"
-	reservedAddress = "reserved-address"
-)
-
 // Plaintext is an Exception by which peers connect to a port without TLS.
 type Plaintext struct {
 	Exception spec.Ref
@@ -40,7 +32,7 @@ func newException(ref spec.Ref, d *ztv1.Exception) *exception {
 	subject, port, err := spec.ParseServicePort(d.GetSubject(), ref.Namespace)
 	e := &exception{ref: ref, finding: d.GetFinding(), subject: subject, port: port}
 	if err != nil || subject.Namespace != ref.Namespace || d.GetUntil() == nil || !d.GetUntil().IsValid() ||
-		(e.finding == plaintextPort) != (port != "") {
+		(e.finding == spec.FindingPlaintext) != (port != "") {
 		return nil
 	}
 	e.until = d.GetUntil().AsTime()
@@ -79,23 +71,21 @@ func (ix *Index) excepted(finding string, subject spec.Ref, port string, now tim
 // Plaintext is the Exceptions by which peers may connect to a port of the workload
 // ref without TLS, sorted.
 func (ix *Index) Plaintext(ref spec.Ref, port string) []Plaintext {
-	s, ok := ix.site(ref)
-	if !ok || s.w.port(port) == nil || ix.exceptionByRef.Len() == 0 {
+	w, ok := ix.Workload(ref)
+	if !ok {
+		return nil
+	}
+	// Where the server speaks first, the handshake judges, and there is none.
+	if p := w.port(port); p == nil || p.ServerFirst {
 		return nil
 	}
 	var out []Plaintext
-	for _, n := range s.byName {
-		if n.portNamed(port) == nil {
-			continue
-		}
-		for _, e := range ix.exceptions(plaintextPort, n.ref, port, time.Time{}) {
-			if len(e.peers) > 0 {
-				out = append(out, Plaintext{Exception: e.ref, CIDRs: e.peers, Until: e.until})
-			}
+	for _, e := range ix.exceptions(spec.FindingPlaintext, ref, port, time.Time{}) {
+		if len(e.peers) > 0 {
+			out = append(out, Plaintext{Exception: e.ref, CIDRs: e.peers, Until: e.until})
 		}
 	}
-	slices.SortFunc(out, func(a, b Plaintext) int { return a.Exception.Compare(b.Exception) })
-	return slices.CompactFunc(out, Plaintext.equal)
+	return out
 }
 
 func (p Plaintext) equal(o Plaintext) bool {

@@ -179,23 +179,23 @@ func (p Pair) compare(o Pair) int {
 // be cut. A workload that is gone is closed as a source, a port that is gone for
 // every source. What the time alone has changed is among them.
 func (ix *Index) Closed(old *Index, changed []spec.Key, was, now time.Time) []Pair {
-	return admittedBefore(old, ix, newDelta(old, ix, withTime(old, ix, changed, was, now)), was, now)
+	return admittedBefore(old, ix, newDelta(old, ix, changed, elapsed(old, ix, was, now)), was, now)
 }
 
 // Opened is the pairs that ix admits at now and old does not at was: Closed the
 // other way round. The gates of these pairs, if they were closed, are to be
 // opened.
 func (ix *Index) Opened(old *Index, changed []spec.Key, was, now time.Time) []Pair {
-	return admittedBefore(ix, old, newDelta(ix, old, withTime(old, ix, changed, was, now)), now, was)
+	return admittedBefore(ix, old, newDelta(ix, old, changed, elapsed(old, ix, was, now)), now, was)
 }
 
-// withTime adds to changed what the time changes.
-func withTime(old, now *Index, changed []spec.Key, was, is time.Time) []spec.Key {
-	out := slices.Concat(changed, old.TimeChanged(was, is))
+// elapsed is what the time changes between two moments.
+func elapsed(old, now *Index, was, is time.Time) []spec.Key {
+	keys := old.TimeChanged(was, is)
 	if old != now {
-		out = append(out, now.TimeChanged(was, is)...)
+		keys = append(keys, now.TimeChanged(was, is)...)
 	}
-	return out
+	return keys
 }
 
 // admittedBefore is the pairs that before admits at its moment and after does not

@@ -263,7 +263,7 @@ func (ix *Index) externalRules(s *service, shadow bool) []siteRule {
 // externalPort is the one port of an external service. On tcp its rules take no
 // condition, as where the server speaks first.
 func externalPort(e *External) *Port {
-	return &Port{Name: ExternalPort, Number: e.Port, Protocol: e.Protocol, ServerFirst: e.Protocol == TCP}
+	return &Port{Name: spec.ExternalPort, Number: e.Port, Protocol: e.Protocol, ServerFirst: e.Protocol == TCP}
 }
 
 // equal compares what a proxy is told.

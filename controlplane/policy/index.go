@@ -27,6 +27,7 @@ type Index struct {
 
 	byService   *iradix.Tree[*grant]     // by service named and grant
 	wide        *iradix.Tree[*grant]     // those that reach across namespaces
+	shadows     *iradix.Tree[*grant]     // those of mode shadow
 	byCaller    *iradix.Tree[*grant]     // by caller term and grant
 	byProvider  *iradix.Tree[*grant]     // by provider named and grant
 	memberships *iradix.Tree[*service]   // by workload and Service
@@ -50,6 +51,7 @@ func New(trustDomain string, docs []*spec.Document) *Index {
 		exceptionByRef: iradix.New[*exception](),
 		byService:      iradix.New[*grant](),
 		wide:           iradix.New[*grant](),
+		shadows:        iradix.New[*grant](),
 		byCaller:       iradix.New[*grant](),
 		byProvider:     iradix.New[*grant](),
 		memberships:    iradix.New[*service](),
@@ -105,7 +107,7 @@ func (ix *Index) rulesAt(ref spec.Ref, port string, shadow bool) []Rule {
 	var rules []siteRule
 	if s, p := ix.port(ref, port); p != nil {
 		rules = ix.rules(s, p, shadow)
-	} else if e, ok := ix.externals(ref); ok && port == ExternalPort {
+	} else if e, ok := ix.externals(ref); ok && port == spec.ExternalPort {
 		rules = ix.externalRules(e, shadow)
 	}
 	if rules == nil {
@@ -118,15 +120,30 @@ func (ix *Index) rulesAt(ref spec.Ref, port string, shadow bool) []Rule {
 	return out
 }
 
-// HasShadow tells whether a shadow grant reaches some port of the workload, or
-// the external service, ref.
+// HasShadow tells whether a shadow grant reaches some port of the workload ref, or
+// an external service that it calls.
 func (ix *Index) HasShadow(ref spec.Ref) bool {
-	shadows := func(r siteRule) bool { return r.shadow }
-	if e, ok := ix.externals(ref); ok {
-		return slices.ContainsFunc(ix.externalRules(e, true), shadows)
-	}
 	s, ok := ix.site(ref)
-	return ok && slices.ContainsFunc(s.w.Ports, func(p Port) bool { return slices.ContainsFunc(ix.rules(s, &p, true), shadows) })
+	if !ok || ix.shadows.Len() == 0 {
+		return false
+	}
+	shadows := func(r siteRule) bool { return r.shadow }
+	for i := range s.w.Ports {
+		if slices.ContainsFunc(ix.rules(s, &s.w.Ports[i], true), shadows) {
+			return true
+		}
+	}
+	caller := principal{workload: ref, domain: ix.trustDomain}
+	found := false
+	ix.grantsFrom(caller, func(g *grant) {
+		found = found || g.shadow && slices.ContainsFunc(g.services, func(s spec.Ref) bool {
+			e, ok := ix.externals(s)
+			return ok && slices.ContainsFunc(ix.externalRules(e, true), func(r siteRule) bool {
+				return r.shadow && r.Callers.has(caller)
+			})
+		})
+	})
+	return found
 }
 
 // Authorizer is who is asked after a grant has matched on an HTTP port of ref.
@@ -156,7 +173,7 @@ func (ix *Index) Calls(caller spec.Ref) []TCPCall {
 			}
 		}
 		if e, ok := ix.egress(p, c.Service, false); ok && e.Protocol == TCP {
-			ports = append(ports, ExternalPort)
+			ports = append(ports, spec.ExternalPort)
 		}
 		if c.Port == "" {
 			c.Port = ix.onlyTCP(c.Service)
@@ -237,6 +254,7 @@ type change struct {
 	exceptions  *iradix.Txn[*exception]
 	byService   *iradix.Txn[*grant]
 	wide        *iradix.Txn[*grant]
+	shadows     *iradix.Txn[*grant]
 	byCaller    *iradix.Txn[*grant]
 	byProvider  *iradix.Txn[*grant]
 	memberships *iradix.Txn[*service]
@@ -248,7 +266,7 @@ type change struct {
 func (ix *Index) change() *change {
 	return &change{
 		ix.trustDomain, ix.meshes.Txn(), ix.workloads.Txn(), ix.services.Txn(), ix.grants.Txn(), ix.blocks.Txn(),
-		ix.providers.Txn(), ix.segmentsByRef.Txn(), ix.exceptionByRef.Txn(), ix.byService.Txn(), ix.wide.Txn(), ix.byCaller.Txn(),
+		ix.providers.Txn(), ix.segmentsByRef.Txn(), ix.exceptionByRef.Txn(), ix.byService.Txn(), ix.wide.Txn(), ix.shadows.Txn(), ix.byCaller.Txn(),
 		ix.byProvider.Txn(), ix.memberships.Txn(), ix.tcpCallers.Txn(), ix.bySubject.Txn(), ix.timed.Txn(),
 	}
 }
@@ -256,7 +274,7 @@ func (ix *Index) change() *change {
 func (c *change) commit() *Index {
 	return &Index{
 		c.trustDomain, nil, nil, c.meshes.Commit(), c.workloads.Commit(), c.services.Commit(), c.grants.Commit(), c.blocks.Commit(),
-		c.providers.Commit(), c.segments.Commit(), c.exceptions.Commit(), c.byService.Commit(), c.wide.Commit(), c.byCaller.Commit(),
+		c.providers.Commit(), c.segments.Commit(), c.exceptions.Commit(), c.byService.Commit(), c.wide.Commit(), c.shadows.Commit(), c.byCaller.Commit(),
 		c.byProvider.Commit(), c.memberships.Commit(), c.tcpCallers.Commit(), c.bySubject.Commit(), c.timed.Commit(),
 	}
 }
@@ -307,6 +325,9 @@ func (c *change) grant(g *grant) {
 	}
 	if g.wide() {
 		c.wide.Insert(key(g.ref), g)
+	}
+	if g.shadow {
+		c.shadows.Insert(key(g.ref), g)
 	}
 	for _, term := range g.callers.terms() {
 		c.byCaller.Insert(pairKey([]byte(term), g.ref), g)
@@ -371,6 +392,7 @@ func (c *change) removeGrant(g *grant) {
 		c.byService.Delete(pairKey(key(s), g.ref))
 	}
 	c.wide.Delete(key(g.ref))
+	c.shadows.Delete(key(g.ref))
 	for _, term := range g.callers.terms() {
 		c.byCaller.Delete(pairKey([]byte(term), g.ref))
 	}

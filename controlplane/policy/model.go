@@ -19,9 +19,6 @@ const (
 	TCP   = "tcp"
 )
 
-// ExternalPort is the name of the only port of an external service.
-const ExternalPort = "external"
-
 // webSocket is the one upgrade that there is.
 const webSocket = "websocket"
 

@@ -94,7 +94,7 @@ const unbuildable = "error: "
 func configs(ix *policy.Index) map[spec.Ref]string {
 	out := map[spec.Ref]string{}
 	ix.Workloads(func(w *policy.Workload) bool {
-		c, err := compile.Workload(ix, w.Ref)
+		c, err := compile.Workload(ix, nil, w.Ref)
 		if err != nil {
 			out[w.Ref] = unbuildable + err.Error()
 		} else {
@@ -134,7 +134,13 @@ func TestTouched(t *testing.T) {
 		}
 		old := policy.New(specgen.TrustDomain, docs)
 		ix := old.With(c.puts, c.deletes)
-		got, want := ix.Touched(old, c.keys), diff(configs(old), configs(ix))
+		before, after := configs(old), configs(ix)
+		for ref, text := range after {
+			if strings.HasPrefix(text, unbuildable) {
+				t.Fatalf("%s of a sound spec: %s", ref, text)
+			}
+		}
+		got, want := ix.Touched(old, c.keys), diff(before, after)
 		if !slices.Equal(got, want) {
 			t.Fatalf("changed %v: touched %v, want %v", c.keys, got, want)
 		}
@@ -158,7 +164,7 @@ func TestTouchedOfAnything(t *testing.T) {
 		got, want := ix.Touched(old, c.keys), diff(before, after)
 		for _, ref := range want {
 			if !slices.Contains(got, ref) {
-				t.Fatalf("changed %v: touched %v, which misses %s", c.keys, got, ref)
+				t.Fatalf("changed %v: touched %v, which misses %s:\n%s\n%s", c.keys, got, ref, before[ref], after[ref])
 			}
 		}
 		for _, ref := range got {
@@ -211,10 +217,10 @@ func TestGates(t *testing.T) {
 		was, now := moment(t), moment(t)
 		before, after := pairs(old, was), pairs(ix, now)
 		if got, want := ix.Closed(old, c.keys, was, now), minus(before, after); !slices.Equal(bare(got), want) {
-			t.Fatalf("changed %v: closed %v, want %v", c.keys, got, want)
+			t.Fatalf("changed %v: closed %v too many, %v too few", c.keys, minus(bare(got), want), minus(want, bare(got)))
 		}
 		if got, want := ix.Opened(old, c.keys, was, now), minus(after, before); !slices.Equal(bare(got), want) {
-			t.Fatalf("changed %v: opened %v, want %v", c.keys, got, want)
+			t.Fatalf("changed %v: opened %v too many, %v too few", c.keys, minus(bare(got), want), minus(want, bare(got)))
 		}
 		closed += len(minus(before, after))
 	})

@@ -102,7 +102,7 @@ func (ix *Index) Provider(name string) (*Provider, bool) {
 	switch {
 	case err == nil && u.Scheme == "https":
 		return p, true
-	case err == nil && u.Scheme == "http" && ix.excepted(plaintextJWKS, spec.Ref{Namespace: spec.MeshNamespace, Name: name}, "", time.Time{}):
+	case err == nil && u.Scheme == "http" && ix.excepted(spec.FindingPlaintextJWKS, spec.Ref{Namespace: spec.MeshNamespace, Name: name}, "", time.Time{}):
 		return p, true
 	}
 	bare := *p

@@ -72,8 +72,6 @@ type name struct {
 	ports []Port // that the name leads to, of all its workloads
 }
 
-func (n name) portNamed(port string) *Port { return portOf(n.ports, port) }
-
 func portOf(ports []Port, name string) *Port {
 	for i := range ports {
 		if ports[i].Name == name {
@@ -384,7 +382,7 @@ func (ix *Index) ShadowExternals(caller spec.Ref) []External {
 // admit p and the Blocks that deny it.
 func (ix *Index) egress(p principal, ref spec.Ref, shadow bool) (External, bool) {
 	s, ok := ix.externals(ref)
-	if !ok || s.external.Plaintext && !ix.excepted(plaintextEgress, ref, "", time.Time{}) {
+	if !ok || s.external.Plaintext && !ix.excepted(spec.FindingPlaintextEgress, ref, "", time.Time{}) {
 		return External{}, false
 	}
 	e := *s.external
@@ -406,10 +404,12 @@ func (ix *Index) egress(p principal, ref spec.Ref, shadow bool) (External, bool)
 	return e, true
 }
 
+// equal compares what a proxy is told. On tcp, that the service may be called is
+// all that rules say.
 func (e External) equal(o External) bool {
 	return e.Service == o.Service && slices.Equal(e.Hosts, o.Hosts) && e.Port == o.Port && e.Protocol == o.Protocol &&
-		e.CA == o.CA && e.Plaintext == o.Plaintext && slices.EqualFunc(e.Rules, o.Rules, Rule.equal) &&
-		slices.EqualFunc(e.Blocks, o.Blocks, Block.equal)
+		e.CA == o.CA && e.Plaintext == o.Plaintext && slices.EqualFunc(e.Blocks, o.Blocks, Block.equal) &&
+		(e.Protocol == TCP || slices.EqualFunc(e.Rules, o.Rules, Rule.equal))
 }
 
 // ExternalHost is a host that the control plane resolves.
@@ -427,7 +427,7 @@ func (ix *Index) Hosts() []ExternalHost {
 	add := func(subject spec.Key, host string, port uint32) {
 		h := ExternalHost{Subject: subject, Host: host, Port: port}
 		ref := spec.Ref{Namespace: subject.Namespace, Name: subject.Name}
-		for _, e := range ix.exceptions(reservedAddress, ref, "", time.Time{}) {
+		for _, e := range ix.exceptions(spec.FindingReservedAddress, ref, "", time.Time{}) {
 			h.Allowed = append(h.Allowed, e.peers...)
 		}
 		slices.SortFunc(h.Allowed, comparePrefix)

@@ -38,7 +38,7 @@ func (ix *Index) Touched(old *Index, changed []spec.Key) []spec.Ref {
 		}
 		return sortedKeys(touched)
 	}
-	d := newDelta(old, ix, changed)
+	d := newDelta(old, ix, changed, nil)
 	for ref := range d.callees {
 		if !sameInbound(old, ix, ref) {
 			touched[ref] = true
@@ -83,14 +83,15 @@ func sameInbound(old, now *Index, ref spec.Ref) bool {
 		old.Settings(ref).MaxConnectionAge != now.Settings(ref).MaxConnectionAge {
 		return false
 	}
-	if before.hasHTTP() && (!slices.Equal(old.Strip(), now.Strip()) ||
+	if len(after.w.Ports) > 0 && (!slices.Equal(old.Strip(), now.Strip()) ||
 		!slices.EqualFunc(old.Providers(ref), now.Providers(ref), Provider.equal)) {
 		return false
 	}
 	for i := range after.w.Ports {
 		p := &after.w.Ports[i]
-		same := slices.Equal(before.hosts(p.Name), after.hosts(p.Name)) &&
-			sameRules(old, now, old.rules(before, p, true), now.rules(after, p, true)) &&
+		requests := p.Protocol != TCP // a connection goes by no host, and has no shadow
+		same := (!requests || slices.Equal(before.hosts(p.Name), after.hosts(p.Name))) &&
+			sameRules(old, now, old.rules(before, p, requests), now.rules(after, p, requests)) &&
 			slices.EqualFunc(old.Blocks(ref, p.Name), now.Blocks(ref, p.Name), Block.equal) &&
 			slices.EqualFunc(old.Plaintext(ref, p.Name), now.Plaintext(ref, p.Name), Plaintext.equal)
 		if !same {
@@ -140,14 +141,14 @@ func sameOutbound(old, now *Index, e edge) bool {
 	if !slices.EqualFunc(old.destinations(e.caller, e.callee), now.destinations(e.caller, e.callee), Destination.equal) {
 		return false
 	}
-	for _, shadow := range []bool{false, true} {
-		before, was := old.egress(e.caller, e.callee, shadow)
-		after, is := now.egress(e.caller, e.callee, shadow)
-		if was != is || is && !before.equal(after) {
-			return false
-		}
+	before, was := old.egress(e.caller, e.callee, false)
+	after, is := now.egress(e.caller, e.callee, false)
+	if !was || !is {
+		return was == is
 	}
-	return true
+	shadowBefore, _ := old.egress(e.caller, e.callee, true)
+	shadowAfter, _ := now.egress(e.caller, e.callee, true)
+	return before.equal(after) && shadowBefore.equal(shadowAfter)
 }
 
 // edge is a caller and a workload or a service that it may call.
@@ -163,14 +164,19 @@ type delta struct {
 	edges    map[edge]bool     // pairs that may reach one another differently
 	callers  map[spec.Ref]bool // workloads whose tcp calls may lead elsewhere
 	done     map[spec.Key]bool
+	elapsed  map[spec.Key]bool // what is active at one of two moments only
 }
 
-func newDelta(old, now *Index, changed []spec.Key) *delta {
+func newDelta(old, now *Index, changed, elapsed []spec.Key) *delta {
 	d := &delta{
 		old: old, now: now,
 		callees: map[spec.Ref]bool{}, edges: map[edge]bool{}, callers: map[spec.Ref]bool{}, done: map[spec.Key]bool{},
+		elapsed: map[spec.Key]bool{},
 	}
-	for _, k := range changed {
+	for _, k := range elapsed {
+		d.elapsed[k] = true
+	}
+	for _, k := range slices.Concat(changed, elapsed) {
 		d.document(k)
 	}
 	return d
@@ -350,7 +356,8 @@ func (d *delta) grant(ref spec.Ref) {
 			}
 		}
 	}
-	if before == nil || after == nil || !before.sameReach(after) || d.leadsOut(before) || d.leadsOut(after) {
+	k := spec.Key{Kind: spec.KindGrant, Namespace: ref.Namespace, Name: ref.Name}
+	if before == nil || after == nil || d.elapsed[k] || !before.sameReach(after) || d.leadsOut(before) || d.leadsOut(after) {
 		if before != nil {
 			d.edgesOf(d.old, before, nil)
 			d.edgesOf(d.now, before, nil)
@@ -389,11 +396,10 @@ func (d *delta) leadsOut(g *grant) bool {
 	})
 }
 
-// sameReach tells whether g and o open the same gates to a caller of both, at all
-// times.
+// sameReach tells whether g and o open the same gates to a caller of both, at any
+// one time.
 func (g *grant) sameReach(o *grant) bool {
-	return g != o && // what has not changed is here because of the time
-		slices.Equal(g.services, o.services) && slices.Equal(g.namespaces, o.namespaces) && g.all == o.all &&
+	return slices.Equal(g.services, o.services) && slices.Equal(g.namespaces, o.namespaces) && g.all == o.all &&
 		slices.Equal(g.ports, o.ports) && g.shadow == o.shadow &&
 		g.http.ok == o.http.ok && g.grpc.ok == o.grpc.ok && g.tcp.ok == o.tcp.ok &&
 		slices.Equal(g.http.rule.Upgrades, o.http.rule.Upgrades) && g.http.rule.Conditions.equal(o.http.rule.Conditions)
@@ -420,8 +426,7 @@ func (d *delta) blocking(side *Index, b *block) {
 				alias, ok := side.principal(id)
 				return ok && callers.has(alias)
 			})
-			// A user Block in which spec.Check finds no provider denies everybody.
-			if named || b.users != nil {
+			if named {
 				for _, callee := range only {
 					d.edges[edge{p, callee}] = true
 				}
@@ -542,21 +547,16 @@ func (d *delta) exception(ref spec.Ref) {
 			continue
 		}
 		switch e.finding {
-		case plaintextPort:
+		case spec.FindingPlaintext:
 			d.callees[e.subject] = true
-			for _, s := range d.sides() {
-				for _, m := range s.Resolve(e.subject) {
-					d.callees[m] = true
-				}
-			}
-		case plaintextEgress:
+		case spec.FindingPlaintextEgress:
 			for _, s := range d.sides() {
 				walk(s.byService, key(e.subject), func(g *grant) bool {
 					d.edgesOf(s, g, []spec.Ref{e.subject})
 					return true
 				})
 			}
-		case plaintextJWKS:
+		case spec.FindingPlaintextJWKS:
 			d.provider(e.subject.Name)
 		}
 	}
