@@ -194,6 +194,7 @@ func (a *Agent) writeBootstrap(h *holding) error {
 		AdminSocket: a.dir.admin(),
 		AgentSocket: a.dir.sds(),
 		BindAddress: h.BindAddress,
+		PublicRoots: a.cfg.PublicRoots,
 	})
 	if err != nil {
 		return err

@@ -8,10 +8,13 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ztmesh/ztmesh/identity"
 )
 
 // Config is what one agent needs. Of an instance that is enrolled already, only
@@ -29,6 +32,10 @@ type Config struct {
 	TokenFile     string   // holds a token for Workload; read only when one is needed
 	Address       string   // IP address where the Envoy listens for peers; empty: the one that servers see
 	EgressAddress string   // loopback address where it listens for the workload; empty: 127.0.0.1
+
+	// PublicRoots is the PEM file of CAs by which the Envoy knows servers outside the
+	// mesh; default: that of the host (identity.PublicRoots).
+	PublicRoots string
 
 	Envoy Envoy
 	// DeregisterOnExit gives the instance up when Run's context ends: the next
@@ -73,6 +80,7 @@ func (c Config) Validate() error {
 		a, err := netip.ParseAddr(c.EgressAddress)
 		check(err == nil && a.Zone() == "" && a.IsLoopback(), "egress address %q is not a loopback IP address", c.EgressAddress)
 	}
+	check(c.PublicRoots == "" || filepath.IsAbs(c.PublicRoots), "public roots %q are not an absolute path", c.PublicRoots)
 	check(c.Envoy.Concurrency >= 0, "envoy concurrency %d is negative", c.Envoy.Concurrency)
 	check(c.Envoy.Grace >= 0, "envoy grace %s is negative", c.Envoy.Grace)
 	levels := []string{"trace", "debug", "info", "warning", "error", "critical", "off"}
@@ -82,6 +90,7 @@ func (c Config) Validate() error {
 }
 
 func (c Config) withDefaults() Config {
+	c.PublicRoots = cmp.Or(c.PublicRoots, identity.PublicRoots())
 	c.Envoy.LogLevel = cmp.Or(c.Envoy.LogLevel, "warning")
 	c.Envoy.Grace = cmp.Or(c.Envoy.Grace, 10*time.Second)
 	if c.Logger == nil {

@@ -21,6 +21,7 @@ type config struct {
 	TokenFile        string        `mapstructure:"token-file"`
 	Address          string        `mapstructure:"address"`
 	EgressAddress    string        `mapstructure:"egress-address"`
+	PublicRoots      string        `mapstructure:"public-roots"`
 	Envoy            string        `mapstructure:"envoy"`
 	NoEnvoy          bool          `mapstructure:"no-envoy"`
 	EnvoyConcurrency int           `mapstructure:"envoy-concurrency"`
@@ -41,6 +42,7 @@ func keys() *pflag.FlagSet {
 	f.String("token-file", "", "file with the token; read when one is needed")
 	f.String("address", "", "IP address that the Envoy listens on for its peers (default: the one this host calls from)")
 	f.String("egress-address", "", "loopback address that it listens on for its application (default 127.0.0.1)")
+	f.String("public-roots", "", "PEM file of the CAs by which the Envoy knows servers outside the mesh (default: the host's)")
 	f.String("envoy", "envoy", "path of the Envoy to run")
 	f.Bool("no-envoy", false, "run none: only serve certificates, and write the bootstrap for an Envoy that others run")
 	f.Int("envoy-concurrency", 0, "worker threads of the Envoy (default: one for each CPU)")

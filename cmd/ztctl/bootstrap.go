@@ -100,6 +100,7 @@ type instance struct {
 	Address       string   `json:"address"`
 	EgressAddress string   `json:"egressAddress"`
 	BindAddress   bool     `json:"bindAddress"`
+	PublicRoots   string   `json:"publicRoots,omitempty"` // of the host when it was enrolled
 	AdminSocket   string   `json:"adminSocket"`
 	Servers       []string `json:"servers"`
 }
@@ -144,7 +145,7 @@ func (a *app) bootstrap(ctx context.Context, dir string, o enrolment) error {
 	}
 	in := instance{
 		Instance: resp.Instance, Workload: ref.String(), TrustDomain: resp.TrustDomain,
-		Address: resp.Address, EgressAddress: resp.EgressAddress, BindAddress: o.address != "",
+		Address: resp.Address, EgressAddress: resp.EgressAddress, BindAddress: o.address != "", PublicRoots: identity.PublicRoots(),
 		AdminSocket: o.adminSocket, Servers: known(resp.Servers, o.servers),
 	}
 	if in.AdminSocket == "" {
@@ -279,7 +280,7 @@ func (in instance) write(dir string, key identity.PrivateKey, issued *ztv1.Issue
 	bootstrap, err := xds.Bootstrap(xds.BootstrapConfig{
 		TrustDomain: in.TrustDomain, Workload: in.Workload, Servers: in.Servers, AdminSocket: in.AdminSocket,
 		Instance: xds.Instance{ID: in.Instance, Address: in.Address, Egress: in.EgressAddress, Secrets: xds.FromADS},
-		NodeDir:  dir, BindAddress: in.BindAddress,
+		NodeDir:  dir, BindAddress: in.BindAddress, PublicRoots: in.PublicRoots,
 	})
 	if err != nil {
 		return err

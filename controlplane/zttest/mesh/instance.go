@@ -128,6 +128,7 @@ func (in *Instance) Start() *Instance {
 	boot, err := xds.Bootstrap(xds.BootstrapConfig{
 		TrustDomain: m.TrustDomain, Workload: in.Workload, Servers: in.servers, BindAddress: true,
 		Instance:    xds.Instance{ID: in.ID, Address: in.Address, Egress: in.Address, Secrets: xds.FromADS},
+		PublicRoots: identity.PublicRoots(),
 		AdminSocket: filepath.Join(in.dir, "admin"), NodeDir: filepath.Join(in.dir, "node"),
 	})
 	m.check(err)
