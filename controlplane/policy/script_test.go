@@ -12,7 +12,7 @@ import (
 // TestDecisions runs every decision script against the evaluator.
 func TestDecisions(t *testing.T) {
 	paths, err := filepath.Glob("testdata/decisions/*.txtar")
-	if err != nil || len(paths) < 12 {
+	if err != nil || len(paths) < 45 {
 		t.Fatalf("%d scripts, %v", len(paths), err)
 	}
 	lines := 0
@@ -39,7 +39,7 @@ func TestDecisions(t *testing.T) {
 			}
 		})
 	}
-	if lines < 250 {
+	if lines < 550 {
 		t.Errorf("%d decisions in all; some scripts were not read", lines)
 	}
 }

@@ -125,6 +125,7 @@ func Parse(name string, archive []byte) (*Script, error) {
 		return nil, fmt.Errorf("%s: no file decisions", name)
 	}
 	var errs []error
+	issued(s.Users, docs)
 	p := parser{trustDomain: s.TrustDomain, users: s.Users}
 	for i, text := range strings.Split(string(decisions.Data), "\n") {
 		text = strings.TrimSpace(text)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/ztmesh/ztmesh/controlplane/spec"
 )
 
 // User is somebody whose token requests bear, as the file "users" declares them by
@@ -27,6 +29,10 @@ type User struct {
 	AMR      []string       `yaml:"amr"`
 	AuthAge  time.Duration  `yaml:"authAge"` // 0: the token has no auth_time
 	Claims   map[string]any `yaml:"claims"`
+
+	// Of the provider as the spec declares it.
+	Issuer   string `yaml:"-"`
+	Audience string `yaml:"-"`
 }
 
 // What may be wrong with the token of a line. All but the first two claim to be
@@ -53,11 +59,14 @@ func TokenKinds() []string {
 }
 
 // Token is the claims of a token of u for a request that begins at now, as
-// encoding/json decodes them; iss, aud and the times of the token itself are for
-// whoever signs it.
+// encoding/json decodes them; the times of the token itself are for whoever signs
+// it.
 func (u User) Token(now time.Time) map[string]any {
 	claims := map[string]any{}
 	maps.Copy(claims, u.Claims)
+	if u.Issuer != "" {
+		claims["iss"], claims["aud"] = u.Issuer, u.Audience
+	}
 	if u.Sub != "" {
 		claims["sub"] = u.Sub
 	}
@@ -75,6 +84,18 @@ func (u User) Token(now time.Time) map[string]any {
 		claims["auth_time"] = float64(now.Add(-u.AuthAge).Unix())
 	}
 	return claims
+}
+
+// issued fills in what the providers in docs say.
+func issued(users map[string]User, docs []*spec.Document) {
+	for name, u := range users {
+		for _, d := range docs {
+			if p := d.GetIdentityProvider(); p != nil && d.Ref().Name == u.Provider {
+				u.Issuer, u.Audience = p.GetIssuer(), p.GetAudiences()[0]
+				users[name] = u
+			}
+		}
+	}
 }
 
 func parseUsers(data []byte) (map[string]User, error) {
