@@ -57,11 +57,11 @@ func (b *builder) cel(text string) *predicate {
 //
 //	until 2027-01-01T00:00:00Z    request.time < timestamp("2027-01-01T00:00:00Z")
 //	mon 22:00-06:00 in UTC        (minute >= 1320 && day in [1] || minute < 360 && day in [2])
-//	maxAge 5m                     double(seconds) - auth_time <= 300.0
+//	maxAge 5m                     auth_time > -1.0e18 && timestamp(int(auth_time)) + duration("300s") >= request.time
 //
-// where minute and day are of request.time in the window's zone, and seconds are
-// whole. Without a conversion of auth_time only a number can match: int() would
-// take "1700000000" for one.
+// where minute and day are of request.time in the window's zone. That auth_time is
+// compared with a number first makes it err when it is none: int() would take
+// "1700000000" for one.
 func (c *Conditions) clock() string {
 	var all []string
 	if !c.Until.IsZero() {
@@ -75,8 +75,9 @@ func (c *Conditions) clock() string {
 		all = append(all, "("+strings.Join(some, " || ")+")")
 	}
 	if c.Users != nil && c.Users.MaxAge > 0 {
-		all = append(all, fmt.Sprintf(`double(int(request.time)) - metadata.filter_metadata[%q][%q]["auth_time"] <= %d.0`,
-			tokenMetadata, payloadKey(c.Users.Provider), int64(c.Users.MaxAge/time.Second)))
+		at := fmt.Sprintf(`metadata.filter_metadata[%q][%q]["auth_time"]`, tokenMetadata, payloadKey(c.Users.Provider))
+		all = append(all, fmt.Sprintf(`%[1]s > -1.0e18 && timestamp(int(%[1]s)) + duration("%[2]ds") >= request.time`,
+			at, int64(c.Users.MaxAge/time.Second)))
 	}
 	return strings.Join(all, " && ")
 }

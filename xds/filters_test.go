@@ -59,7 +59,7 @@ func TestEncodedPaths(t *testing.T) {
 		// Envoy takes "." and ".." with parameters for dot segments, and resolves them.
 		"200":          "/a/%20 /a/x%3By /a/b;v=1 /a/%25 /a/%c3%a4 /a/%E2%82%AC /a/%f0%9f%98%80 /a/%22%3C%3E /a/x%2ey /x/..;y/a /a/.;/b /%20/c /b;x/c /a/%2A /%2525/../a /a/x|y /a/{x} /a/...;/b",
 		"default-deny": "/%20 /b/%20 /a%20 /a;x /%61dmin /a/%2e%2e/b /a/..;/b /a/b/..;x/../c",
-		"form":         "/a/%2e%2e;/b /a/%2E;/b /a/..%3b/b /a/.%3B/b /a/%3b/b /a/%3Bx /a/[x] /;a /a/%252fb /a/%255cb /a/%252e%252e/b /a/%252E%252E/b /a/%c0%ae /a/%C0%AF /a/%c1%9c /a/%e0%80%af /a/%E0%9F%BF /a/%f0%80%80%af /a/;/b /;/a /a/%2500 /a/% /a/%zz /a/%2",
+		"form":         "/a/%%32e%%32e/b /a/%%32Ex /a/%%32fb /a/%%35cb /a/%2%65/b /a/%0%30 /a/%2e%2e;/b /a/%2E;/b /a/..%3b/b /a/.%3B/b /a/%3b/b /a/%3Bx /a/[x] /;a /a/%252fb /a/%255cb /a/%252e%252e/b /a/%252E%252E/b /a/%c0%ae /a/%C0%AF /a/%c1%9c /a/%e0%80%af /a/%E0%9F%BF /a/%f0%80%80%af /a/;/b /;/a /a/%2500 /a/% /a/%zz /a/%2",
 		"400":          "/a/%2fb /a/%2Fb /a/%5cb /a/%5Cb /a/%00 /a/\xc3\xa4",
 	} {
 		for _, path := range strings.Fields(paths) {

@@ -42,7 +42,7 @@ const (
 // not look again at what it has decoded.
 func ambiguous() []string {
 	return []string{
-		"%00", "%2f", "%5c",
+		"%00", "%2f", "%5c", "%2e", // what decoding has made of "%%32e", too
 		"%2500", "%252f", "%255c", "%252e", // decoded twice
 		"%c0", "%c1", "%e0%8", "%e0%9", "%f0%8", // ASCII in more bytes than UTF-8 allows
 		"/;", "/.;", "/..;", "/%3b", "/.%3b", "/..%3b", // nothing and dots, with parameters
