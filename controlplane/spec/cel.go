@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,11 +27,15 @@ const (
 // taken. It is immutable; any goroutine may evaluate it.
 type Expr struct {
 	text    string
+	headers []string // that it speaks of, sorted
 	program cel.Program
 }
 
 // String is the expression as it was written.
 func (e *Expr) String() string { return e.text }
+
+// Headers are the request headers that the expression speaks of, sorted.
+func (e *Expr) Headers() []string { return slices.Clone(e.headers) }
 
 // Eval is the value for vars, which has the variables of CELVariables by name,
 // request.headers as map[string]string, request.time as time.Time and the rest
@@ -94,7 +99,7 @@ var celFunctions = map[string][]string{
 	operators.Index:    {overloads.IndexMap},
 
 	overloads.Size: {
-		overloads.SizeString, overloads.SizeStringInst, overloads.SizeList, overloads.SizeListInst, overloads.SizeMap, overloads.SizeMapInst,
+		overloads.SizeString, overloads.SizeStringInst, overloads.SizeList, overloads.SizeListInst,
 	},
 	overloads.StartsWith: nil, overloads.EndsWith: nil, overloads.Contains: nil,
 	overloads.TypeConvertTimestamp: {overloads.StringToTimestamp},
@@ -153,14 +158,15 @@ func ParseCEL(text string) (*Expr, error) {
 	if checked.OutputType() != types.BoolType {
 		return nil, fmt.Errorf("the expression is of type %s, not bool", checked.OutputType())
 	}
-	if err := celProblem(checked.NativeRep().Expr(), 1); err != nil {
+	headers := map[string]bool{}
+	if err := celProblem(checked.NativeRep().Expr(), headers, 1); err != nil {
 		return nil, err
 	}
 	program, err := celEnv.Program(checked)
 	if err != nil {
 		return nil, errors.New(oneLine(err.Error()))
 	}
-	return &Expr{text, program}, nil
+	return &Expr{text, sortedKeys(headers), program}, nil
 }
 
 func oneLine(s string) string {
@@ -172,8 +178,43 @@ func oneLine(s string) string {
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
-// celProblem is what e has that Envoy would not take, or would take otherwise.
-func celProblem(e celast.Expr, depth int) error {
+// celHeaders is the variable of which only single headers, named as they are, may
+// be spoken: Envoy's map has more in it than the application is sent.
+const celHeaders = "request.headers"
+
+// celHeader is the header that e speaks of, and what else there is to look at;
+// false if it speaks of none.
+func celHeader(e celast.Expr) (name celast.Expr, field string, ok bool) {
+	isHeaders := func(e celast.Expr) bool { return e.Kind() == celast.IdentKind && e.AsIdent() == celHeaders }
+	switch e.Kind() {
+	case celast.SelectKind:
+		return nil, e.AsSelect().FieldName(), isHeaders(e.AsSelect().Operand())
+	case celast.CallKind:
+		args := e.AsCall().Args()
+		switch e.AsCall().FunctionName() {
+		case operators.Index:
+			return args[1], "", isHeaders(args[0])
+		case operators.In:
+			return args[0], "", isHeaders(args[1])
+		}
+	}
+	return nil, "", false
+}
+
+// celProblem is what e has that Envoy would not take, or would take otherwise. It
+// adds the headers of which e speaks.
+func celProblem(e celast.Expr, headers map[string]bool, depth int) error {
+	if name, field, ok := celHeader(e); ok {
+		if name != nil && name.Kind() == celast.LiteralKind {
+			field, _ = name.AsLiteral().Value().(string)
+		}
+		if why := headerProblem(field, false); why != "" {
+			return fmt.Errorf("request.headers is asked for %s, which %s", show(field), why)
+		}
+		headers[field] = true
+		return nil
+	}
+
 	if depth > maxCELDepth {
 		return fmt.Errorf("the expression is nested more than %d deep", maxCELDepth)
 	}
@@ -186,6 +227,9 @@ func celProblem(e celast.Expr, depth int) error {
 			return fmt.Errorf("there is a literal of type %s; write booleans, integers and strings", e.AsLiteral().Type().TypeName())
 		}
 	case celast.IdentKind:
+		if e.AsIdent() == celHeaders {
+			return errors.New("request.headers is used as a whole; ask for one header by its name")
+		}
 	case celast.SelectKind:
 		parts = []celast.Expr{e.AsSelect().Operand()}
 	case celast.ListKind:
@@ -202,7 +246,7 @@ func celProblem(e celast.Expr, depth int) error {
 		return errors.New("there is a map, message or loop; use comparisons and functions")
 	}
 	for _, p := range parts {
-		if err := celProblem(p, depth+1); err != nil {
+		if err := celProblem(p, headers, depth+1); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,15 @@ func (c *checker) grant(d *Document, g *ztv1.Grant) {
 			c.say(d, codeForwardedHeader, key("spec.when.headers", name), "Name the claim in from.users.", "the header %s carries a verified claim of %s", show(name), p.Key())
 		}
 	}
+	if text := g.GetWhen().GetCel(); text != "" && len(c.forwarded) > 0 {
+		if e, err := ParseCEL(text); err == nil { // else it is reported as the document is read
+			for _, name := range e.headers {
+				if p := c.forwarded[name]; p != nil {
+					c.say(d, codeForwardedHeader, "spec.when.cel", "Name the claim in from.users.", "the header %s carries a verified claim of %s", show(name), p.Key())
+				}
+			}
+		}
+	}
 	callers, known := []string(nil), false
 	shapes, complete := c.target(d, "spec.to", g.GetTo(), func(path string, reached []shape) {
 		if !known {

@@ -240,6 +240,14 @@ func TestParseCELRefuses(t *testing.T) {
 		"empty":       "",
 		"loop":        `[1, 2].exists(x, x == 1)`,
 		"index":       `[true][0]`,
+		// Envoy's map of headers has more in it, and finds names in any case.
+		"all headers":     `size(request.headers) == 1`,
+		"headers as such": `request.headers == request.headers`,
+		"name by name":    `request.headers[request.method] == "a"`,
+		"pseudo header":   `request.headers[":path"] == "/a?b"`,
+		"credential":      `"authorization" in request.headers`,
+		"upper case":      `request.headers["X-Team"] == "sre"`,
+		"field":           `has(request.headers.x_team)`,
 	} {
 		if _, err := spec.ParseCEL(text); err == nil || strings.ContainsAny(err.Error(), "\n") || len(err.Error()) > 400 {
 			t.Errorf("%s: %v", name, err)

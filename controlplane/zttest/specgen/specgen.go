@@ -62,7 +62,7 @@ func Expressions() []string {
 		`request.time < timestamp("2098-07-01T12:00:00Z")`,
 		`request.time.getHours("Europe/Berlin") >= 0 && request.time.getDayOfWeek("UTC") < 7`,
 		`connection.uri_san_peer_certificate.endsWith("/sa/p")`,
-		`!has(request.headers.x_absent)`,
+		`!has(request.headers.absent)`,
 	}
 }
 
