@@ -179,7 +179,7 @@ func TestEscalation(t *testing.T) {
 		if status.Code(err) != codes.InvalidArgument || len(problems(err)) == 0 {
 			t.Errorf("%s: %v", what, err)
 		}
-		if has(err, "ZT3001") {
+		if has(err, "ZT4003") {
 			t.Errorf("%s: only the compiler has found it", what)
 		}
 	}

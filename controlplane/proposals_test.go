@@ -122,3 +122,40 @@ spec: {serves: [{name: http, port: 8080, protocol: http}]}
 		t.Errorf("warnings %v, proposed for %v", resp.Warnings, c.proposed())
 	}
 }
+
+// TestWarnings: what is allowed and worth a second look comes back with its place,
+// for the namespaces that the files name and no others.
+func TestWarnings(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	legacy := func(ns string) string {
+		return document("Workload", ns, "old", "{serves: [{name: http, port: 8080, protocol: http, allowEncodedPaths: true}]}") +
+			document("Exception", ns, "legacy", `{finding: plaintext, subject: "old:http", peers: [10.0.0.0/8], owner: o, reason: r, until: 2100-01-01T00:00:00Z}`)
+	}
+	if resp := c.Submit(shop); len(resp.Warnings) != 0 {
+		t.Errorf("of nothing: %v", resp.Warnings)
+	}
+	c.Submit(legacy("bank"))
+	before := c.revision()
+	for _, shadow := range []bool{true, false} {
+		for _, dry := range []bool{true, false} {
+			req := applyRequest(shop + legacy("shop"))
+			req.Shadow, req.DryRun = shadow, dry
+			resp, err := c.Admin().Apply(c.ctx(), req)
+			c.check(err)
+			if len(resp.Warnings) != 2 {
+				t.Errorf("shadow %v, dry %v: %v", shadow, dry, resp.Warnings)
+			}
+			for _, w := range resp.Warnings {
+				if w.File != "spec.yaml" || w.Line == 0 || w.Code == "" || w.Message == "" {
+					t.Errorf("warning %v", w)
+				}
+			}
+		}
+	}
+	if c.revision() == before {
+		t.Error("a warning has kept an apply out")
+	}
+	if resp := c.Submit(shop); len(resp.Warnings) != 0 {
+		t.Errorf("mended: %v", resp.Warnings)
+	}
+}

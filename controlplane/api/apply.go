@@ -70,7 +70,7 @@ func (s *Server) planFiles(st *state.State, d draft) (*plan, error) {
 	if len(problems) > 0 {
 		return nil, invalid(problems)
 	}
-	broken := brokenAssertions(next, all, now)
+	broken, open := judgeAssertions(next, all, now)
 	if len(broken) > 0 && !d.shadow {
 		return nil, invalid(broken)
 	}
@@ -78,7 +78,7 @@ func (s *Server) planFiles(st *state.State, d draft) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.warnings = problemsOf(broken)
+	p.warnings = problemsOf(spec.Join(broken, open, lint(lift(next, now), all, d.named)))
 	if d.shadow {
 		p.proposal = proposalOf(next, d.named)
 		return p, compilesInShadow(lift(old, now), lift(next, now), p)
@@ -109,17 +109,43 @@ func compilesInShadow(enforced, proposed *view.View, p *plan) error {
 	return nil
 }
 
-// brokenAssertions are those that do not hold in a view. They are the files', and
-// judged as `ztctl test` does, by files alone: a Block that an operator wrote in
-// need is no reason to refuse an apply.
-func brokenAssertions(v *view.View, all []*spec.Document, now time.Time) spec.Problems {
+// judgeAssertions are the assertions that are broken in a view, and what those that
+// hold leave open. They are the files', and judged as `ztctl test` does, by files
+// alone: a Block that an operator wrote in need is no reason to refuse an apply.
+func judgeAssertions(v *view.View, all []*spec.Document, now time.Time) (broken, open spec.Problems) {
 	var blocks []spec.Key
+	placed := make(map[spec.Key]*spec.Document)
 	for _, d := range all {
-		if d.Operator() {
+		switch {
+		case d.Operator():
 			blocks = append(blocks, d.Key())
+		case d.GetAssertion() != nil:
+			placed[d.Key()] = d
 		}
 	}
-	return policy.TestProblems(policy.RunTests(v.With(nil, blocks).Index, all, now))
+	results := policy.RunTests(v.With(nil, blocks).Index, all, now)
+	for _, r := range results {
+		for _, note := range r.Notes {
+			open = append(open, problemAt(placed[r.Assertion], fmt.Sprintf("spec.%s[%d]", r.List, r.Index), policy.CodeUndecided, note, ""))
+		}
+	}
+	return policy.TestProblems(results), open
+}
+
+// lint is what somebody should know of the documents of these namespaces.
+func lint(v *view.View, all []*spec.Document, named map[string]bool) (out spec.Problems) {
+	placed := make(map[spec.Key]*spec.Document)
+	for _, d := range all {
+		if named[d.Key().Namespace] {
+			placed[d.Key()] = d
+		}
+	}
+	for _, w := range v.Index.Lint() {
+		if d := placed[w.Key]; d != nil {
+			out = append(out, problemAt(d, w.Path, w.Code, w.Message, w.Hint))
+		}
+	}
+	return out
 }
 
 // proposalOf is the documents of namespaces in a view. Blocks that Block wrote
@@ -140,11 +166,11 @@ func taken(st *state.State, old *view.View, docs []*spec.Document, now time.Time
 	for _, d := range docs {
 		before, there := old.Document(d.Key())
 		if there && heldByOperator(before, now) {
-			out = append(out, problemAt(d, codeOperatorBlock,
+			out = append(out, problemAt(d, "metadata.name", codeOperatorBlock,
 				fmt.Sprintf("%s was written by an operator and is in force", d.Key()), "lift it by `ztctl unblock`, or choose another name"))
 		}
 		if until, ok := st.Retired(d.Ref().String()); ok && !there && d.GetKind() == spec.KindWorkload && until.After(now) {
-			out = append(out, problemAt(d, codeRetired,
+			out = append(out, problemAt(d, "metadata.name", codeRetired,
 				fmt.Sprintf("the name %s was deleted; a certificate of it may live until %s", d.Ref(), until.UTC().Format(time.RFC3339)),
 				"choose another name, or apply it after that"))
 		}
@@ -152,10 +178,10 @@ func taken(st *state.State, old *view.View, docs []*spec.Document, now time.Time
 	return out
 }
 
-// problemAt is a problem with the name of a document.
-func problemAt(d *spec.Document, code, message, hint string) spec.Problem {
-	p := spec.Problem{Code: code, Path: "metadata.name", Message: message, Hint: hint}
-	p.File, p.Line, p.Column = d.At(p.Path)
+// problemAt is a problem of a document at a path.
+func problemAt(d *spec.Document, path, code, message, hint string) spec.Problem {
+	p := spec.Problem{Code: code, Path: path, Message: message, Hint: hint}
+	p.File, p.Line, p.Column = d.At(path)
 	return p
 }
 

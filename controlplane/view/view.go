@@ -100,7 +100,7 @@ func (e *CompileError) Unwrap() error { return e.Err }
 // Problem is the error as a refusal of an apply.
 func (e *CompileError) Problem() spec.Problem {
 	return spec.Problem{
-		Code: "ZT3001", Path: "Workload " + e.Workload.String(), Message: e.Error(),
+		Code: "ZT4003", Path: "Workload " + e.Workload.String(), Message: e.Error(),
 		Hint: "this spec has no valid proxy configuration; please report it",
 	}
 }
