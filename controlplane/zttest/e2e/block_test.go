@@ -3,6 +3,8 @@ package e2e_test
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -155,4 +157,77 @@ func TestUntil(t *testing.T) {
 	if after := listeners(t, in); after != before {
 		t.Errorf("listeners have changed:\n%s\nbefore:\n%s", after, before)
 	}
+}
+
+// greeter is an application that speaks first.
+func greeter(t *testing.T) (target string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "220 ready\n")
+			c.Close()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+	return l.Addr().String()
+}
+
+// TestServerFirstBlock: of a server that speaks first, who is blocked or was never
+// granted anything hears no byte; the control plane says who may, at every change.
+func TestServerFirstBlock(t *testing.T) {
+	m := mesh.New(t, mesh.Config{})
+	m.Apply(fmt.Sprintf(`apiVersion: ztmesh.dev/v1alpha1
+kind: Workload
+metadata: {namespace: bank, name: web}
+spec: {}
+---
+apiVersion: ztmesh.dev/v1alpha1
+kind: Workload
+metadata: {namespace: bank, name: cart}
+spec: {}
+---
+apiVersion: ztmesh.dev/v1alpha1
+kind: Workload
+metadata: {namespace: bank, name: mail}
+spec: {serves: [{name: smtp, port: 2525, protocol: tcp, target: %q, serverFirst: true}]}
+---
+apiVersion: ztmesh.dev/v1alpha1
+kind: Grant
+metadata: {namespace: bank, name: web-mails}
+spec: {from: {workloads: [web]}, to: {services: [mail]}}
+`, greeter(t)))
+	in := m.Run("bank/mail").Acked()
+	web, cart := newCaller(m, "bank/web"), newCaller(m, "bank/cart")
+	hears := func(as *caller) string {
+		c, err := in.Dial(2525, as.svid)
+		if err != nil {
+			return ""
+		}
+		defer c.Close()
+		b, _ := io.ReadAll(c) // what came before the end, however it ended
+		return string(b)
+	}
+	m.Until("web is greeted", func() bool { return hears(web) == "220 ready\n" })
+	if got := hears(cart); got != "" {
+		t.Errorf("who is granted nothing hears %q", got)
+	}
+	resp := mesh.Settled(m, "a Block", func() (*ztv1.BlockResponse, error) {
+		return m.Admin().Block(t.Context(), &ztv1.BlockRequest{Namespace: "bank", Name: "stop", Block: &ztv1.Block{Workloads: []string{"web"}, Reason: "test"}})
+	})
+	m.Until("mail has ACKed", func() bool { return m.Proxy(in.ID).AckedRevision >= resp.Revision })
+	if got := hears(web); got != "" {
+		t.Errorf("who is blocked hears %q", got)
+	}
+	mesh.Settled(m, "an end of the Block", func() (*ztv1.UnblockResponse, error) {
+		return m.Admin().Unblock(t.Context(), &ztv1.UnblockRequest{Namespace: "bank", Name: "stop"})
+	})
+	m.Until("web is greeted again", func() bool { return hears(web) == "220 ready\n" })
 }
