@@ -14,13 +14,16 @@ KEEP ?=
 
 # The Envoy of the tests and the demo.
 export ZT_ENVOY := $(CURDIR)/.tools/envoy/bin/envoy
-# buf finds its plugins here.
+# buf finds its plugins here, and the suites what they run.
 export PATH := $(CURDIR)/.bin:$(PATH)
 
 # Tools are built again when what pins them, or Go itself, changes.
-key = $(shell { cat $(1)/go.mod $(1)/go.sum; $(GO) env GOVERSION; } | cksum | cut -d' ' -f1)
+key = $(shell { cat $(1)/go.mod $(1)/go.sum $(wildcard $(1)/*.go); $(GO) env GOVERSION; } | cksum | cut -d' ' -f1)
 TOOLS := .bin/.tools-$(call key,tools)
 BUF := .bin/.buf-$(call key,tools/buf)
+# What make test-components runs.
+OPA := .bin/.opa-$(call key,tools/opa)
+OIDC := .bin/.oidc-$(call key,tools/oidc)
 
 # -race needs a C compiler and its headers.
 RACE = $(shell printf '\043include <stdlib.h>\n' | $$($(GO) env CC) -E - >/dev/null 2>&1 && echo -race)
@@ -88,11 +91,12 @@ folders = { grep -rlE --include='*_test.go' --exclude-dir='.?*' '$(1)' . || true
 SUITES := system,components
 .PHONY: test-system test-components
 test-system: envoy ## Run the suite against the real binaries, as processes
-test-components: envoy ## Run the suite against real components: SPIRE, Kubernetes, OpenID
+test-components: envoy $(OPA) $(OIDC) ## Run the suite against real components: OPA, an OpenID provider
+test-components: race = $(RACE)
 test-system test-components: test-%:
 	@dirs=$$($(call folders,^//go:build .*\b$*\b)); \
 	if [ -z "$$dirs" ]; then echo "test-$*: this suite has no cases yet"; exit 0; fi; \
-	set -x; $(GO) test -tags $* -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $$dirs
+	set -x; $(GO) test -tags $* $(race) -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $$dirs
 
 # A benchmark reports against a goal of the project by printing a line
 #   figure NAME VALUE UNIT goal <=|>= LIMIT met|short
@@ -135,3 +139,9 @@ $(TOOLS):
 
 $(BUF):
 	$(call build_tools,tools/buf,.bin/.buf-)
+
+$(OPA):
+	$(call build_tools,tools/opa,.bin/.opa-)
+
+$(OIDC):
+	$(call build_tools,tools/oidc,.bin/.oidc-)
