@@ -324,12 +324,20 @@ func (j *judgement) plaintext() Decision {
 	if by == nil {
 		return denied(ReasonTransport, fmt.Sprintf("the caller at %s has no identity, and no Exception plaintext of %s:%s is for it", source, j.s.ref, j.p.Name))
 	}
-	for _, step := range []func() (Decision, bool){j.form, j.blocked, j.method} {
+	for _, step := range []func() (Decision, bool){j.form, j.blocked, j.method, j.plainHealth, j.token, j.userBlocked} {
 		if d, decided := step(); decided {
 			return d
 		}
 	}
 	return j.admitted(Decision{Allowed: true, Reason: exceptionReason + by[0].String()})
+}
+
+// plainHealth: there is no gate, so whoever an Exception lets in may ask.
+func (j *judgement) plainHealth() (Decision, bool) {
+	if !j.r.TCP && j.r.Path == HealthPath {
+		return decided(Decision{Allowed: true, Reason: ReasonHealth})
+	}
+	return Decision{}, false
 }
 
 func denied(reason string, hints ...string) Decision { return Decision{Reason: reason, Hints: hints} }

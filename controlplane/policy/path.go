@@ -71,10 +71,10 @@ func NormalizeEncodedPath(raw string) (path string, ok bool) {
 // ambiguous is what is refused even where paths may be encoded, in whatever case:
 // what applications take for a slash, a backslash, a dot segment or an end.
 var ambiguous = []string{
-	"%00",
-	"%2f", "%5c", "%252f", "%255c", "%252e", "%2500", // the same, decoded twice
-	"%c0", "%c1", "%e0%8", "%e0%9", "%f0%8", // too long forms of ASCII, which UTF-8 forbids
-	"/;", "/.;", "/..;",
+	"%00", "%2f", "%5c", "%2e", // what decoding has made of "%%32e", too
+	"%2500", "%252f", "%255c", "%252e", // decoded twice
+	"%c0", "%c1", "%e0%8", "%e0%9", "%f0%8", // ASCII in more bytes than UTF-8 allows
+	"/;", "/.;", "/..;", "/%3b", "/.%3b", "/..%3b", // nothing and dots, with parameters
 }
 
 // encodedForm is step 6 where paths may be encoded: besides what is canonical, ";"
