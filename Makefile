@@ -44,7 +44,7 @@ demo: build envoy ## Run the demo; KEEP=1 leaves it running
 	KEEP='$(KEEP)' .bin/demo
 
 .PHONY: generate
-generate: $(TOOLS) $(BUF) protos ## Generate Go and OpenAPI from the .proto files
+generate: $(TOOLS) $(BUF) protos ## Generate Go, OpenAPI and docs/spec/reference.md from the .proto files
 	tools/generate.sh
 
 .PHONY: fmt

@@ -36,8 +36,11 @@ type Document struct {
 	ApiVersion string `protobuf:"bytes,1,opt,name=api_version,json=apiVersion,proto3" json:"api_version,omitempty"`
 	// Mesh, Workload, Service, Grant, Block, IdentityProvider, Segment, Assertion
 	// or Exception.
-	Kind     string    `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Whose it is and what it is called.
 	Metadata *Metadata `protobuf:"bytes,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// What it says.
+	//
 	// Types that are valid to be assigned to Spec:
 	//
 	//	*Document_Mesh
@@ -461,8 +464,9 @@ func (x *Mesh) GetFederation() []*FederatedTrustDomain {
 // FederatedTrustDomain is one foreign trust domain and what verifies it
 // (SPIFFE Trust Domain and Bundle, section 4).
 type FederatedTrustDomain struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	TrustDomain string `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	// Its CA certificates, as PEM.
 	Bundle        string `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -521,8 +525,8 @@ type Workload struct {
 	Serves []*Port `protobuf:"bytes,1,rep,name=serves,proto3" json:"serves,omitempty"`
 	// The tcp services that it calls, each on a local port of its own.
 	TcpCalls []*TCPCall `protobuf:"bytes,2,rep,name=tcp_calls,json=tcpCalls,proto3" json:"tcp_calls,omitempty"`
-	// Asked after a grant has matched, on every http, http2 and grpc port; it can
-	// only deny.
+	// Who is asked after a grant has matched, on every http, http2 and grpc port. It
+	// can only deny.
 	ExternalAuthorizer *ExternalAuthorizer `protobuf:"bytes,3,opt,name=external_authorizer,json=externalAuthorizer,proto3" json:"external_authorizer,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -592,7 +596,7 @@ type ExternalAuthorizer struct {
 	// Default 0: none of it.
 	MaxBodyBytes uint32 `protobuf:"varint,3,opt,name=max_body_bytes,json=maxBodyBytes,proto3" json:"max_body_bytes,omitempty"`
 	// The request headers that it may set. It may change nothing else; an answer
-	// that tries to is refused. At most 4 names.
+	// that tries to is refused.
 	Headers       []string `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -666,10 +670,11 @@ type Port struct {
 	// The application: "127.0.0.1:<port>" or "[::1]:<port>".
 	// Default: the same port on 127.0.0.1.
 	Target string `protobuf:"bytes,3,opt,name=target,proto3" json:"target,omitempty"`
-	// One of http (HTTP/1.1 to the application), http2, grpc, tcp.
+	// What the application speaks: http is HTTP/1.1. Between proxies all but tcp is
+	// HTTP/2.
 	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	// The path that a node's own probe (the agent, for the kubelet) calls on the
-	// application. Peers do not reach it by this.
+	// The path that a probe on the host calls on the application. It opens nothing
+	// to peers.
 	HealthPath string `protobuf:"bytes,5,opt,name=health_path,json=healthPath,proto3" json:"health_path,omitempty"`
 	// Upgrades that the application takes: only "websocket". A grant must name
 	// them, too. Only for http.
@@ -678,9 +683,9 @@ type Port struct {
 	// then judged in the TLS handshake, so grants to such a port take no `when`
 	// and no `until`.
 	ServerFirst bool `protobuf:"varint,7,opt,name=server_first,json=serverFirst,proto3" json:"server_first,omitempty"`
-	// Take paths with percent-encoding and ";" as they are. The strict guard refuses
-	// them, since applications differ in how they read them. Grants with paths can
-	// then be stricter or wider than the application's reading: an audit finding.
+	// Take paths with percent-encoding, ";" and other characters that the strict
+	// guard refuses, since applications differ in how they read them. A grant with
+	// paths may then mean another path than the application does; lint warns.
 	AllowEncodedPaths bool `protobuf:"varint,8,opt,name=allow_encoded_paths,json=allowEncodedPaths,proto3" json:"allow_encoded_paths,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -776,9 +781,10 @@ func (x *Port) GetAllowEncodedPaths() bool {
 // own namespace, or lies outside the mesh. It has exactly one of its fields.
 type Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// name: workloads of the service's own namespace. Ports of one name must be
+	// Workloads of the service's own namespace, by name. Ports of one name must be
 	// alike in number and protocol.
-	Workloads     []string  `protobuf:"bytes,1,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	Workloads []string `protobuf:"bytes,1,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	// A destination outside the mesh.
 	External      *External `protobuf:"bytes,2,opt,name=external,proto3" json:"external,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -834,8 +840,9 @@ type External struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Exact host names that lead to it and that its certificate must bear.
 	Hosts []string `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
-	Port  uint32   `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	// One of http, http2, grpc, tcp. Default http.
+	// The port that it listens on.
+	Port uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	// What it speaks. Default http.
 	Protocol string `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
 	// How the proxy makes sure who answers. Absent: the public roots of the proxy's
 	// host. Without TLS only by an Exception (finding: plaintext-egress).
@@ -1018,8 +1025,10 @@ func (x *TCPCall) GetLocalPort() uint32 {
 // list inside a field is OR; an empty list is an error, never "all".
 type Grant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	From  *Caller                `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
-	To    *Target                `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// Who may.
+	From *Caller `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// What they may.
+	To *Target `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
 	// Who answers for this grant; free text.
 	Owner string `protobuf:"bytes,3,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Why it exists; free text.
@@ -1029,8 +1038,8 @@ type Grant struct {
 	// The grant ends then; half-open, judged when a request or connection begins,
 	// by the proxy's own clock.
 	Until *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
-	// "enforce" (the default), or "shadow": it changes no verdict, and the proxies
-	// report where it would.
+	// A grant in mode "shadow" changes no verdict, and the proxies report where it
+	// would. Default enforce.
 	Mode          string `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1115,7 +1124,7 @@ func (x *Grant) GetMode() string {
 	return ""
 }
 
-// Caller has exactly one of its fields, beside which `users` narrows.
+// Caller is who calls: exactly one of its fields, which `users` narrows.
 type Caller struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name, or namespace/name.
@@ -1310,7 +1319,7 @@ type When struct {
 	// The TCP peer of the judging proxy is in one of these; never X-Forwarded-For.
 	SourceCidrs []string `protobuf:"bytes,3,rep,name=source_cidrs,json=sourceCIDRs,proto3" json:"source_cidrs,omitempty"`
 	// An expression of the Common Expression Language that must be true; see
-	// docs/spec.md for what it may use. What errs does not match. Not for tcp.
+	// docs/spec/grant.md for what it may use. What errs does not match. Not for tcp.
 	Cel           string `protobuf:"bytes,4,opt,name=cel,proto3" json:"cel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1563,11 +1572,13 @@ func (x *Target) GetAllServices() bool {
 type Block struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name, or namespace/name.
-	Workloads  []string `protobuf:"bytes,1,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	Workloads []string `protobuf:"bytes,1,rep,name=workloads,proto3" json:"workloads,omitempty"`
+	// Every workload of these namespaces.
 	Namespaces []string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
 	// The mesh's own, an alias, or a federated one.
 	TrustDomains []string `protobuf:"bytes,3,rep,name=trust_domains,json=trustDomains,proto3" json:"trust_domains,omitempty"`
-	SpiffeIds    []string `protobuf:"bytes,4,rep,name=spiffe_ids,json=spiffeIDs,proto3" json:"spiffe_ids,omitempty"`
+	// Exact SPIFFE IDs.
+	SpiffeIds []string `protobuf:"bytes,4,rep,name=spiffe_ids,json=spiffeIDs,proto3" json:"spiffe_ids,omitempty"`
 	// Requests that bear one of these users.
 	Users *BlockedUsers `protobuf:"bytes,5,opt,name=users,proto3" json:"users,omitempty"`
 	// name, or namespace/name, of a Service or of a Workload with ports.
@@ -1668,9 +1679,11 @@ func (x *Block) GetReason() string {
 
 // BlockedUsers are users of one provider, by `sub`.
 type BlockedUsers struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Provider      string                 `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
-	Subjects      []string               `protobuf:"bytes,2,rep,name=subjects,proto3" json:"subjects,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An IdentityProvider, by its name.
+	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
+	// `sub` is one of these.
+	Subjects      []string `protobuf:"bytes,2,rep,name=subjects,proto3" json:"subjects,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1727,7 +1740,8 @@ type IdentityProvider struct {
 	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// `aud` must hold one of these.
 	Audiences []string `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
-	Jwks      *JWKS    `protobuf:"bytes,3,opt,name=jwks,proto3" json:"jwks,omitempty"`
+	// Its keys.
+	Jwks *JWKS `protobuf:"bytes,3,opt,name=jwks,proto3" json:"jwks,omitempty"`
 	// How far its clock may be from the proxy's. Default 30s.
 	ClockSkew *durationpb.Duration `protobuf:"bytes,4,opt,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty"`
 	// The claims that grants may name, beside sub, acr and amr.
@@ -1885,8 +1899,8 @@ type Claim struct {
 	// Where it is in the token, from the outside in. Default: at the top, under
 	// its name.
 	Path []string `protobuf:"bytes,2,rep,name=path,proto3" json:"path,omitempty"`
-	// "string" (the default), "list" (of strings), or "boolean" (written "true"
-	// and "false"). A claim of another kind in a token does not match.
+	// A list is of strings; a boolean is written "true" and "false". A claim of
+	// another kind in a token does not match. Default string.
 	Kind          string `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1947,8 +1961,8 @@ func (x *Claim) GetKind() string {
 // here are taken from every request that a peer sends.
 type Forward struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Leave the token in the Authorization header. Default: it is taken out once it
-	// is verified.
+	// Leave the token in the Authorization header. Default: a verified token is
+	// taken out.
 	Token bool `protobuf:"varint,1,opt,name=token,proto3" json:"token,omitempty"`
 	// By header: the claim of kind string or boolean, or "sub", that it carries.
 	Headers       map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -2103,8 +2117,8 @@ type Exception struct {
 	//	plaintext         a port of a workload takes connections without mTLS
 	//	plaintext-egress  an external service is called without TLS
 	//	plaintext-jwks    a provider's keys are fetched without TLS
-	//	reserved-address  an external service or a provider's keys are at a
-	//	                  loopback, link-local, metadata or control-plane address
+	//	reserved-address  an external service or a provider's keys are at an address
+	//	                  of loopback, link-local, metadata or the control plane
 	Finding string `protobuf:"bytes,1,opt,name=finding,proto3" json:"finding,omitempty"`
 	// What it is about: for plaintext the port, "service:port" of the exception's own
 	// namespace; for an external service its name; for a provider (in the namespace
@@ -2197,7 +2211,8 @@ func (x *Exception) GetUntil() *timestamppb.Timestamp {
 // Assertion says what must hold. An apply after which it does not is refused.
 type Assertion struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Tests []*Test                `protobuf:"bytes,1,rep,name=tests,proto3" json:"tests,omitempty"`
+	// Single requests, each with the verdict that it must get.
+	Tests []*Test `protobuf:"bytes,1,rep,name=tests,proto3" json:"tests,omitempty"`
 	// No such request is allowed by any grant in mode enforce, whatever the time,
 	// the user and the context. Blocks are not counted.
 	Never []*Statement `protobuf:"bytes,2,rep,name=never,proto3" json:"never,omitempty"`
@@ -2317,11 +2332,12 @@ func (x *Statement) GetTo() *Target {
 // Test is one request and the verdict that the spec must give.
 type Test struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	As    *Subject               `protobuf:"bytes,1,opt,name=as,proto3" json:"as,omitempty"`
+	// Who calls.
+	As *Subject `protobuf:"bytes,1,opt,name=as,proto3" json:"as,omitempty"`
 	// "METHOD service[:port] /path", "GRPC service[:port] pkg.Service/Method" or
 	// "TCP service[:port]"; service is name or namespace/name.
 	Request string `protobuf:"bytes,2,opt,name=request,proto3" json:"request,omitempty"`
-	// "allow" or "deny".
+	// The verdict.
 	Want string `protobuf:"bytes,3,opt,name=want,proto3" json:"want,omitempty"`
 	// The grant that must be among those that match: name or namespace/name.
 	// Only with want: allow.
@@ -2484,11 +2500,15 @@ type User struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// An IdentityProvider, by its name.
 	Provider string `protobuf:"bytes,1,opt,name=provider,proto3" json:"provider,omitempty"`
-	Subject  string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// `sub`.
+	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
 	// By the name that the provider declares.
-	Claims        map[string]*Strings    `protobuf:"bytes,3,rep,name=claims,proto3" json:"claims,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Acr           string                 `protobuf:"bytes,4,opt,name=acr,proto3" json:"acr,omitempty"`
-	Amr           []string               `protobuf:"bytes,5,rep,name=amr,proto3" json:"amr,omitempty"`
+	Claims map[string]*Strings `protobuf:"bytes,3,rep,name=claims,proto3" json:"claims,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// `acr`.
+	Acr string `protobuf:"bytes,4,opt,name=acr,proto3" json:"acr,omitempty"`
+	// `amr`.
+	Amr []string `protobuf:"bytes,5,rep,name=amr,proto3" json:"amr,omitempty"`
+	// When the user logged in.
 	AuthTime      *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=auth_time,json=authTime,proto3" json:"auth_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
