@@ -5,11 +5,8 @@ import (
 	"strings"
 	"testing"
 
-	"pgregory.net/rapid"
-
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
-	"github.com/ztmesh/ztmesh/controlplane/zttest/specgen"
 )
 
 const shop = `
@@ -104,41 +101,6 @@ func TestHintOfNoGrant(t *testing.T) {
 	if err != nil || len(d.Hints) != 1 || d.Hints[0] != want {
 		t.Errorf("got %+v, %v", d, err)
 	}
-}
-
-// TestDecideIsTotal: whatever is asked of whatever spec, there is a verdict with
-// a reason, and nothing but a grant or the health path allows.
-func TestDecideIsTotal(t *testing.T) {
-	word := func(t *rapid.T, words ...string) string {
-		return rapid.OneOf(rapid.SampledFrom(words), rapid.String()).Draw(t, "word")
-	}
-	rapid.Check(t, func(t *rapid.T) {
-		ix := policy.New(specgen.TrustDomain, specgen.Any(t))
-		r := policy.Request{
-			CallerID:  word(t, "spiffe://td.example/ns/a/sa/p", "spiffe://td.example/ns/b/sa/q", ""),
-			Service:   spec.Ref{Namespace: word(t, "a", "b"), Name: word(t, "p", "q", "r")},
-			Port:      word(t, "", "http", "rpc", "raw"),
-			TCP:       rapid.Bool().Draw(t, "tcp"),
-			Method:    word(t, "GET", "POST", "CONNECT"),
-			Path:      word(t, "/", "/a/b", "/s.S/Get", policy.HealthPath),
-			Authority: word(t, "", "", "p.a.mesh"),
-		}
-		d := ix.Decide(r)
-		switch d.Reason {
-		case policy.ReasonTransport, policy.ReasonForm, policy.ReasonDefault:
-			if d.Allowed || d.Grants != nil || len(d.Hints) == 0 || len(d.Hints) > 3 {
-				t.Fatalf("%+v: %+v", r, d)
-			}
-		case policy.ReasonHealth:
-			if !d.Allowed || d.Grants != nil {
-				t.Fatalf("%+v: %+v", r, d)
-			}
-		default:
-			if !d.Allowed || len(d.Grants) == 0 || d.Reason != "grant:"+d.Grants[0].String() {
-				t.Fatalf("%+v: %+v", r, d)
-			}
-		}
-	})
 }
 
 // TestDocumentsThatCheckRefuses: each means less than it says, never more.

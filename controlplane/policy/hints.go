@@ -20,24 +20,26 @@ type miss struct {
 	grant  spec.Ref
 	failed []string // a text for each field that fails: "allows GET, not DELETE"
 	change string   // the smallest change, when one field fails
-	caller bool     // the caller is one of those that fail
+	far    distance // of the farthest field that fails
 }
 
-func (m *miss) fail(change, format string, args ...any) {
-	m.failed, m.change = append(m.failed, fmt.Sprintf(format, args...)), change
+// distance is how much more it would be to widen one field than another.
+type distance uint8
+
+const (
+	inContext distance = iota // when, on whose behalf and how the request comes
+	inRequest                 // what may be called
+	inCaller                  // who may call
+)
+
+func (m *miss) fail(far distance, change, format string, args ...any) {
+	m.failed, m.change, m.far = append(m.failed, fmt.Sprintf(format, args...)), change, max(m.far, far)
 }
 
 // compare orders the nearest first: by the number of fields, and of those with
-// one number the grants that are for the caller, since to widen what a caller
-// may do is less than to admit another.
+// one number by what they are.
 func (m miss) compare(o miss) int {
-	strangers := func(m miss) int {
-		if m.caller {
-			return 1
-		}
-		return 0
-	}
-	return cmp.Or(cmp.Compare(len(m.failed), len(o.failed)), cmp.Compare(strangers(m), strangers(o)))
+	return cmp.Or(cmp.Compare(len(m.failed), len(o.failed)), cmp.Compare(m.far, o.far))
 }
 
 // hints names the grants that are nearest to allowing a request, and what of
@@ -85,19 +87,19 @@ func (j *judgement) hints() []string {
 func (j *judgement) miss(g *grant) miss {
 	m := miss{grant: g.ref}
 	if g.shadow {
-		m.fail("set its mode to enforce", "is in mode shadow")
+		m.fail(inContext, "set its mode to enforce", "is in mode shadow")
 	}
 	j.missCaller(g, &m)
 	f := g.fitOf(j.p)
 	switch {
 	case !j.reaches(g) && g.ports == nil:
-		m.fail(fmt.Sprintf("add ports: [%s]", j.p.Name), "names no port of several")
+		m.fail(inRequest, fmt.Sprintf("add ports: [%s]", j.p.Name), "names no port of several")
 		return m
 	case !j.reaches(g):
-		m.fail(fmt.Sprintf("add %s to its ports", j.p.Name), "is to %s, not port %s", listed(g.ports), j.p.Name)
+		m.fail(inRequest, fmt.Sprintf("add %s to its ports", j.p.Name), "is to %s, not port %s", listed(g.ports), j.p.Name)
 		return m
 	case !f.ok:
-		m.fail("correct them", "has methods, paths or conditions that a %s port does not have", j.p.Protocol)
+		m.fail(inRequest, "correct them", "has methods, paths or conditions that a %s port does not have", j.p.Protocol)
 		return m
 	}
 	if !j.r.TCP {
@@ -117,40 +119,38 @@ func (j *judgement) reaches(g *grant) bool {
 func (j *judgement) missCaller(g *grant, m *miss) {
 	switch c := j.ix.callers(g.callers); {
 	case !c.has(j.caller):
-		m.caller = true
-		m.fail(fmt.Sprintf("add %s to its callers", j.caller), "is for %s, not %s", g.callers, j.caller)
+		m.fail(inCaller, fmt.Sprintf("add %s to its callers", j.caller), "is for %s, not %s", g.callers, j.caller)
 	case j.s != nil && j.s.admitted != nil && !j.s.admitted.has(j.caller):
-		m.caller = true
 		own, _ := j.ix.Segment(j.s.ref)
 		other, in := j.ix.Segment(j.caller.workload)
 		if !in {
-			m.fail("put the caller in a segment that it admits", "is to segment %s, which does not admit callers of none", own)
+			m.fail(inCaller, "put the caller in a segment that it admits", "is to segment %s, which does not admit callers of none", own)
 			return
 		}
-		m.fail(fmt.Sprintf("add %s to admits of segment %s", other, own), "is to segment %s, which does not admit segment %s", own, other)
+		m.fail(inCaller, fmt.Sprintf("add %s to admits of segment %s", other, own), "is to segment %s, which does not admit segment %s", own, other)
 	}
 }
 
 func (j *judgement) missRequest(r Rule, m *miss) {
 	switch {
 	case r.Upgrades == nil && j.r.Upgrade != "":
-		m.fail("write one with upgrades: [websocket]", "is for no upgrades")
+		m.fail(inContext, "write one with upgrades: [websocket]", "is for no upgrades")
 	case r.Upgrades != nil && j.r.Upgrade == "":
-		m.fail("write one without upgrades", "is for upgrades to %s only", listed(r.Upgrades))
+		m.fail(inContext, "write one without upgrades", "is for upgrades to %s only", listed(r.Upgrades))
 	case r.Upgrades != nil && j.r.Method != "GET":
-		m.fail("upgrade by GET", "is for upgrades, which %s is not", j.r.Method)
+		m.fail(inContext, "upgrade by GET", "is for upgrades, which %s is not", j.r.Method)
 	}
 	if j.p.Protocol == GRPC {
 		if called := strings.TrimPrefix(j.path, "/"); !r.method(j.r.Method) || !r.path(j.path) {
-			m.fail(fmt.Sprintf("add %s to its methods", called), "allows %s, not %s", grpcMethods(r.Paths), called)
+			m.fail(inRequest, fmt.Sprintf("add %s to its methods", called), "allows %s, not %s", grpcMethods(r.Paths), called)
 		}
 		return
 	}
 	if !r.method(j.r.Method) {
-		m.fail(fmt.Sprintf("add %s to its methods", j.r.Method), "allows %s, not %s", listed(r.Methods), j.r.Method)
+		m.fail(inRequest, fmt.Sprintf("add %s to its methods", j.r.Method), "allows %s, not %s", listed(r.Methods), j.r.Method)
 	}
 	if !r.path(j.path) {
-		m.fail(fmt.Sprintf("add %s to its paths", j.path), "allows %s, not %s", pathList(r.Paths), j.path)
+		m.fail(inRequest, fmt.Sprintf("add %s to its paths", j.path), "allows %s, not %s", pathList(r.Paths), j.path)
 	}
 }
 
@@ -176,7 +176,7 @@ func (j *judgement) missConditions(c Conditions, m *miss) {
 		{Conditions{CEL: c.CEL, CELText: c.CELText}, "widen its cel"},
 	} {
 		if failures := field.of.failures(&j.r, j.ix.providerOf(field.of.Users)); failures != nil {
-			m.fail(field.change, "%s", strings.Join(failures, " and "))
+			m.fail(inContext, field.change, "%s", strings.Join(failures, " and "))
 		}
 	}
 }
