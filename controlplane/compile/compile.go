@@ -136,7 +136,24 @@ func (c *compiler) shadowRules(p *policy.Port) []xds.Rule {
 	if !ok || !slices.ContainsFunc(w.Ports, func(o policy.Port) bool { return o.Name == p.Name && o.Protocol == p.Protocol }) {
 		return nil
 	}
-	return c.rules(c.shadow.ShadowRules(c.w.Ref, p.Name))
+	rules := c.rules(c.shadow.ShadowRules(c.w.Ref, p.Name))
+	out := rules[:0]
+	for _, r := range rules {
+		// The port refuses such upgrades, and its TLS such identities, before any
+		// policy is asked.
+		r.Callers.IDs = slices.DeleteFunc(r.Callers.IDs, func(id string) bool { return !c.verifies(id) })
+		nobody := len(r.Callers.IDs) == 0 && len(r.Callers.Prefixes) == 0 && !r.Callers.Any
+		if !nobody && (r.Upgrades == nil || p.WebSocket) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// verifies tells whether certificates of an identity are accepted here.
+func (c *compiler) verifies(id string) bool {
+	of := func(domain string) bool { return strings.HasPrefix(id, "spiffe://"+domain+"/") }
+	return of(c.ix.TrustDomain()) || slices.ContainsFunc(c.trust.Aliases, of) || slices.ContainsFunc(c.trust.Federated, of)
 }
 
 // differing is the shadow policy, unless it says what is enforced.

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/xds"
@@ -26,10 +27,18 @@ func (c *compiler) rules(list []policy.Rule) []xds.Rule {
 	return out
 }
 
-// rule is false for one of a provider that is not declared, which nobody can
-// match.
+// rule is false for one that nobody can match: of a provider that is not declared,
+// or for upgrades by another method than GET.
 func (c *compiler) rule(r *policy.Rule) (xds.Rule, bool) {
 	out := xds.Rule{Grant: r.Grant.String(), Callers: c.callers(r.Callers), Methods: r.Methods, Upgrades: r.Upgrades}
+	if r.Upgrades != nil {
+		// An upgrade is a GET (RFC 6455, section 4.1); so is an extended CONNECT by
+		// the time that it is judged.
+		if r.Methods != nil && !slices.Contains(r.Methods, "GET") {
+			return xds.Rule{}, false
+		}
+		out.Methods = []string{"GET"}
+	}
 	if len(r.Paths) > 0 {
 		out.Paths = make([]xds.Path, len(r.Paths))
 		for i, p := range r.Paths {
