@@ -181,7 +181,7 @@ func (s *stream) httpFilter(m proto.Message) (*Verdict, error) {
 		if m.GetFailureModeAllow() || !m.GetDecoderHeaderMutationRules().GetDisallowSystem().GetValue() {
 			return nil, errors.New("an authorizer may open, or rewrite")
 		}
-		if s.req.Refused {
+		if s.req.Refused && s.found { // without a route it is not asked
 			return &Verdict{Status: 403, Policy: "external"}, nil
 		}
 		return nil, nil
@@ -251,7 +251,7 @@ func (s *stream) route(h *hcmv3.HttpConnectionManager) (Verdict, error) {
 		if !ok {
 			continue
 		}
-		s.routed = r.GetName()
+		s.routed, s.found = r.GetName(), true
 		switch a := r.GetAction().(type) {
 		case *routev3.Route_Route:
 			v.Allowed, v.Cluster = true, a.Route.GetCluster()

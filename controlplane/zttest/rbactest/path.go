@@ -2,6 +2,8 @@ package rbactest
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -45,33 +47,43 @@ func cutAway(lower string) bool {
 }
 
 // decodeUnreserved decodes %xx of unreserved characters, makes "\" a slash, and
-// encodes what may not stand in a path.
+// encodes what may not stand in a path. What it decodes makes no new %xx of a "%"
+// that stood alone: "%%32f" is "%252f".
 func decodeUnreserved(s string) string {
-	var b strings.Builder
+	var out []byte
+	alone := -1 // where in out the last "%" is that begins no %xx
 	for i := 0; i < len(s); i++ {
 		c := s[i]
-		if c == '%' && i+2 < len(s) {
-			var v byte
-			if n, err := fmt.Sscanf(s[i+1:i+3], "%02x", &v); err == nil && n == 1 && isHex(s[i+1]) && isHex(s[i+2]) {
-				if isUnreserved(v) {
-					b.WriteByte(v)
-				} else {
-					b.WriteString(s[i : i+3])
-				}
-				i += 2
-				continue
-			}
-		}
+		v, err := strconv.ParseUint(s[i+1:min(i+3, len(s))], 16, 8)
+		escaped := c == '%' && i+2 < len(s) && err == nil && isHex(s[i+1])
 		switch {
+		case escaped && !isUnreserved(byte(v)):
+			out = append(out, s[i:i+3]...)
+		case escaped:
+			out = append(out, byte(v))
+			after := string(out[max(alone, 0)+1:])
+			if len(after) == 1 && i+3 < len(s) {
+				after += s[i+3 : i+4]
+			}
+			if alone >= 0 && len(after) == 2 && isHex(after[0]) && isHex(after[1]) {
+				out = slices.Insert(out, alone+1, '2', '5')
+				alone = -1
+			}
+		case c == '%':
+			alone = len(out)
+			out = append(out, c)
 		case c == '\\':
-			b.WriteByte('/')
+			out = append(out, '/')
 		case strings.IndexByte("\"<>^`{|}", c) >= 0:
-			fmt.Fprintf(&b, "%%%02X", c)
+			out = fmt.Appendf(out, "%%%02X", c)
 		default:
-			b.WriteByte(c)
+			out = append(out, c)
+		}
+		if escaped {
+			i += 2
 		}
 	}
-	return b.String()
+	return string(out)
 }
 
 // resolveDots removes "." and ".." segments; parts[0] is what is before the first

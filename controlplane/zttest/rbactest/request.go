@@ -61,8 +61,9 @@ type stream struct {
 	headers  []Header                  // with pseudo headers; filters change them
 	state    map[string]string         // filter state
 	metadata map[string]map[string]any // dynamic metadata
-	routed   string   // the name of the route
-	upgrades []string // that the route takes
+	routed   string                    // the name of the route
+	found    bool                      // there is a route
+	upgrades []string                  // that the route takes
 	shadow   string
 	allowed  string // the last policy that let it pass
 }

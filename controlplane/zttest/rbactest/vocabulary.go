@@ -16,7 +16,7 @@ var vocabulary = map[protoreflect.FullName]string{
 	"envoy.config.core.v3.ExtensionConfigSource": "config_source~ default_config apply_default_config_without_warming type_urls",
 
 	// Listeners.
-	"envoy.config.listener.v3.Listener":                                                               "name address filter_chains listener_filters~ listener_filters_timeout~ traffic_direction enable_reuse_port~ per_connection_buffer_limit_bytes~",
+	"envoy.config.listener.v3.Listener":                                                               "name address filter_chains listener_filters~ listener_filters_timeout~ continue_on_listener_filters_timeout~ traffic_direction enable_reuse_port~ per_connection_buffer_limit_bytes~",
 	"envoy.config.core.v3.Address":                                                                    "socket_address",
 	"envoy.config.core.v3.SocketAddress":                                                              "address port_value",
 	"envoy.config.core.v3.CidrRange":                                                                  "address_prefix prefix_len",
@@ -59,7 +59,7 @@ var vocabulary = map[protoreflect.FullName]string{
 	"envoy.extensions.filters.http.header_to_metadata.v3.Config.KeyValuePair":                         "metadata_namespace key value type regex_value_rewrite",
 	"envoy.type.matcher.v3.RegexMatchAndSubstitute":                                                   "pattern substitution",
 	"envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication":                                    "providers rules strip_failure_response~ stat_prefix~",
-	"envoy.extensions.filters.http.jwt_authn.v3.JwtProvider":                                          "issuer audiences~ local_jwks~ remote_jwks~ forward from_headers payload_in_metadata clock_skew_seconds~ claim_to_headers require_expiration~ jwt_cache_config~",
+	"envoy.extensions.filters.http.jwt_authn.v3.JwtProvider":                                          "issuer audiences~ local_jwks~ remote_jwks~ forward from_headers payload_in_metadata failed_status_in_metadata~ clock_skew_seconds~ claim_to_headers require_expiration~ jwt_cache_config~",
 	"envoy.extensions.filters.http.jwt_authn.v3.JwtHeader":                                            "name value_prefix",
 	"envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader":                                     "header_name claim_name claim_path",
 	"envoy.extensions.filters.http.jwt_authn.v3.JwtClaimToHeader.PathSegment":                         "key",
