@@ -70,6 +70,12 @@ func sealed(d *ztv1.Document) (*spec.Document, error) {
 	return doc, nil
 }
 
+// namedByBlocks are the kinds that a Block refers to. The others are most of a spec,
+// and a Block is not to wait for them.
+var namedByBlocks = map[string]bool{
+	spec.KindMesh: true, spec.KindWorkload: true, spec.KindService: true, spec.KindIdentityProvider: true,
+}
+
 // planBlock validates a Block as if a file said it; once written, it may come to
 // name what is there no more. What other documents have for problems does not
 // keep it out: they are there already.
@@ -88,7 +94,8 @@ func (s *Server) planBlock(st *state.State, b block) (*plan, error) {
 	}
 	next := old.With([]*spec.Document{b.doc}, nil)
 	problems := slices.Clone(b.problems)
-	for _, p := range spec.Check(merged(next, []*spec.Document{b.file}), st.TrustDomain()) {
+	around := slices.DeleteFunc(old.Documents(), func(d *spec.Document) bool { return !namedByBlocks[d.GetKind()] })
+	for _, p := range spec.Check(append(around, b.file), st.TrustDomain()) {
 		if p.File == k.String() {
 			problems = append(problems, p)
 		}
