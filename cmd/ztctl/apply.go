@@ -2,13 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -23,8 +25,8 @@ type application struct {
 	bases   map[string]string // --base, as written
 	merge   bool
 	dryRun  bool
-	noWait  bool
-	timeout time.Duration
+	shadow  bool
+	wait    waiting
 	message string
 	key     string
 }
@@ -45,11 +47,16 @@ nothing to change it waits for the newest revision.
 The commit is refused (exit code 5) when somebody else changed one of these
 namespaces after this command has read it, or after the revision that --base
 names. When no server answers in time, the outcome is not known; the message
-then names the idempotency key with which to ask again.`,
+then names the idempotency key with which to ask again.
+
+With --shadow the files are proposed instead: no verdict changes, and the proxies
+report the requests whose verdict would change, which ztctl shadow shows. An apply
+of the namespace, or ztctl shadow end, ends the proposal.`,
 		Example: `  ztctl apply -f shop/
   ztctl apply -f shop/ --dry-run
   kustomize build . | ztctl apply -f - --message "JIRA-7"
-  ztctl apply -f shop/ --base shop=41 --timeout 2m`,
+  ztctl apply -f shop/ --base shop=41 --timeout 2m
+  ztctl apply -f shop/ --shadow && ztctl shadow -n shop`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.apply(cmd.Context(), o) },
 	}
@@ -57,13 +64,14 @@ then names the idempotency key with which to ask again.`,
 	f := cmd.Flags()
 	f.BoolVar(&o.merge, "merge", false, "only add and change; remove nothing")
 	f.BoolVar(&o.dryRun, "dry-run", false, "show what would change, and commit nothing")
-	f.BoolVar(&o.noWait, "no-wait", false, "do not wait for the proxies")
-	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "how long to wait for the proxies")
+	f.BoolVar(&o.shadow, "shadow", false, "propose it: change no verdict, and report what it would change")
+	o.wait.flags(cmd)
 	f.StringVarP(&o.message, "message", "m", "", "free text, kept with the revision")
 	f.StringToStringVar(&o.bases, "base", nil, "NAMESPACE=REVISION that was reviewed; repeatable (default: as read now)")
 	f.Lookup("base").DefValue = ""
 	f.StringVar(&o.key, "idempotency-key", "", "repeat the apply whose outcome is not known (default: a new key)")
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "no-wait")
+	cmd.MarkFlagsMutuallyExclusive("shadow", "no-wait")
 	return cmd
 }
 
@@ -75,17 +83,17 @@ func (a *app) apply(ctx context.Context, o application) error {
 	docs, ps := spec.Parse(files)
 	if len(ps) > 0 {
 		a.list(ps)
-		return fmt.Errorf("%s; nothing was committed", plural(len(ps), "problem", "problems"))
+		return withHint(fmt.Errorf("%s; nothing was committed", plural(len(ps), "problem", "problems")), fixProblems)
 	}
 	if len(docs) == 0 {
-		return errors.New("the files hold no documents")
+		return errNoDocuments()
 	}
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	req := &ztv1.ApplyRequest{Files: wireFiles(files), Merge: o.merge, Message: o.message}
+	req := &ztv1.ApplyRequest{Files: wireFiles(files), Merge: o.merge, Message: o.message, Shadow: o.shadow}
 	err = a.throughElection(ctx, func() error {
 		req.Bases, err = a.bases(ctx, c, docs, o.bases)
 		return err
@@ -102,11 +110,26 @@ func (a *app) apply(ctx context.Context, o application) error {
 	if req.IdempotencyKey = o.key; o.key == "" {
 		req.IdempotencyKey = identity.NewID()
 	}
-	resp, err := a.commit(ctx, c, req)
+	resp, err := commit(ctx, a, c.Apply, req,
+		"ask again with the same files and --idempotency-key "+req.IdempotencyKey+"; it takes effect at most once")
 	if err != nil {
 		return err
 	}
-	return a.afterCommit(ctx, c, o, resp)
+	if o.shadow {
+		return a.afterProposal(resp)
+	}
+	return a.afterCommit(ctx, c, o.wait, "apply", resp)
+}
+
+// afterProposal tells what has become of `apply --shadow`.
+func (a *app) afterProposal(resp *ztv1.ApplyResponse) error {
+	return a.print(resp, func() error {
+		for _, ns := range slices.Sorted(maps.Keys(resp.Bases)) {
+			fmt.Fprintf(a.out, "proposed for namespace %s; no verdict changes\n", ns)
+			a.note("see what would: ztctl shadow -n %[1]s; take it back: ztctl shadow end %[1]s", ns)
+		}
+		return nil
+	})
 }
 
 // plan shows what the apply would change.
@@ -114,7 +137,7 @@ func (a *app) plan(ctx context.Context, c *client, req *ztv1.ApplyRequest, last 
 	var plan *ztv1.ApplyResponse
 	req.DryRun = true
 	err := a.throughElection(ctx, func() (err error) {
-		plan, err = a.try(ctx, c, req)
+		plan, err = c.Apply(ctx, req)
 		return err
 	})
 	req.DryRun = false
@@ -128,8 +151,9 @@ func (a *app) plan(ctx context.Context, c *client, req *ztv1.ApplyRequest, last 
 		return nil
 	}
 	a.showChanges(plan.Changes)
+	a.warn(problemsOf(plan.Warnings))
 	if last {
-		fmt.Fprintf(a.out, "%s affected; nothing was committed (--dry-run)\n", plural(len(plan.Affected), "proxy is", "proxies are"))
+		fmt.Fprintf(a.out, "%s affected; nothing was committed (--dry-run)\n", proxies(plan))
 	}
 	return nil
 }
@@ -150,7 +174,7 @@ func (a *app) bases(ctx context.Context, c *client, docs []*spec.Document, given
 	}
 	for ns, text := range given {
 		if _, named := out[ns]; !named {
-			return nil, fmt.Errorf("--base names namespace %q, which the files do not", ns)
+			return nil, withHint(fmt.Errorf("--base names namespace %q, which the files do not", ns), "name a namespace of the files, or leave it out")
 		}
 		if out[ns], err = strconv.ParseUint(text, 10, 64); err != nil {
 			return nil, withHint(fmt.Errorf("--base %s=%s is not a revision", ns, text), "write --base %s=12", ns)
@@ -179,14 +203,17 @@ func (a *app) throughElection(ctx context.Context, read func() error) error {
 	}
 }
 
-// commit applies for good. An outcome that is not known is asked for again, with
-// the same key, which takes effect at most once.
-func (a *app) commit(ctx context.Context, c *client, req *ztv1.ApplyRequest) (*ztv1.ApplyResponse, error) {
+// commit changes something for good. An outcome that is not known is asked for
+// again: req has an idempotency key, with which it takes effect at most once. again
+// is what to do when it stays unknown.
+func commit[Req, Resp any](ctx context.Context, a *app, method func(context.Context, Req, ...grpc.CallOption) (Resp, error), req Req, again string) (Resp, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*a.set.RequestTimeout)
 	defer cancel()
 	sent := false
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		resp, err := a.try(ctx, c, req)
+		call, done := a.deadline(ctx)
+		resp, err := method(call, req)
+		done()
 		if err == nil {
 			return resp, nil
 		}
@@ -196,7 +223,7 @@ func (a *app) commit(ctx context.Context, c *client, req *ztv1.ApplyRequest) (*z
 		case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
 			sent = sent || reached
 		default:
-			return nil, a.explain(err)
+			return resp, a.explain(err)
 		}
 		select {
 		case <-time.After(wait):
@@ -204,62 +231,8 @@ func (a *app) commit(ctx context.Context, c *client, req *ztv1.ApplyRequest) (*z
 		case <-ctx.Done():
 		}
 		if !sent {
-			return nil, a.explain(err)
+			return resp, a.explain(err)
 		}
-		return nil, withHint(
-			fmt.Errorf("the outcome is not known: the change may or may not be committed: %w", a.explain(err)),
-			"ask again with the same files and --idempotency-key %s; it takes effect at most once", req.IdempotencyKey)
+		return resp, withHint(fmt.Errorf("the outcome is not known: the change may or may not be committed: %w", a.explain(err)), "%s", again)
 	}
-}
-
-func (a *app) try(ctx context.Context, c *client, req *ztv1.ApplyRequest) (*ztv1.ApplyResponse, error) {
-	ctx, cancel := a.deadline(ctx)
-	defer cancel()
-	return c.Apply(ctx, req)
-}
-
-// afterCommit waits for the proxies and tells how it went.
-func (a *app) afterCommit(ctx context.Context, c *client, o application, resp *ztv1.ApplyResponse) error {
-	if o.noWait {
-		return a.print(resp, func() error {
-			fmt.Fprintf(a.out, "%s committed; %s affected\n", a.revision(resp), plural(len(resp.Affected), "proxy is", "proxies are"))
-			return nil
-		})
-	}
-	receipt, err := a.awaitReceipt(ctx, c, resp.Revision, o.timeout)
-	if a.set.Output != "table" {
-		if perr := a.printApplied(resp, receipt); perr != nil {
-			return perr
-		}
-	} else if perr := a.showReceipt(receipt); perr != nil {
-		return perr
-	}
-	switch {
-	case err != nil:
-		return &exit{exitUnconfirmed, fmt.Errorf("%s is committed, but its receipt cannot be read: %w", a.revision(resp), a.explain(err))}
-	case !receipt.GetComplete():
-		return &exit{exitUnconfirmed, unconfirmed(a.revision(resp), receipt)}
-	case a.set.Output == "table":
-		fmt.Fprintf(a.out, "%s is confirmed by %s\n", a.revision(resp), plural(len(receipt.Proxies), "affected proxy", "affected proxies"))
-	}
-	return nil
-}
-
-func (a *app) revision(resp *ztv1.ApplyResponse) string {
-	return fmt.Sprintf("revision %d", resp.Revision)
-}
-
-// printApplied is what apply says in json and yaml.
-func (a *app) printApplied(resp *ztv1.ApplyResponse, receipt *ztv1.WatchReceiptResponse) error {
-	var out struct {
-		Apply   json.RawMessage `json:"apply"`
-		Receipt json.RawMessage `json:"receipt"`
-	}
-	var err, err2 error
-	out.Apply, err = toJSON(resp)
-	out.Receipt, err2 = toJSON(receipt)
-	if err := errors.Join(err, err2); err != nil {
-		return err
-	}
-	return a.print(out, nil)
 }

@@ -121,13 +121,14 @@ func call[Req, Resp any](ctx context.Context, a *app, method func(context.Contex
 	return resp, a.explain(err)
 }
 
-// repeatable are the calls that may be made twice: reads, and Apply, whose
-// idempotency key makes it so.
+// repeatable are the calls that may be made twice: reads, and what has an
+// idempotency key (Apply, Block, Unblock).
 func repeatable(method string) bool {
 	switch method {
 	case ztv1.AdminService_CreateToken_FullMethodName, ztv1.AdminService_DeleteToken_FullMethodName,
 		ztv1.AdminService_DeregisterInstance_FullMethodName, ztv1.AdminService_RemoveMember_FullMethodName,
-		ztv1.AdminService_AddAdmin_FullMethodName, ztv1.AdminService_RemoveAdmin_FullMethodName:
+		ztv1.AdminService_AddAdmin_FullMethodName, ztv1.AdminService_RemoveAdmin_FullMethodName,
+		ztv1.AdminService_EndShadow_FullMethodName:
 		return false
 	}
 	return true
@@ -258,15 +259,16 @@ func (a *app) explain(err error) error {
 	if err == nil || !ok {
 		return err
 	}
+	text := errors.New(st.Message())
 	for _, d := range st.Details() {
 		switch d := d.(type) {
 		case *ztv1.Problems:
-			a.list(problemsOf(d))
+			a.list(problemsOf(d.Problems))
+			text = withHint(text, fixProblems)
 		case *ztv1.StaleBase:
 			return staleBase(d)
 		}
 	}
-	text := errors.New(st.Message())
 	switch st.Code() {
 	case codes.Canceled:
 		return context.Canceled
@@ -280,9 +282,9 @@ func (a *app) explain(err error) error {
 	return text
 }
 
-func problemsOf(d *ztv1.Problems) spec.Problems {
+func problemsOf(ps []*ztv1.Problem) spec.Problems {
 	var out spec.Problems
-	for _, p := range d.Problems {
+	for _, p := range ps {
 		out = append(out, spec.Problem{
 			Code: p.Code, File: p.File, Line: int(p.Line), Column: int(p.Column),
 			Path: p.Path, Message: p.Message, Hint: p.Hint,

@@ -2,10 +2,10 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,14 +19,17 @@ import (
 )
 
 func (a *app) newGet() *cobra.Command {
-	kinds := []string{"assertion", "grant", "mesh", "workload"}
 	cmd := &cobra.Command{
 		Use:   "get [KIND [[NAMESPACE/]NAME]]",
 		Short: "Show the documents that are stored",
-		Long: `get shows the documents of a kind, or one of them; without a kind, all. With
--o yaml they are as apply takes them.`,
+		Long: `get shows the documents of a kind, or one of them; without a kind, all. A kind may
+be singular, plural or short: identityprovider, identityproviders, idp.
+
+With -o yaml they are as apply takes them. Without a kind that leaves out the Blocks
+of ztctl block, which no file may hold; stderr names them.`,
 		Example: `  ztctl get
   ztctl get grants -n shop
+  ztctl get blocks
   ztctl get workload shop/orders -o yaml
   ztctl get -n shop -o yaml | ztctl apply -f - --dry-run`,
 		Args: cobra.MaximumNArgs(2),
@@ -34,38 +37,35 @@ func (a *app) newGet() *cobra.Command {
 			if len(args) > 0 {
 				return nil, cobra.ShellCompDirectiveNoFileComp
 			}
-			return kinds, cobra.ShellCompDirectiveNoFileComp
+			var words []string
+			for _, k := range kinds() {
+				words = append(words, k.words()[0])
+			}
+			return words, cobra.ShellCompDirectiveNoFileComp
 		},
-	}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		kind := ""
-		if len(args) > 0 {
-			var err error
-			if kind, err = kindOf(args[0]); err != nil {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return a.getAll(cmd.Context(), kind{})
+			}
+			k, err := kindOf(args[0])
+			if err != nil {
 				return err
 			}
-		}
-		if len(args) == 2 {
-			return a.getOne(cmd.Context(), kind, args[1])
-		}
-		return a.getAll(cmd.Context(), kind)
+			if len(args) == 2 {
+				return a.getOne(cmd.Context(), k, args[1])
+			}
+			return a.getAll(cmd.Context(), k)
+		},
 	}
 	return cmd
 }
 
-// kindOf reads a kind in any case, singular or plural.
-func kindOf(s string) (string, error) {
-	all := []string{spec.KindAssertion, spec.KindGrant, spec.KindMesh, spec.KindWorkload}
-	for _, k := range all {
-		if l := strings.ToLower(s); l == strings.ToLower(k) || l == strings.ToLower(k)+"s" || l == strings.ToLower(k)+"es" {
-			return k, nil
-		}
+func (a *app) getOne(ctx context.Context, k kind, name string) error {
+	namespace := a.set.Namespace
+	if namespace == "" && k.mesh {
+		namespace = spec.MeshNamespace
 	}
-	return "", withHint(fmt.Errorf("no kind %q", s), "the kinds are %s", strings.Join(all, ", "))
-}
-
-func (a *app) getOne(ctx context.Context, kind, name string) error {
-	ref, err := spec.ParseRef(name, cmp.Or(a.set.Namespace, defaultNamespaceOf(kind)))
+	ref, err := spec.ParseRef(name, namespace)
 	if err != nil {
 		return withHint(err, "name the namespace: NAMESPACE/NAME, or -n NAMESPACE")
 	}
@@ -74,30 +74,31 @@ func (a *app) getOne(ctx context.Context, kind, name string) error {
 		return err
 	}
 	defer c.Close()
-	resp, err := call(ctx, a, c.GetDocument, &ztv1.GetDocumentRequest{Kind: kind, Namespace: ref.Namespace, Name: ref.Name})
+	resp, err := call(ctx, a, c.GetDocument, &ztv1.GetDocumentRequest{Kind: k.name, Namespace: ref.Namespace, Name: ref.Name})
 	if err != nil {
-		return err
+		return orHint(err, "see ztctl get %s", k.words()[1])
 	}
 	return a.showDocuments([]*ztv1.StoredDocument{resp.Document}, true)
 }
 
-// defaultNamespaceOf is where kinds live that live in one place only.
-func defaultNamespaceOf(kind string) string {
-	if kind == spec.KindMesh {
-		return spec.MeshNamespace
-	}
-	return ""
-}
-
-func (a *app) getAll(ctx context.Context, kind string) error {
+func (a *app) getAll(ctx context.Context, k kind) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	docs, err := a.listDocuments(ctx, c, kind, a.set.Namespace)
+	docs, err := a.listDocuments(ctx, c, k.name, a.set.Namespace)
 	if err != nil {
 		return a.explain(err)
+	}
+	if k.name == "" && a.set.Output == "yaml" {
+		docs = slices.DeleteFunc(docs, func(d *ztv1.StoredDocument) bool {
+			doc := &spec.Document{Document: d.Document}
+			if doc.Operator() {
+				a.note("%s is of ztctl block, and left out", doc.Key())
+			}
+			return doc.Operator()
+		})
 	}
 	return a.showDocuments(docs, false)
 }
@@ -132,7 +133,7 @@ func (a *app) showDocuments(docs []*ztv1.StoredDocument, alone bool) error {
 		var rows [][]string
 		for _, d := range docs {
 			m := d.Document.GetMetadata()
-			rows = append(rows, []string{d.Document.Kind, m.GetNamespace(), m.GetName(), strconv.FormatUint(d.Revision, 10), summary(d.Document)})
+			rows = append(rows, []string{d.Document.Kind, m.GetNamespace(), m.GetName(), strconv.FormatUint(d.Revision, 10), a.summary(d.Document)})
 		}
 		return a.columns("KIND NAMESPACE NAME REVISION SAYS", rows)
 	}
@@ -159,49 +160,6 @@ func (a *app) showDocuments(docs []*ztv1.StoredDocument, alone bool) error {
 		return a.printJSON(b.Bytes())
 	}
 	return a.printJSON(append(append([]byte{'['}, b.Bytes()...), ']'))
-}
-
-// summary says in a few words what a document says.
-func summary(d *ztv1.Document) string {
-	switch {
-	case d.GetMesh() != nil:
-		return d.GetMesh().TrustDomain
-	case d.GetWorkload() != nil:
-		var ports []string
-		for _, p := range d.GetWorkload().Serves {
-			ports = append(ports, fmt.Sprintf("%s %d/%s", p.Name, p.Port, p.Protocol))
-		}
-		for _, c := range d.GetWorkload().TcpCalls {
-			ports = append(ports, fmt.Sprintf("calls %s at %d", c.Service, c.LocalPort))
-		}
-		return few(ports)
-	case d.GetGrant() != nil:
-		from, to := d.GetGrant().From, d.GetGrant().To
-		who := few(from.GetWorkloads())
-		if ns := from.GetNamespaces(); len(ns) > 0 {
-			who = "namespaces " + few(ns)
-		} else if from.GetAnyWorkload() {
-			who = "any workload"
-		}
-		words := []string{who, "->", few(to.GetServices())}
-		for _, list := range [][]string{to.GetPorts(), to.GetMethods(), to.GetPaths()} {
-			if len(list) > 0 {
-				words = append(words, few(list))
-			}
-		}
-		return strings.Join(words, " ")
-	case d.GetAssertion() != nil:
-		return plural(len(d.GetAssertion().Tests), "test", "tests")
-	}
-	return ""
-}
-
-// few joins the first three of a list.
-func few(list []string) string {
-	if len(list) > 3 {
-		return fmt.Sprintf("%s,+%d", strings.Join(list[:3], ","), len(list)-3)
-	}
-	return strings.Join(list, ",")
 }
 
 // yamlToJSON rewrites a YAML document as JSON; the order of fields is kept.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -24,19 +23,26 @@ func (a *app) judge(paths []string) ([]*spec.Document, *policy.Index, error) {
 		return nil, nil, err
 	}
 	docs, problems := spec.Parse(files)
-	problems = append(problems, spec.Check(docs, "")...)
-	if len(problems) > 0 {
-		slices.SortStableFunc(problems, func(a, b spec.Problem) int {
-			return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
-		})
+	if problems = spec.Join(problems, spec.Check(docs, "")); len(problems) > 0 {
 		a.list(problems)
-		return nil, nil, errors.New(plural(len(problems), "problem", "problems"))
+		return nil, nil, withHint(errors.New(plural(len(problems), "problem", "problems")), fixProblems)
 	}
 	if len(docs) == 0 {
-		return nil, nil, errors.New("the files hold no documents")
+		return nil, nil, errNoDocuments()
 	}
-	// Without a Mesh any trust domain gives the same verdicts.
-	return docs, policy.New(cmp.Or(spec.MeshOf(docs).GetTrustDomain(), "mesh.invalid"), docs), nil
+	return docs, index(docs), nil
+}
+
+// index is what documents mean. Without a Mesh any trust domain gives the same
+// verdicts.
+func index(docs []*spec.Document) *policy.Index {
+	return policy.New(cmp.Or(spec.MeshOf(docs).GetTrustDomain(), "mesh.invalid"), docs)
+}
+
+const fixProblems = "each line says where, what is wrong, and what to write instead; docs/problems.md has the codes"
+
+func errNoDocuments() error {
+	return withHint(errors.New("the files hold no documents"), "ztctl init writes some to start from")
 }
 
 func (a *app) newValidate() *cobra.Command {
@@ -47,7 +53,8 @@ func (a *app) newValidate() *cobra.Command {
 		Short: "Find every problem of a spec, without a server",
 		Long: `validate reads the files as if they were all there is: it parses them, checks
 what refers to what, runs the tests of Assertions and compiles every workload.
-All problems are reported at once, as file:line:column: code path: message.
+All problems are reported at once, as file:line:column: code path: message. What is
+allowed and worth a second look is a warning, as of ztctl lint.
 
 With --server the cluster judges, against what it has stored: the same as
 apply --dry-run, without the changes.`,
@@ -72,30 +79,43 @@ func (a *app) validate(paths []string) error {
 	if err != nil {
 		return err
 	}
-	results := policy.RunTests(ix, docs, time.Now())
-	if failed := policy.TestProblems(results); len(failed) > 0 {
-		a.list(failed)
-		return &exit{exitDenied, fmt.Errorf("%d of %s failed", len(failed), plural(len(results), "test", "tests"))}
+	results := policy.RunTests(ix, docs, a.now())
+	if err := a.passed(results); err != nil {
+		return err
 	}
+	workloads, err := compiles(ix, a.now())
+	if err != nil {
+		return err
+	}
+	a.warn(placed(ix.Lint(), docs))
+	a.note("%s valid: %s, %s passed", plural(len(docs), "document is", "documents are"),
+		plural(workloads, "workload", "workloads"), plural(len(results), "test", "tests"))
+	return nil
+}
+
+// compiles compiles every workload, as a server would at now, and counts them.
+func compiles(ix *policy.Index, now time.Time) (workloads int, err error) {
+	ix, _ = ix.Lift(now)
 	var errs []error
-	workloads := 0
 	ix.Workloads(func(w *policy.Workload) bool {
 		workloads++
-		c, err := compile.Workload(ix, nil, w.Ref)
-		if err == nil {
-			err = c.Validate()
-		}
-		if err != nil {
+		if _, err := compile.Workload(ix, nil, w.Ref); err != nil {
 			errs = append(errs, withHint(fmt.Errorf("compile %s: %w", w.Ref, err), "this is not your mistake; please report it"))
 		}
 		return true
 	})
-	if err := errors.Join(errs...); err != nil {
-		return err
+	return workloads, errors.Join(errs...)
+}
+
+// passed tells of the tests that failed.
+func (a *app) passed(results []policy.TestResult) error {
+	failed := policy.TestProblems(results)
+	if len(failed) == 0 {
+		return nil
 	}
-	a.note("%s valid: %s, %s passed", plural(len(docs), "document is", "documents are"),
-		plural(workloads, "workload", "workloads"), plural(len(results), "test", "tests"))
-	return nil
+	a.list(failed)
+	err := fmt.Errorf("%d of %s failed", len(failed), plural(len(results), "test", "tests"))
+	return &exit{exitDenied, withHint(err, "ztctl can says for one request which grants are near")}
 }
 
 func (a *app) validateOnServer(ctx context.Context, paths []string, merge bool) error {
@@ -113,6 +133,7 @@ func (a *app) validateOnServer(ctx context.Context, paths []string, merge bool) 
 	if err != nil {
 		return err
 	}
+	a.warn(problemsOf(plan.Warnings))
 	a.note("valid on top of revision %d: %s", plan.Revision, plural(len(plan.Changes), "change", "changes"))
 	return nil
 }
@@ -127,63 +148,196 @@ func wireFiles(files []spec.File) []*ztv1.File {
 
 func (a *app) newTest() *cobra.Command {
 	var paths []string
+	var at string
 	cmd := &cobra.Command{
-		Use:   "test -f FILE|FOLDER|-",
-		Short: "Run the tests of Assertions, without a server",
-		Long: `test runs every test of the Assertions in the files, as if the files were all
-there is, and shows each verdict. Exit code 3: one failed.`,
-		Example: "  ztctl test -f shop/",
-		Args:    cobra.NoArgs,
-		RunE:    func(*cobra.Command, []string) error { return a.test(paths) },
+		Use:   "test [-f FILE|FOLDER|-]",
+		Short: "Run the tests of Assertions",
+		Long: `test runs every test and statement of the Assertions in the files, as if the files
+were all there is, and shows each verdict; no server is asked. Without -f it takes
+what the cluster has stored, but for the Blocks of ztctl block. Exit code 3: one
+failed.
+
+Tests that do not say when their request begins have it begin now, or at --at: what
+holds today need not hold on a Sunday, or after a grant has ended.`,
+		Example: `  ztctl test -f shop/
+  ztctl test -f shop/ --at 2026-12-24T22:00:00+01:00
+  ztctl test`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.test(cmd.Context(), paths, at) },
 	}
-	fileFlag(cmd, &paths, true)
+	fileFlag(cmd, &paths, false)
+	cmd.Flags().StringVar(&at, "at", "", "when requests begin: a `TIME` such as 2026-08-01T18:00:00Z (default: now)")
 	return cmd
 }
 
-// shownTest is one test in json and yaml.
+// shownTest is one test or statement in json and yaml.
 type shownTest struct {
-	Assertion string `json:"assertion"` // namespace/name
-	Test      int    `json:"test"`      // its place in the assertion, from 0
-	As        string `json:"as"`
-	Request   string `json:"request"`
-	Want      string `json:"want"`
-	Got       string `json:"got"`
-	Reason    string `json:"reason"`
-	Passed    bool   `json:"passed"`
+	Assertion string   `json:"assertion"` // namespace/name
+	List      string   `json:"list"`      // tests, never or always
+	Test      int      `json:"test"`      // its place in the list, from 0
+	As        string   `json:"as"`
+	Request   string   `json:"request"`
+	Want      string   `json:"want"`
+	Got       string   `json:"got"`
+	Reason    string   `json:"reason"`
+	Notes     []string `json:"notes"` // what the proof of a statement leaves open
+	Passed    bool     `json:"passed"`
 }
 
-func (a *app) test(paths []string) error {
-	docs, ix, err := a.judge(paths)
+func (a *app) test(ctx context.Context, paths []string, at string) error {
+	now := a.now()
+	var err error
+	if at != "" {
+		if now, err = timeOf("--at", at); err != nil {
+			return err
+		}
+	}
+	var docs []*spec.Document
+	var ix *policy.Index
+	if len(paths) > 0 {
+		docs, ix, err = a.judge(paths)
+	} else {
+		docs, ix, err = a.judgeStored(ctx)
+	}
 	if err != nil {
 		return err
 	}
-	results := policy.RunTests(ix, docs, time.Now())
+	results := policy.RunTests(ix, docs, now)
 	shown := []shownTest{}
 	var rows [][]string
 	for _, r := range results {
 		t := shownTest{
-			Assertion: r.Assertion.Namespace + "/" + r.Assertion.Name, Test: r.Index,
-			As: r.Test.GetAs().GetWorkload(), Request: r.Test.GetRequest(), Want: r.Test.GetWant(),
-			Got: verdict(r.Decision.Allowed), Reason: r.Decision.Reason, Passed: r.Problem == nil,
+			Assertion: r.Assertion.Namespace + "/" + r.Assertion.Name, List: r.List, Test: r.Index,
+			Notes: append([]string{}, r.Notes...), Passed: r.Problem == nil,
 		}
-		if r.Test == nil { // a statement
-			t.Request, t.Got = r.List, ""
+		request := fmt.Sprintf("%s[%d]", r.List, r.Index)
+		if r.Test != nil {
+			t.As, t.Request, t.Want = asWhom(r.Test.As), r.Test.Request, r.Test.Want
+			t.Got, t.Reason, request = verdict(r.Decision.Allowed), r.Decision.Reason, r.Test.Request
 		}
 		shown = append(shown, t)
 		result := "pass"
 		if !t.Passed {
 			result = "FAIL"
 		}
-		rows = append(rows, []string{result, t.Assertion, t.As, t.Request, t.Want, t.Got, t.Reason})
+		rows = append(rows, []string{result, t.Assertion, t.As, request, t.Want, t.Got, cmp.Or(t.Reason, strings.Join(t.Notes, "; "))})
 	}
 	if err := a.print(shown, func() error { return a.columns("RESULT ASSERTION AS REQUEST WANT GOT REASON", rows) }); err != nil {
 		return err
 	}
-	if failed := policy.TestProblems(results); len(failed) > 0 {
-		a.list(failed)
-		return &exit{exitDenied, fmt.Errorf("%d of %s failed", len(failed), plural(len(results), "test", "tests"))}
+	return a.passed(results)
+}
+
+// asWhom is the caller of a test, and the user for whom it calls.
+func asWhom(s *ztv1.Subject) string {
+	who := cmp.Or(s.GetWorkload(), s.GetSpiffeId())
+	if u := s.GetUser(); u != nil {
+		who += " for " + u.Provider + ":" + u.Subject
+	}
+	return who
+}
+
+// judgeStored makes an index of what the files of all namespaces have made, as the
+// cluster has stored it.
+func (a *app) judgeStored(ctx context.Context) ([]*spec.Document, *policy.Index, error) {
+	c, err := a.connect()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer c.Close()
+	stored, err := a.listDocuments(ctx, c, "", "")
+	if err != nil {
+		return nil, nil, a.explain(err)
+	}
+	var docs []*spec.Document
+	for _, d := range stored {
+		if doc := (&spec.Document{Document: d.Document}); !doc.Operator() {
+			docs = append(docs, doc)
+		}
+	}
+	return docs, index(docs), nil
+}
+
+func (a *app) newLint() *cobra.Command {
+	var paths []string
+	var strict bool
+	cmd := &cobra.Command{
+		Use:   "lint -f FILE|FOLDER|-",
+		Short: "Show what a spec may say and an audit would ask about",
+		Long: `lint shows what is allowed in a spec and worth a second look, with its place, a
+code and what to do about it: grants across namespaces, implicit trust that is kept,
+grants that get slow in number. The files are read as if they were all there is.
+Warnings change nothing; with --strict one is exit code 1.`,
+		Example: `  ztctl lint -f shop/
+  ztctl lint -f shop/ --strict`,
+		Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return a.lint(paths, strict) },
+	}
+	fileFlag(cmd, &paths, true)
+	cmd.Flags().BoolVar(&strict, "strict", false, "a warning is exit code 1")
+	return cmd
+}
+
+// shownWarning is one warning in json and yaml.
+type shownWarning struct {
+	Code    string `json:"code"`
+	File    string `json:"file"`
+	Line    int    `json:"line"`
+	Column  int    `json:"column"`
+	Path    string `json:"path"`
+	Message string `json:"message"`
+	Hint    string `json:"hint"`
+}
+
+func (a *app) lint(paths []string, strict bool) error {
+	docs, ix, err := a.judge(paths)
+	if err != nil {
+		return err
+	}
+	warnings := placed(ix.Lint(), docs)
+	shown := []shownWarning{}
+	for _, w := range warnings {
+		shown = append(shown, shownWarning(w))
+	}
+	if err := a.print(shown, func() error {
+		for _, w := range warnings {
+			fmt.Fprintln(a.out, printable(w.Error()))
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	switch {
+	case len(warnings) == 0:
+		a.note("nothing to warn of in %s", plural(len(docs), "document", "documents"))
+	case strict:
+		return withHint(errors.New(plural(len(warnings), "warning", "warnings")), "do what the lines say, or leave out --strict")
 	}
 	return nil
+}
+
+// placed gives warnings the places of their documents in the files.
+func placed(warnings []policy.Warning, docs []*spec.Document) spec.Problems {
+	byKey := map[spec.Key]*spec.Document{}
+	for _, d := range docs {
+		byKey[d.Key()] = d
+	}
+	var out spec.Problems
+	for _, w := range warnings {
+		p := spec.Problem{Code: w.Code, File: w.Key.String(), Path: w.Path, Message: w.Message, Hint: w.Hint}
+		if d := byKey[w.Key]; d != nil {
+			p.File, p.Line, p.Column = d.At(w.Path)
+		}
+		out = append(out, p)
+	}
+	return spec.Join(out)
+}
+
+// warn prints warnings, one line each.
+func (a *app) warn(warnings spec.Problems) {
+	for _, w := range warnings {
+		fmt.Fprintf(a.err, "warning: %s\n", printable(w.Error()))
+	}
 }
 
 func verdict(allowed bool) string {
@@ -191,131 +345,4 @@ func verdict(allowed bool) string {
 		return "allow"
 	}
 	return "deny"
-}
-
-func (a *app) newCan() *cobra.Command {
-	var paths []string
-	cmd := &cobra.Command{
-		Use:   `can CALLER "METHOD SERVICE[:PORT] /PATH"`,
-		Short: "Say whether a request is allowed, and why",
-		Long: `can decides one request by the committed spec, or with -f by files, without a
-server. The request is "METHOD service[:port] /path", "GRPC service[:port]
-pkg.Service/Method" or "TCP service[:port]"; names without a namespace are of
--n, otherwise of the caller's. A caller without a namespace is looked for in all
-of them. Exit code 3: denied.`,
-		Example: `  ztctl can web "POST orders /orders/7"
-  ztctl can shop/web "GRPC stock shop.v1.Stock/Get"
-  ztctl can shop/orders "TCP db" -f shop/`,
-		Args: cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.can(cmd.Context(), paths, args[0], args[1]) },
-	}
-	fileFlag(cmd, &paths, false)
-	return cmd
-}
-
-func (a *app) can(ctx context.Context, paths []string, caller, request string) error {
-	var resp *ztv1.CanResponse
-	var err error
-	if len(paths) > 0 {
-		resp, caller, err = a.canOffline(paths, caller, request)
-	} else {
-		resp, caller, err = a.canOnline(ctx, caller, request)
-	}
-	if err != nil {
-		return err
-	}
-	if err := a.print(resp, func() error {
-		color := red
-		if resp.Allowed {
-			color = green
-		}
-		fmt.Fprintf(a.out, "%s   %s   %s   %s\n", a.paint(color, verdict(resp.Allowed)), caller, printable(request), resp.Reason)
-		for _, g := range resp.Grants {
-			fmt.Fprintf(a.out, "  by grant %s\n", g)
-		}
-		for _, h := range resp.Hints {
-			fmt.Fprintf(a.out, "  %s\n", printable(h))
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
-	if !resp.Allowed {
-		return &exit{code: exitDenied}
-	}
-	return nil
-}
-
-func (a *app) canOffline(paths []string, caller, request string) (*ztv1.CanResponse, string, error) {
-	_, ix, err := a.judge(paths)
-	if err != nil {
-		return nil, "", err
-	}
-	var refs []string
-	ix.Workloads(func(w *policy.Workload) bool {
-		refs = append(refs, w.Ref.String())
-		return true
-	})
-	if caller, err = a.caller(caller, func() ([]string, error) { return refs, nil }); err != nil {
-		return nil, "", err
-	}
-	d, err := policy.Can(ix, a.namespaceOf(caller), &ztv1.Test{As: &ztv1.Subject{Workload: caller}, Request: request}, time.Now())
-	if err != nil {
-		return nil, "", err
-	}
-	resp := &ztv1.CanResponse{Allowed: d.Allowed, Reason: d.Reason, Hints: d.Hints}
-	for _, g := range d.Grants {
-		resp.Grants = append(resp.Grants, g.String())
-	}
-	return resp, caller, nil
-}
-
-func (a *app) canOnline(ctx context.Context, caller, request string) (*ztv1.CanResponse, string, error) {
-	c, err := a.connect()
-	if err != nil {
-		return nil, "", err
-	}
-	defer c.Close()
-	caller, err = a.caller(caller, func() ([]string, error) {
-		docs, err := a.listDocuments(ctx, c, spec.KindWorkload, "")
-		var refs []string
-		for _, d := range docs {
-			refs = append(refs, d.Document.GetMetadata().GetNamespace()+"/"+d.Document.GetMetadata().GetName())
-		}
-		return refs, a.explain(err)
-	})
-	if err != nil {
-		return nil, "", err
-	}
-	resp, err := call(ctx, a, c.Can, &ztv1.CanRequest{Caller: caller, Request: request, Namespace: a.namespaceOf(caller)})
-	return resp, caller, err
-}
-
-// namespaceOf is the namespace of bare names in a request of caller.
-func (a *app) namespaceOf(caller string) string {
-	ns, _, _ := strings.Cut(caller, "/")
-	return cmp.Or(a.set.Namespace, ns)
-}
-
-// caller completes the name of a caller: by -n, or by the one workload of that
-// name.
-func (a *app) caller(name string, workloads func() ([]string, error)) (string, error) {
-	if strings.Contains(name, "/") {
-		return name, nil
-	}
-	if a.set.Namespace != "" {
-		return a.set.Namespace + "/" + name, nil
-	}
-	all, err := workloads()
-	if err != nil {
-		return "", err
-	}
-	found := slices.DeleteFunc(all, func(ref string) bool { return !strings.HasSuffix(ref, "/"+name) })
-	switch len(found) {
-	case 0:
-		return "", withHint(fmt.Errorf("no workload %q in any namespace", name), "see ztctl get workloads")
-	case 1:
-		return found[0], nil
-	}
-	return "", withHint(fmt.Errorf("workload %q is in several namespaces: %s", name, strings.Join(found, ", ")), "name one of them in full, or use -n")
 }

@@ -86,6 +86,14 @@ func withHint(err error, format string, args ...any) error {
 	return &hinted{err, fmt.Sprintf(format, args...)}
 }
 
+// orHint is withHint for an error that has no hint yet.
+func orHint(err error, format string, args ...any) error {
+	if err == nil || len(hintsOf(err)) > 0 {
+		return err
+	}
+	return withHint(err, format, args...)
+}
+
 // main runs one command line and returns its exit code.
 func (a *app) main(ctx context.Context, args, environ []string) int {
 	root := a.root(environ)
@@ -93,10 +101,11 @@ func (a *app) main(ctx context.Context, args, environ []string) int {
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.err)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
+	err = orHint(err, "see %s --help", cmd.CommandPath())
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = &exit{exitCode(err), errors.New("interrupted")}
 	}
@@ -119,11 +128,12 @@ func (a *app) root(environ []string) *cobra.Command {
 		Short: "Say who may do what, and see that every proxy enforces it",
 		Long: `ztctl speaks to a ztmesh control plane: it applies specs, shows what every
 proxy has taken over, and answers whether a request is allowed. What needs no
-server (init, validate, test, can -f) works offline.`,
+server (init, validate, lint, test -f, can -f) works offline.`,
 		Example: `  ztctl init shop && ztctl validate -f shop
   ztctl context import admin.yaml
   ztctl apply -f shop
   ztctl can shop/web "GET orders /orders/7"
+  ztctl block shop/web --reason "INC-42" --for 1h
   ztctl status`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -142,7 +152,8 @@ server (init, validate, test, can -f) works offline.`,
 			root.AddCommand(c)
 		}
 	}
-	add(groupSpec, a.newInit(), a.newValidate(), a.newTest(), a.newCan(), a.newApply(), a.newGet(), a.newRevisions())
+	add(groupSpec, a.newInit(), a.newValidate(), a.newLint(), a.newTest(), a.newCan(), a.newApply(), a.newShadow(),
+		a.newBlock(), a.newUnblock(), a.newGet(), a.newRevisions())
 	add(groupFleet, a.newStatus(), a.newBootstrap(), a.newDeregister(), a.newMembers())
 	add(groupAccess, a.newToken(), a.newAdmin(), a.newContext())
 	root.AddCommand(a.newVersion(), exitCodesTopic(), environmentTopic())
@@ -184,8 +195,8 @@ func exitCodesTopic() *cobra.Command {
   1  an error: nothing was changed, unless the message says that the outcome
      is not known
   3  the request is denied (can), or a test failed (test, validate)
-  4  committed, but not confirmed by all proxies in time (apply); the proxies
-     that are late take it over when they can
+  4  committed, but not confirmed by all proxies in time (apply, block, unblock);
+     the proxies that are late take it over when they can
   5  stale base: somebody else changed the namespace first; nothing was changed`,
 	}
 }

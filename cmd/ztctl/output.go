@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -234,4 +235,25 @@ func (a *app) list(ps spec.Problems) {
 	for _, p := range ps {
 		fmt.Fprintln(a.err, printable(p.Error()))
 	}
+}
+
+// label is a DNS label (RFC 1123) for text: itself, or what is like it, with a hash
+// that tells it from the label of any other text.
+func label(text string) string {
+	like := strings.Trim(strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z' || r >= '0' && r <= '9':
+			return r
+		case r >= 'A' && r <= 'Z':
+			return r - 'A' + 'a'
+		}
+		return '-'
+	}, text), "-")
+	const most = 63
+	if like == text && len(text) <= most {
+		return text
+	}
+	hash := fmt.Sprintf("%x", sha256.Sum256([]byte(text)))[:8]
+	like = strings.Trim(like[:min(len(like), most-1-len(hash))], "-")
+	return strings.TrimPrefix(like+"-"+hash, "-")
 }

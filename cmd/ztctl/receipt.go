@@ -2,17 +2,82 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
+
+// waiting is how long a command waits for the proxies after it has committed.
+type waiting struct {
+	skip    bool
+	timeout time.Duration
+}
+
+func (w *waiting) flags(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&w.skip, "no-wait", false, "do not wait for the proxies")
+	cmd.Flags().DurationVar(&w.timeout, "timeout", 30*time.Second, "how long to wait for the proxies")
+}
+
+// committed is the answer to what has made a revision.
+type committed interface {
+	proto.Message
+	GetRevision() uint64
+	GetAffected() []*ztv1.InstanceRef
+}
+
+// proxies is "1 proxy is", "2 proxies are".
+func proxies(resp committed) string {
+	return plural(len(resp.GetAffected()), "proxy is", "proxies are")
+}
+
+// afterCommit waits for the proxies and tells how it went. command is what has been
+// answered by resp.
+func (a *app) afterCommit(ctx context.Context, c *client, w waiting, command string, resp committed) error {
+	revision := fmt.Sprintf("revision %d", resp.GetRevision())
+	if w.skip {
+		return a.print(resp, func() error {
+			fmt.Fprintf(a.out, "%s committed; %s affected\n", revision, proxies(resp))
+			return nil
+		})
+	}
+	receipt, err := a.awaitReceipt(ctx, c, resp.GetRevision(), w.timeout)
+	if a.set.Output != "table" {
+		if perr := a.printCommitted(command, resp, receipt); perr != nil {
+			return perr
+		}
+	} else if perr := a.showReceipt(receipt); perr != nil {
+		return perr
+	}
+	switch {
+	case err != nil:
+		return &exit{exitUnconfirmed, fmt.Errorf("%s is committed, but its receipt cannot be read: %w", revision, a.explain(err))}
+	case !receipt.GetComplete():
+		return &exit{exitUnconfirmed, unconfirmed(revision, receipt)}
+	case a.set.Output == "table":
+		fmt.Fprintf(a.out, "%s is confirmed by %s\n", revision, plural(len(receipt.Proxies), "affected proxy", "affected proxies"))
+	}
+	return nil
+}
+
+// printCommitted is what a command that waits says in json and yaml: its answer and
+// the receipt.
+func (a *app) printCommitted(command string, resp committed, receipt *ztv1.WatchReceiptResponse) error {
+	answer, err := toJSON(resp)
+	heard, err2 := toJSON(receipt)
+	if err := errors.Join(err, err2); err != nil {
+		return err
+	}
+	return a.printJSON(fmt.Appendf(nil, "{%q: %s, \"receipt\": %s}", command, answer, heard))
+}
 
 // awaitReceipt follows a revision until it is settled or the time is over, and
 // returns the last that was heard (nil: nothing). It errs only when no more can
