@@ -251,7 +251,8 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
 	door := api.New(api.Config{
 		ServerID: s.id, Version: Version, Log: agreed{agreedOn}, Cluster: others, Proxies: held,
-		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Views: views, Identify: s.identify, Passthrough: passthrough, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
+		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Views: views, Identify: s.identify,
+		Passthrough: passthrough, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 		Handshake: s.cfg.Handshake,
 	})
 	handler, err := door.NewHandler()
