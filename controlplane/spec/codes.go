@@ -248,7 +248,7 @@ var codes = []Code{
 	{codeCIDR, "This is not an address range in canonical form", "Write it as 10.0.0.0/8, 192.0.2.7/32 or fd00::/8, with all bits after the prefix zero."},
 	{codeZone, "The time zone does not exist", "Write a name of the IANA time zone database, such as Europe/Berlin or UTC."},
 	{codeClock, "The window is not between two times of day", "Write start and end as HH:MM; end may be 24:00, and before start to cross midnight."},
-	{codeCEL, "The expression is refused", "The variables are " + strings.Join(CELVariables(), ", ") + "; docs/spec.md has the functions."},
+	{codeCEL, "The expression is refused", "The variables are " + strings.Join(CELVariables(), ", ") + "; docs/spec/grant.md has the functions."},
 	{codeUpgrade, "A grant names an upgrade that a port in its reach does not take", "Add \"upgrades\" to the port, which is http, or name other ports."},
 	{codeUpgradeMethod, "An upgrade is always a GET", "Remove methods; write another grant for other requests."},
 	{codeConditionOnTCP, "Users, headers or an expression are named for a tcp port, whose connections have none", "Remove them, or grant the other ports apart."},
