@@ -96,7 +96,14 @@ func text(of protoreflect.Message) (out []string, required bool) {
 }
 
 func count(of protoreflect.Message, what string) string {
-	return fmt.Sprintf("at most %d %s", number(of, protoreflect.Name("max_"+what)), strings.Replace(what, "pairs", "keys", 1))
+	most := number(of, protoreflect.Name("max_"+what))
+	if what == "pairs" {
+		what = "keys"
+	}
+	if most == 1 {
+		what = strings.TrimSuffix(what, "s")
+	}
+	return fmt.Sprintf("at most %d %s", most, what)
 }
 
 func number(of protoreflect.Message, name protoreflect.Name) uint64 {

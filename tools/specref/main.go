@@ -110,7 +110,7 @@ How values are written:
 | time | RFC 3339, to the second: ` + "`\"2030-01-31T18:00:00Z\"`" + ` |
 | reference | ` + "`name`" + ` of the same namespace, or ` + "`namespace/name`" + ` |
 | list | a list; an empty one is an error, never "all" |
-| PEM, JWK Set | text, best as a block (` + "`|`" + `) |
+| PEM, JWK Set | text, best as a block (` + "`\\|`" + `) |
 
 `
 
