@@ -50,6 +50,9 @@ func (b *builder) judges(in *Inbound) {
 		return
 	}
 	b.extensionResource(BlockName(w, in.Name), b.block(in))
+	if len(in.Plaintext) > 0 {
+		b.extensionResource(PlaintextBlockName(w, in.Name), b.plaintextBlock(in))
+	}
 	b.extensionResource(TokensName(w, in.Name), b.tokens())
 	b.extensionResource(UserBlockName(w, in.Name), b.userBlock(in))
 	b.extensionResource(ShadowName(w, in.Name), b.shadow(in))

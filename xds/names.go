@@ -57,6 +57,12 @@ func PolicyName(workload, port string) string { return "policy/" + workload + "/
 // BlockName names the ECDS resource of a port's Blocks of callers.
 func BlockName(workload, port string) string { return "block/" + workload + "/" + port }
 
+// PlaintextBlockName names the ECDS resource of a port's Blocks of everybody, for
+// callers without TLS.
+func PlaintextBlockName(workload, port string) string {
+	return BlockName(workload, port) + "/plaintext"
+}
+
 // TokensName names the ECDS resource that verifies the tokens of a port.
 func TokensName(workload, port string) string { return "jwt/" + workload + "/" + port }
 

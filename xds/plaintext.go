@@ -10,6 +10,7 @@ import (
 	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	inspectorv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/tls_inspector/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -53,7 +54,7 @@ func (b *builder) plaintext(in *Inbound) *listenerv3.FilterChain {
 	}
 	w := b.c.Workload
 	chain.Filters = []*listenerv3.Filter{b.inboundManager(in, []*hcmv3.HttpFilter{
-		b.httpSlot(BlockName(w, in.Name), b.denyAllJudge()),
+		b.httpSlot(PlaintextBlockName(w, in.Name), b.denyAllJudge()),
 		// Before the health check: without a gate, this is who may ask.
 		b.httpFilter("exceptions", b.judge(needs{path: true}, &httprbacv3.RBAC{
 			Matcher: root(b.excepted(in)), RulesStatPrefix: RBACStatPrefix,
@@ -85,12 +86,10 @@ func (b *builder) excepted(in *Inbound) *onMatch {
 // exceptedTCP is excepted for connections: a network matcher takes no CEL, so it
 // is Envoy's other form.
 func (b *builder) exceptedTCP(in *Inbound) map[string]*rbacv3.Policy {
-	for _, k := range in.Blocks {
-		if k.Callers == nil {
-			return nil // everybody
-		}
-	}
 	out := map[string]*rbacv3.Policy{}
+	if _, shut := in.shut(); shut {
+		return out
+	}
 	for _, p := range in.Plaintext {
 		until, err := parseCEL(p.conditions().clock())
 		if err != nil {
@@ -104,6 +103,27 @@ func (b *builder) exceptedTCP(in *Inbound) map[string]*rbacv3.Policy {
 		}
 	}
 	return out
+}
+
+// plaintextBlock is block for callers without a certificate: only a Block of
+// everybody is theirs. The other Blocks' filter cannot judge them, since Envoy's
+// matcher denies, without a name, whom it has to ask for a certificate in vain.
+func (b *builder) plaintextBlock(in *Inbound) proto.Message {
+	block, shut := in.shut()
+	if !shut {
+		return pass()
+	}
+	return b.judge(needs{}, &httprbacv3.RBAC{Matcher: root(b.deny(block)), RulesStatPrefix: blockStatPrefix})
+}
+
+// shut says whether a Block denies everybody, and which.
+func (in *Inbound) shut() (block string, ok bool) {
+	for _, k := range in.Blocks {
+		if k.Callers == nil && k.Users == nil {
+			return k.Name, true
+		}
+	}
+	return "", false
 }
 
 // sources are the TCP peers of these prefixes, each as a principal.

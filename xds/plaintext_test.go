@@ -87,8 +87,13 @@ func TestPlaintext(t *testing.T) {
 
 	// A Block of everybody holds here, too; it is a resource of its own.
 	blocked := exceptConfig(echo, db.target, "127.0.0.0/8", ahead)
+	blocked.Inbound[0].Blocks = []xds.Block{{Name: "shop/lost", Callers: &xds.Callers{IDs: []string{id("shop/web")}}}}
+	orders.apply(orders.build(blocked).Get(xds.ExtensionType, xds.PlaintextBlockName("shop/orders", "http")))
+	if got := orders.plain(8080, forged); got.status != 200 {
+		t.Errorf("excepted, beside a Block of somebody else: %+v", got)
+	}
 	blocked.Inbound[0].Blocks = []xds.Block{{Name: "shop/stop"}}
-	orders.apply(orders.build(blocked).Get(xds.ExtensionType, xds.BlockName("shop/orders", "http")))
+	orders.apply(orders.build(blocked).Get(xds.ExtensionType, xds.PlaintextBlockName("shop/orders", "http")))
 	if got := orders.plain(8080, forged); got.status != 403 {
 		t.Errorf("blocked: %+v", got)
 	}

@@ -1,6 +1,7 @@
 package rbactest
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -33,7 +34,10 @@ func (s *stream) input(x *xcorev3.TypedExtensionConfig) (input, error) {
 	}
 	switch m := m.(type) {
 	case *sslinputv3.UriSanInput:
-		return text(s.req.Peer, s.req.TLS && s.req.Peer != ""), nil
+		if !s.req.TLS {
+			return input{}, errors.New("without TLS there is no certificate, and Envoy denies without a name")
+		}
+		return text(s.req.Peer, s.req.Peer != ""), nil
 	case *networkinputv3.FilterStateInput:
 		v, ok := s.state[m.GetKey()]
 		return text(v, ok), nil
