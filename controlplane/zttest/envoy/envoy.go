@@ -71,6 +71,7 @@ type Config struct {
 	Args      []string  // further arguments
 	LogLevel  string    // "warning" if empty
 	Output    io.Writer // receives stdout and stderr beside Log; may be nil
+	Stdout    io.Writer // receives stdout in the place of Log and Output; may be nil
 }
 
 // Process is a running Envoy.
@@ -115,6 +116,9 @@ func Start(c Config) (*Process, error) {
 		out = io.MultiWriter(out, c.Output)
 	}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
+	if c.Stdout != nil {
+		p.cmd.Stdout = c.Stdout
+	}
 	p.cmd.SysProcAttr = parentDeath()
 	started := make(chan error)
 	go p.run(started)

@@ -46,6 +46,7 @@ type Answer struct {
 	Reason, Body string // Reason is xds.ReasonHeader
 	Refused      bool   // with status 0: TLS refused the client
 	From         string // this end of the connection: "peer" in the access log
+	Last         bool   // the other side closes the connection; HTTP/1.1 only
 }
 
 // Raw sends bytes on a new connection and reads one answer. It may be called from
@@ -83,7 +84,7 @@ func Exchange(c net.Conn, request string) (Answer, error) {
 		return Answer{}, err
 	}
 	defer resp.Body.Close()
-	a := Answer{Status: resp.StatusCode, Reason: resp.Header.Get(xds.ReasonHeader)}
+	a := Answer{Status: resp.StatusCode, Reason: resp.Header.Get(xds.ReasonHeader), Last: resp.Close}
 	if resp.ContentLength < 0 && resp.TransferEncoding == nil {
 		return a, nil // the proxy refuses, and takes its time to close
 	}

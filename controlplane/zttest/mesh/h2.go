@@ -30,10 +30,15 @@ func (in *Instance) DialHTTP2(port uint32, as *tls.Certificate) (*HTTP2, error) 
 	if err != nil {
 		return nil, err
 	}
+	return NewHTTP2(conn)
+}
+
+// NewHTTP2 begins HTTP/2 on a connection, which it closes if it cannot.
+func NewHTTP2(conn net.Conn) (*HTTP2, error) {
 	h := &HTTP2{conn: conn, frames: http2.NewFramer(conn, conn)}
 	h.encode = hpack.NewEncoder(&h.block)
 	h.frames.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	_, err = io.WriteString(conn, http2.ClientPreface)
+	_, err := io.WriteString(conn, http2.ClientPreface)
 	if err = errors.Join(err, h.frames.WriteSettings()); err != nil {
 		conn.Close()
 		return nil, err
@@ -59,7 +64,18 @@ func (in *Instance) RawHTTP2(port uint32, as *tls.Certificate, method, host, pat
 // Exchange sends a request without a body and reads its answer. A stream that
 // the other side resets is an http2.StreamError.
 func (h *HTTP2) Exchange(method, host, path string) (Answer, error) {
-	if err := h.send(method, host, path); err != nil {
+	return h.Do(true, []hpack.HeaderField{
+		{Name: ":method", Value: method},
+		{Name: ":scheme", Value: "https"},
+		{Name: ":authority", Value: host},
+		{Name: ":path", Value: path},
+	})
+}
+
+// Do is Exchange of any headers, the pseudo headers among them. If the request
+// does not end with them, its answer is complete with its headers.
+func (h *HTTP2) Do(end bool, headers []hpack.HeaderField) (Answer, error) {
+	if err := h.send(end, headers); err != nil {
 		return Answer{}, err
 	}
 	var a Answer
@@ -85,34 +101,32 @@ func (h *HTTP2) Exchange(method, host, path string) (Answer, error) {
 					a.Reason = field.Value
 				}
 			}
-			ended = f.StreamEnded()
+			ended = f.StreamEnded() || !end
 		case *http2.DataFrame:
 			a.Body += string(f.Data())
 			ended = f.StreamEnded()
+			if n := f.Header().Length; n > 0 {
+				err = h.frames.WriteWindowUpdate(0, n)
+			}
 		case *http2.RSTStreamFrame:
 			return Answer{}, http2.StreamError{StreamID: f.StreamID, Code: f.ErrCode}
 		}
-		if ended {
-			return a, nil
+		if ended || err != nil {
+			return a, err
 		}
 	}
 }
 
-func (h *HTTP2) send(method, host, path string) error {
+func (h *HTTP2) send(end bool, headers []hpack.HeaderField) error {
 	h.stream = max(h.stream+2, 1) | 1
 	h.block.Reset()
-	for _, field := range []hpack.HeaderField{
-		{Name: ":method", Value: method},
-		{Name: ":scheme", Value: "https"},
-		{Name: ":authority", Value: host},
-		{Name: ":path", Value: path},
-	} {
+	for _, field := range headers {
 		if err := h.encode.WriteField(field); err != nil {
 			return err
 		}
 	}
 	return h.frames.WriteHeaders(http2.HeadersFrameParam{
-		StreamID: h.stream, BlockFragment: h.block.Bytes(), EndStream: true, EndHeaders: true,
+		StreamID: h.stream, BlockFragment: h.block.Bytes(), EndStream: end, EndHeaders: true,
 	})
 }
 

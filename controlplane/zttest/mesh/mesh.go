@@ -14,6 +14,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -284,21 +285,27 @@ func Until(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// Loopback is a loopback address that belongs to this test until it ends: it
-// holds one port of it, outside of the range that systems hand out.
+// Loopback is a loopback address that belongs to this test until it ends.
 func (m *Mesh) Loopback() string {
 	m.t.Helper()
+	address, release, err := Claim()
+	m.check(err)
+	m.t.Cleanup(release)
+	return address
+}
+
+// Claim is a loopback address that belongs to the caller until it is released: who
+// claims it holds one port of it, outside of the range that systems hand out.
+func Claim() (address string, release func(), err error) {
 	for range 100 {
 		n := rand.Uint32()
 		address := fmt.Sprintf("127.%d.%d.%d", 1+n%254, n>>8&0xff, 1+n>>16%254)
 		claim, err := net.Listen("tcp", net.JoinHostPort(address, "64999"))
 		if err == nil {
-			m.t.Cleanup(func() { claim.Close() })
-			return address
+			return address, func() { claim.Close() }, nil
 		}
 	}
-	m.t.Fatal("no loopback address is free")
-	return ""
+	return "", nil, errors.New("no loopback address is free")
 }
 
 // ShortDir is a folder until the test ends. Its path is short: sockets allow 108
