@@ -61,7 +61,13 @@ func newCluster(t *testing.T, svidTTL string) cluster {
 const spec = `apiVersion: ztmesh.dev/v1alpha1
 kind: Mesh
 metadata: {namespace: mesh, name: mesh}
-spec: {trustDomain: shop.example, svidTTL: %s}
+spec: {trustDomain: shop.example, svidTTL: 24h}
+---
+# The segment's word counts, not the mesh's.
+apiVersion: ztmesh.dev/v1alpha1
+kind: Segment
+metadata: {namespace: mesh, name: shop}
+spec: {namespaces: [shop], svidTTL: %s}
 ---
 apiVersion: ztmesh.dev/v1alpha1
 kind: Workload

@@ -129,7 +129,7 @@ func (s *Server) issue(i *logv1.Instance, nodeCSR, svidCSR []byte) (*ztv1.Issued
 		if err != nil {
 			return nil, err
 		}
-		chain, notAfter, err := s.cfg.Issuer.Workload(svidCSR, ref.Namespace, ref.Name, v.Index.Mesh().SVIDTTL)
+		chain, notAfter, err := s.cfg.Issuer.Workload(svidCSR, ref.Namespace, ref.Name, v.Index.Settings(ref).SVIDTTL)
 		if err != nil {
 			return nil, err
 		}
