@@ -27,15 +27,16 @@ const (
 // taken. It is immutable; any goroutine may evaluate it.
 type Expr struct {
 	text    string
-	headers []string // that it speaks of, sorted
+	spoken  []string // variables and headers ("request.headers.x-team"), sorted
 	program cel.Program
 }
 
 // String is the expression as it was written.
 func (e *Expr) String() string { return e.text }
 
-// Headers are the request headers that the expression speaks of, sorted.
-func (e *Expr) Headers() []string { return slices.Clone(e.headers) }
+// SpeaksOf tells whether the expression reads a variable, or a header by the name
+// "request.headers.x-team".
+func (e *Expr) SpeaksOf(name string) bool { return slices.Contains(e.spoken, name) }
 
 // Eval is the value for vars, which has the variables of CELVariables by name,
 // request.headers as map[string]string, request.time as time.Time and the rest
@@ -61,6 +62,8 @@ func CELVariables() []string {
 	return names
 }
 
+const celCaller = "connection.uri_san_peer_certificate"
+
 var celVariables = []struct {
 	name string
 	kind *cel.Type
@@ -71,7 +74,7 @@ var celVariables = []struct {
 	{"request.host", cel.StringType},
 	{"request.headers", cel.MapType(cel.StringType, cel.StringType)}, // names in lower case
 	{"request.time", cel.TimestampType},                              // when it began
-	{"connection.uri_san_peer_certificate", cel.StringType},          // the caller's SPIFFE ID
+	{celCaller, cel.StringType},                                      // the caller's SPIFFE ID
 }
 
 // celFunctions are the functions that an expression may use, each with its
@@ -158,15 +161,15 @@ func ParseCEL(text string) (*Expr, error) {
 	if checked.OutputType() != types.BoolType {
 		return nil, fmt.Errorf("the expression is of type %s, not bool", checked.OutputType())
 	}
-	headers := map[string]bool{}
-	if err := celProblem(checked.NativeRep().Expr(), headers, 1); err != nil {
+	spoken := map[string]bool{}
+	if err := celProblem(checked.NativeRep().Expr(), spoken, 1); err != nil {
 		return nil, err
 	}
 	program, err := celEnv.Program(checked)
 	if err != nil {
 		return nil, errors.New(oneLine(err.Error()))
 	}
-	return &Expr{text, sortedKeys(headers), program}, nil
+	return &Expr{text, sortedKeys(spoken), program}, nil
 }
 
 func oneLine(s string) string {
@@ -202,8 +205,8 @@ func celHeader(e celast.Expr) (name celast.Expr, field string, ok bool) {
 }
 
 // celProblem is what e has that Envoy would not take, or would take otherwise. It
-// adds the headers of which e speaks.
-func celProblem(e celast.Expr, headers map[string]bool, depth int) error {
+// adds the variables and headers of which e speaks.
+func celProblem(e celast.Expr, spoken map[string]bool, depth int) error {
 	if name, field, ok := celHeader(e); ok {
 		if name != nil && name.Kind() == celast.LiteralKind {
 			field, _ = name.AsLiteral().Value().(string)
@@ -211,7 +214,7 @@ func celProblem(e celast.Expr, headers map[string]bool, depth int) error {
 		if why := headerProblem(field, false); why != "" {
 			return fmt.Errorf("request.headers is asked for %s, which %s", show(field), why)
 		}
-		headers[field] = true
+		spoken[celHeaders+"."+field] = true
 		return nil
 	}
 
@@ -230,6 +233,7 @@ func celProblem(e celast.Expr, headers map[string]bool, depth int) error {
 		if e.AsIdent() == celHeaders {
 			return errors.New("request.headers is used as a whole; ask for one header by its name")
 		}
+		spoken[e.AsIdent()] = true
 	case celast.SelectKind:
 		parts = []celast.Expr{e.AsSelect().Operand()}
 	case celast.ListKind:
@@ -246,7 +250,7 @@ func celProblem(e celast.Expr, headers map[string]bool, depth int) error {
 		return errors.New("there is a map, message or loop; use comparisons and functions")
 	}
 	for _, p := range parts {
-		if err := celProblem(p, headers, depth+1); err != nil {
+		if err := celProblem(p, spoken, depth+1); err != nil {
 			return err
 		}
 	}

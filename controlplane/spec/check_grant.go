@@ -19,8 +19,8 @@ func (c *checker) grant(d *Document, g *ztv1.Grant) {
 	}
 	if text := g.GetWhen().GetCel(); text != "" && len(c.forwarded) > 0 {
 		if e, err := ParseCEL(text); err == nil { // else it is reported as the document is read
-			for _, name := range e.headers {
-				if p := c.forwarded[name]; p != nil {
+			for _, name := range sortedKeys(c.forwarded) {
+				if p := c.forwarded[name]; e.SpeaksOf(celHeaders + "." + name) {
 					c.say(d, codeForwardedHeader, "spec.when.cel", "Name the claim in from.users.", "the header %s carries a verified claim of %s", show(name), p.Key())
 				}
 			}
@@ -217,6 +217,9 @@ func (c *checker) conditions(d *Document, g *ztv1.Grant, s shape) {
 		given(codeServerFirst, "the port is serverFirst", oneOf{"spec.when", w != nil}, oneOf{"spec.until", g.GetUntil() != nil})
 	}
 	if s.external {
+		if e, err := ParseCEL(w.GetCel()); err == nil && e.SpeaksOf(celCaller) {
+			c.say(d, codeExternalCondition, "spec.when.cel", "", "the service is external, and %s is not known there", celCaller)
+		}
 		given(
 			codeExternalCondition, "the service is external",
 			oneOf{"spec.from.users", g.GetFrom().GetUsers() != nil}, oneOf{"spec.when.sourceCIDRs", len(w.GetSourceCidrs()) > 0},
