@@ -24,9 +24,6 @@ type BlockedUsers struct {
 	Subjects []string // sorted
 }
 
-// wholePeers tells whether b denies whatever its callers ask for.
-func (b Block) wholePeers() bool { return b.Users == nil }
-
 func (b Block) activeAt(t time.Time) bool { return b.Until.IsZero() || t.Before(b.Until) }
 
 func (b Block) denies(p principal) bool { return b.Callers == nil || b.Callers.has(p) }
@@ -91,7 +88,7 @@ func (ix *Index) callersOf(b *block) Callers {
 
 // on is what b denies at a target. A Block of a namespace acts on services of that namespace, and
 // elsewhere on callers of it.
-func (ix *Index) on(b *block, t target) []Block {
+func (ix *Index) on(b *block, t *target) []Block {
 	if b.narrowed && !slices.ContainsFunc(b.services, t.named) {
 		return nil
 	}
@@ -131,11 +128,28 @@ func (ix *Index) provider(u *BlockedUsers) (*Provider, bool) {
 	return ix.Provider(u.Provider)
 }
 
+// usersBlockedOn is the providers whose users some Block denies at a target.
+func (ix *Index) usersBlockedOn(t target) []string {
+	var out []string
+	walk(ix.blocks, nil, func(b *block) bool {
+		if b.users == nil {
+			return true
+		}
+		for _, by := range ix.on(b, &t) {
+			if by.Users != nil {
+				out = append(out, by.Users.Provider)
+			}
+		}
+		return true
+	})
+	return out
+}
+
 // blocksOn is every Block that acts at a target, sorted by name.
 func (ix *Index) blocksOn(t target) []Block {
 	var out []Block
 	walk(ix.blocks, nil, func(b *block) bool {
-		out = append(out, ix.on(b, t)...)
+		out = append(out, ix.on(b, &t)...)
 		return true
 	})
 	return out
@@ -150,7 +164,7 @@ func (ix *Index) Blocks(ref spec.Ref, port string) []Block {
 		return nil
 	}
 	if e, ok := ix.externals(ref); ok {
-		return ix.concerned(ix.blocksOn(e.target()), ix.externalRules(e, false), e.external.Protocol)
+		return ix.blocksOf(e.target(), ix.externalRules(e, false), e.external.Protocol)
 	}
 	s, ok := ix.site(ref)
 	if !ok {
@@ -160,18 +174,29 @@ func (ix *Index) Blocks(ref spec.Ref, port string) []Block {
 	if p == nil {
 		return nil
 	}
-	return ix.concerned(ix.blocksOn(s.target), ix.rules(s, p, false), p.Protocol)
+	return ix.blocksOf(s.target, ix.rules(s, p, false), p.Protocol)
 }
 
-func (ix *Index) concerned(blocks []Block, rules []siteRule, protocol string) []Block {
+func (ix *Index) blocksOf(t target, rules []siteRule, protocol string) []Block {
+	var admitted Callers
+	for _, r := range rules {
+		admitted = admitted.union(r.Callers)
+	}
 	domains := ix.domains()
-	return slices.DeleteFunc(blocks, func(b Block) bool {
-		switch {
-		case b.Users != nil:
-			return protocol == TCP
-		case b.Callers == nil:
-			return false
+	var out []Block
+	walk(ix.blocks, nil, func(b *block) bool {
+		if b.users == nil && !b.everyone && !ix.callersOf(b).meets(admitted, domains) {
+			return true
 		}
-		return !slices.ContainsFunc(rules, func(r siteRule) bool { return b.Callers.meets(r.Callers, domains) })
+		for _, by := range ix.on(b, &t) {
+			switch {
+			case by.Users != nil && protocol == TCP:
+			case by.Users == nil && by.Callers != nil && !by.Callers.meets(admitted, domains):
+			default:
+				out = append(out, by)
+			}
+		}
+		return true
 	})
+	return out
 }

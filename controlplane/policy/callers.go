@@ -163,7 +163,13 @@ func (c Callers) intersect(o Callers) Callers {
 // meets tells whether somebody may be of both. domains tells of which trust
 // domains an identity of the mesh may be.
 func (c Callers) meets(o Callers, domains []string) bool {
-	if !c.intersect(o).none() {
+	if c.Any && (o.Any || len(o.Namespaces) > 0 || len(o.Workloads) > 0) || o.Any && (len(c.Namespaces) > 0 || len(c.Workloads) > 0) {
+		return true
+	}
+	if len(c.Namespaces) > 0 && len(o.Namespaces) > 0 && common(c.Namespaces, o.Namespaces) != nil || common(c.IDs, o.IDs) != nil {
+		return true
+	}
+	if c.hasAny(o.Workloads) || o.hasAny(c.Workloads) {
 		return true
 	}
 	for _, side := range [2][2]Callers{{c, o}, {o, c}} {
@@ -181,6 +187,10 @@ func (c Callers) meets(o Callers, domains []string) bool {
 		}
 	}
 	return false
+}
+
+func (c Callers) hasAny(list []spec.Ref) bool {
+	return slices.ContainsFunc(list, func(w spec.Ref) bool { return c.has(principal{workload: w}) })
 }
 
 // String is c as a grant would say it: "shop/web, shop/admin".

@@ -324,7 +324,7 @@ func (j *judgement) plaintext() Decision {
 	if by == nil {
 		return denied(ReasonTransport, fmt.Sprintf("the caller at %s has no identity, and no Exception plaintext of %s:%s is for it", source, j.s.ref, j.p.Name))
 	}
-	for _, step := range []func() (Decision, bool){j.form, j.blocked, j.method, j.plainHealth, j.token, j.userBlocked} {
+	for _, step := range []func() (Decision, bool){j.form, j.blocked, j.method, j.noUpgrade, j.plainHealth, j.token, j.userBlocked} {
 		if d, decided := step(); decided {
 			return d
 		}
@@ -336,6 +336,13 @@ func (j *judgement) plaintext() Decision {
 func (j *judgement) plainHealth() (Decision, bool) {
 	if !j.r.TCP && j.r.Path == HealthPath {
 		return decided(Decision{Allowed: true, Reason: ReasonHealth})
+	}
+	return Decision{}, false
+}
+
+func (j *judgement) noUpgrade() (Decision, bool) {
+	if j.r.Upgrade != "" {
+		return decided(denied(ReasonForm, "an Exception is for no upgrades"))
 	}
 	return Decision{}, false
 }

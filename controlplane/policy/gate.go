@@ -71,8 +71,7 @@ func (ix *Index) holds(s *site, p *Port, of principal) bool {
 	}
 	held := false
 	ix.grantsTo(s, func(g *grant) bool {
-		r, ok := ix.ruleOf(g, s, p)
-		held = ok && !r.shadow && r.Callers.has(of)
+		held = ix.lets(g, s, p, of)
 		return !held
 	})
 	return held
@@ -99,7 +98,7 @@ func (ix *Index) gate(ref spec.Ref, port string, callerID string, now time.Time)
 	})
 	if granted && ix.blocks.Len() > 0 {
 		blocked = slices.ContainsFunc(ix.blocksOn(s.target), func(b Block) bool {
-			return b.wholePeers() && b.activeAt(now) && b.denies(caller)
+			return b.Users == nil && b.activeAt(now) && b.denies(caller)
 		})
 	}
 	return granted, blocked

@@ -55,11 +55,6 @@ type fit struct {
 // wide grants reach across namespaces.
 func (g *grant) wide() bool { return g.all || g.namespaces != nil }
 
-// timed tells whether the time decides whether g is active.
-func (g *grant) timed() bool {
-	return !g.http.rule.Until.IsZero() || g.http.rule.Windows != nil
-}
-
 // newGrant reads a Grant; nil for one that allows nothing.
 func newGrant(trustDomain string, ref spec.Ref, d *ztv1.Grant) *grant {
 	to := d.GetTo()

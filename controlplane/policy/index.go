@@ -167,7 +167,7 @@ func (ix *Index) Calls(caller spec.Ref) []TCPCall {
 	var out []TCPCall
 	for _, c := range w.TCPCalls {
 		var ports []string
-		for _, d := range ix.destinations(p, c.Service) {
+		for _, d := range ix.destinationsOf(edge{p, c.Service}) {
 			if d.Port.Protocol == TCP {
 				ports = append(ports, d.Port.Name)
 			}

@@ -147,10 +147,8 @@ func (ix *Index) Providers(ref spec.Ref) []Provider {
 		}
 	}
 	if s.hasHTTP() {
-		for _, b := range ix.blocksOn(s.target) {
-			if b.Users != nil {
-				enforced[b.Users.Provider] = true
-			}
+		for _, provider := range ix.usersBlockedOn(s.target) {
+			enforced[provider] = true
 		}
 	}
 	var out []Provider

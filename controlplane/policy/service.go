@@ -102,16 +102,23 @@ func (ix *Index) site(ref spec.Ref) (*site, bool) {
 	}
 	s := &site{w: w}
 	s.ref = ref
-	if _, taken := ix.services.Get(key(ref)); !taken {
-		s.byName = append(s.byName, name{ref, w.Ports})
-	}
-	walk(ix.memberships, key(ref), func(of *service) bool {
-		if ports := ix.portsOf(of); len(ports) > 0 {
-			s.byName = append(s.byName, name{of.ref, ports})
+	own := true
+	if ix.services.Len() > 0 {
+		k := key(ref)
+		if _, taken := ix.services.Get(k); taken {
+			own = false
 		}
-		return true
-	})
-	slices.SortFunc(s.byName, func(a, b name) int { return a.ref.Compare(b.ref) })
+		walk(ix.memberships, k, func(of *service) bool {
+			if ports := ix.portsOf(of); len(ports) > 0 {
+				s.byName = append(s.byName, name{of.ref, ports})
+			}
+			return true
+		})
+	}
+	if own {
+		s.byName = append(s.byName, name{ref, w.Ports})
+		slices.SortFunc(s.byName, func(a, b name) int { return a.ref.Compare(b.ref) })
+	}
 	for _, n := range s.byName {
 		s.names = append(s.names, n.ref)
 	}
@@ -241,15 +248,17 @@ func (ix *Index) Destinations(caller spec.Ref) []Destination {
 	if !ix.declared(p) {
 		return nil
 	}
+	grants := ix.reachable(p)
 	var out []Destination
-	for _, ref := range ix.reachable(p) {
-		out = append(out, ix.destinations(p, ref)...)
+	for _, ref := range sortedKeys(grants) {
+		out = append(out, ix.destinations(p, ref, grants[ref])...)
 	}
 	return out
 }
 
-// destinations is what a declared caller may call by the name ref.
-func (ix *Index) destinations(p principal, ref spec.Ref) []Destination {
+// destinations is what a declared caller may call by the name ref; grants are
+// those that may let it.
+func (ix *Index) destinations(p principal, ref spec.Ref, grants []*grant) []Destination {
 	var out []Destination
 	if s, ok := ix.services.Get(key(ref)); ok {
 		if _, external := ix.externals(ref); external {
@@ -257,7 +266,7 @@ func (ix *Index) destinations(p principal, ref spec.Ref) []Destination {
 		}
 		ports := ix.portsOf(s)
 		for i := range ports {
-			if members := ix.membersFor(p, s, ports[i].Name); members != nil {
+			if members := ix.membersFor(p, s, ports[i].Name, grants); members != nil {
 				out = append(out, Destination{
 					Service: ref, Members: members, Port: ports[i], Hosts: hosts(ref, ports, ports[i].Name),
 				})
@@ -265,7 +274,8 @@ func (ix *Index) destinations(p principal, ref spec.Ref) []Destination {
 		}
 	} else if at, ok := ix.site(ref); ok {
 		for i := range at.w.Ports {
-			if port := &at.w.Ports[i]; ix.holds(at, port, p) {
+			port := &at.w.Ports[i]
+			if slices.ContainsFunc(grants, func(g *grant) bool { return ix.lets(g, at, port, p) }) {
 				out = append(out, Destination{Service: ref, ID: at.w.ID, Port: *port, Hosts: at.w.Hosts(port.Name)})
 			}
 		}
@@ -274,9 +284,15 @@ func (ix *Index) destinations(p principal, ref spec.Ref) []Destination {
 	return out
 }
 
-// membersFor is the workloads of a Service that have a port, if some enforced
-// grant that names the Service, or a wide one, lets p call one of them.
-func (ix *Index) membersFor(p principal, s *service, port string) []spec.Ref {
+// lets tells whether g, enforced, lets p connect to a port.
+func (ix *Index) lets(g *grant, s *site, p *Port, of principal) bool {
+	r, ok := ix.ruleOf(g, s, p)
+	return ok && !r.shadow && r.Callers.has(of)
+}
+
+// membersFor is the workloads of a Service that have a port, if one of grants
+// that names the Service, or is wide, lets p call one of them.
+func (ix *Index) membersFor(p principal, s *service, port string, grants []*grant) []spec.Ref {
 	var members []spec.Ref
 	called := false
 	for _, m := range s.members {
@@ -286,17 +302,9 @@ func (ix *Index) membersFor(p principal, s *service, port string) []spec.Ref {
 		}
 		members = append(members, m)
 		own := at.w.port(port)
-		try := func(g *grant) bool {
-			r, ok := ix.ruleOf(g, at, own)
-			called = ok && !r.shadow && r.Callers.has(p)
-			return !called
-		}
-		if !called {
-			walk(ix.byService, key(s.ref), try)
-		}
-		if !called {
-			walk(ix.wide, nil, try)
-		}
+		called = called || slices.ContainsFunc(grants, func(g *grant) bool {
+			return (g.wide() || slices.Contains(g.services, s.ref)) && ix.lets(g, at, own, p)
+		})
 	}
 	if !called {
 		return nil
@@ -304,16 +312,16 @@ func (ix *Index) membersFor(p principal, s *service, port string) []spec.Ref {
 	return members
 }
 
-// reachable is the names that some grant of p speaks of, sorted; with them those
-// of the workloads behind a Service.
-func (ix *Index) reachable(p principal) []spec.Ref {
-	names := map[spec.Ref]bool{}
+// reachable is the names that the grants of p speak of, with these grants; and
+// those of the workloads behind a Service.
+func (ix *Index) reachable(p principal) map[spec.Ref][]*grant {
+	names := map[spec.Ref][]*grant{}
 	ix.grantsFrom(p, func(g *grant) {
 		for _, ref := range ix.targets(g) {
-			names[ref] = true
+			names[ref] = append(names[ref], g)
 		}
 	})
-	return sortedKeys(names)
+	return names
 }
 
 // targets is the names that a grant speaks of, and the workloads behind them.
@@ -338,6 +346,9 @@ func (ix *Index) targets(g *grant) []spec.Ref {
 		}
 		return refSet(out)
 	}
+	if ix.services.Len() == 0 {
+		return g.services
+	}
 	for _, ref := range g.services {
 		out = append(out, ref)
 		if s, ok := ix.services.Get(key(ref)); ok {
@@ -349,33 +360,39 @@ func (ix *Index) targets(g *grant) []spec.Ref {
 
 // Externals is the external services that some enforced grant lets the workload
 // caller call, sorted.
-func (ix *Index) Externals(caller spec.Ref) []External {
+func (ix *Index) Externals(caller spec.Ref) []External { return ix.egresses(caller, false) }
+
+// ShadowExternals is Externals with shadow grants counted as enforced ones.
+func (ix *Index) ShadowExternals(caller spec.Ref) []External { return ix.egresses(caller, true) }
+
+func (ix *Index) egresses(caller spec.Ref, shadow bool) []External {
 	p := principal{workload: caller, domain: ix.trustDomain}
 	if !ix.declared(p) {
 		return nil
 	}
 	var out []External
-	for _, ref := range ix.reachable(p) {
-		if e, ok := ix.egress(p, ref, false); ok {
+	for _, ref := range ix.outside(p) {
+		if e, ok := ix.egress(p, ref, shadow); ok {
 			out = append(out, e)
 		}
 	}
 	return out
 }
 
-// ShadowExternals is Externals with shadow grants counted as enforced ones.
-func (ix *Index) ShadowExternals(caller spec.Ref) []External {
-	p := principal{workload: caller, domain: ix.trustDomain}
-	if !ix.declared(p) {
+// outside is the external services that the grants of p speak of, sorted.
+func (ix *Index) outside(p principal) []spec.Ref {
+	var out []spec.Ref
+	if ix.services.Len() == 0 {
 		return nil
 	}
-	var out []External
-	for _, ref := range ix.reachable(p) {
-		if e, ok := ix.egress(p, ref, true); ok {
-			out = append(out, e)
+	ix.grantsFrom(p, func(g *grant) {
+		for _, ref := range g.services {
+			if _, ok := ix.externals(ref); ok {
+				out = append(out, ref)
+			}
 		}
-	}
-	return out
+	})
+	return refSet(out)
 }
 
 // egress is an external service as the proxy of p is told of it: the rules that

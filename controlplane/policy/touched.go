@@ -138,7 +138,7 @@ func sameOutbound(old, now *Index, e edge) bool {
 	if !old.declared(e.caller) || !now.declared(e.caller) {
 		return false
 	}
-	if !slices.EqualFunc(old.destinations(e.caller, e.callee), now.destinations(e.caller, e.callee), Destination.equal) {
+	if !slices.EqualFunc(old.destinationsOf(e), now.destinationsOf(e), Destination.equal) {
 		return false
 	}
 	before, was := old.egress(e.caller, e.callee, false)
@@ -149,6 +149,22 @@ func sameOutbound(old, now *Index, e edge) bool {
 	shadowBefore, _ := old.egress(e.caller, e.callee, true)
 	shadowAfter, _ := now.egress(e.caller, e.callee, true)
 	return before.equal(after) && shadowBefore.equal(shadowAfter)
+}
+
+// destinationsOf is what the caller of e is told of the callee.
+func (ix *Index) destinationsOf(e edge) []Destination {
+	var grants []*grant
+	note := func(g *grant) bool {
+		grants = append(grants, g)
+		return true
+	}
+	if s, ok := ix.services.Get(key(e.callee)); ok {
+		walk(ix.byService, key(s.ref), note)
+		walk(ix.wide, nil, note)
+	} else if s, ok := ix.site(e.callee); ok {
+		ix.grantsTo(s, note)
+	}
+	return ix.destinations(e.caller, e.callee, grants)
 }
 
 // edge is a caller and a workload or a service that it may call.
@@ -280,7 +296,7 @@ func (d *delta) workload(ref spec.Ref) {
 	if declared[0] != declared[1] {
 		for _, side := range d.sides() { // it may call, and be admitted, on one side only
 			p := principal{workload: ref, domain: side.trustDomain}
-			for _, callee := range side.reachable(p) {
+			for callee := range side.reachable(p) {
 				d.edges[edge{p, callee}] = true
 			}
 		}
@@ -457,13 +473,13 @@ func (d *delta) blocking(side *Index, b *block) {
 	}
 	if !b.everyone && b.users == nil && !callers.Any && callers.Namespaces == nil && callers.Domains == nil {
 		for _, w := range callers.Workloads {
-			for _, ref := range side.reachable(principal{workload: w, domain: side.trustDomain}) {
+			for ref := range side.reachable(principal{workload: w, domain: side.trustDomain}) {
 				reach(ref)
 			}
 		}
 		for _, id := range callers.IDs {
 			if p, ok := side.principal(id); ok {
-				for _, ref := range side.reachable(p) {
+				for ref := range side.reachable(p) {
 					reach(ref)
 				}
 			}
