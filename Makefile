@@ -101,16 +101,18 @@ test-system test-components: test-%:
 # A benchmark reports against a goal of the project by printing a line
 #   figure NAME VALUE UNIT goal <=|>= LIMIT met|short
 # once per round; the last round counts. The goals inform, they fail nothing.
-.PHONY: bench
-bench: ## Run the benchmarks; ends with the figures that have goals
-	@dirs=$$($(call folders,^func Benchmark)); \
-	if [ -z "$$dirs" ]; then echo "bench: there are no benchmarks yet"; exit 0; fi; \
-	mkdir -p .bin; \
-	$(GO) test -run '^$$' -bench . -benchmem -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $$dirs | tee .bin/bench.txt; \
+.PHONY: bench bench-policy
+bench: envoy ## Run the benchmarks; ends with the figures that have goals
+bench: dirs = $$($(call folders,^func Benchmark))
+bench-policy: envoy ## Run those of the policy: compiling it, and Envoys that enforce it
+bench-policy: dirs = ./controlplane/policy ./controlplane/compile ./controlplane/zttest/policybench
+bench bench-policy:
+	@mkdir -p .bin; \
+	$(GO) test -run '^$$' -bench . -benchmem -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(dirs) | tee .bin/$@.txt; \
 	awk 'match($$0, /figure [^ ]+ [^ ]+ [^ ]+ goal (<=|>=) [^ ]+ (met|short)/) { \
 	  line = substr($$0, RSTART, RLENGTH); split(line, f, " "); \
 	  if (!(f[2] in last)) order[++n] = f[2]; last[f[2]] = line } \
-	  END { for (i = 1; i <= n; i++) print last[order[i]] }' .bin/bench.txt
+	  END { for (i = 1; i <= n; i++) print last[order[i]] }' .bin/$@.txt
 
 ##@ What the recipes use
 .PHONY: envoy
