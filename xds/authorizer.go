@@ -8,13 +8,49 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
+	headertometadatav3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_to_metadata/v3"
+	httprbacv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/rbac/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
+
+// askedMetadata is where the path stands, with its query, that the authorizer was
+// asked about.
+const askedMetadata = "zt.asked"
+
+// ActionExternal denies what the authorizer has made another request of.
+const ActionExternal = "external"
+
+// authorizerFilters ask the authorizer, and hold the request to what it was asked
+// about. The rules of ext_authz bound the headers of its answer, and not the
+// parameters that it may set in the query or remove from it: a rule whose cel reads
+// the query would have judged another request than the application gets. A path
+// of more than 8 KiB is not noted, and so denied.
+func (b *builder) authorizerFilters() []*hcmv3.HttpFilter {
+	asked := &headertometadatav3.Config{RequestRules: []*headertometadatav3.Config_Rule{{
+		Header: ":path",
+		OnHeaderPresent: &headertometadatav3.Config_KeyValuePair{
+			MetadataNamespace: askedMetadata, Key: "path", Type: headertometadatav3.Config_STRING,
+		},
+	}}}
+	same := &httprbacv3.RBAC{
+		Matcher: list(b.action(ActionExternal, rbacv3.RBAC_DENY), &fieldMatch{
+			Predicate: b.cel(`request.path == metadata.filter_metadata["` + askedMetadata + `"]["path"]`), // an error is a no
+			OnMatch:   b.action("asked", rbacv3.RBAC_ALLOW),
+		}),
+		RulesStatPrefix: "zt_asked_",
+	}
+	return []*hcmv3.HttpFilter{
+		b.httpFilter("envoy.filters.http.header_to_metadata", asked),
+		b.authorizerFilter(),
+		b.httpFilter("envoy.filters.http.rbac", same),
+	}
+}
 
 // authorizerFilter asks the workload's external authorizer about what a grant has
 // allowed. It can only narrow: no answer in time is a no, and an answer that

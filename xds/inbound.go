@@ -89,7 +89,7 @@ func (b *builder) inboundHTTP(in *Inbound) *listenerv3.Filter {
 // inboundManager runs filters, the external authorizer and the router.
 func (b *builder) inboundManager(in *Inbound, filters []*hcmv3.HttpFilter) *listenerv3.Filter {
 	if b.c.Authorizer != nil {
-		filters = append(filters, b.authorizerFilter())
+		filters = append(filters, b.authorizerFilters()...)
 	}
 	hcm := b.connectionManager("in_"+in.Name, filters...)
 	hcm.EarlyHeaderMutationExtensions = b.stripped()

@@ -225,18 +225,20 @@ func TestOPAMisbehaves(t *testing.T) {
 		"original":          {500, ""},
 		"identity":          {500, ""},
 		"removal":           {500, ""},
+		"query":             {403, "rbac_access_denied_matched_policy[external]"},
+		"query-removal":     {403, "rbac_access_denied_matched_policy[external]"},
 		"slow":              {403, noAnswer},
 		"nonsense":          {403, noAnswer},
 		"nothing":           {403, noAnswer},
 		"no-such-answer":    {403, noAnswer},
 		"no-saying-200":     {200, ""}, // its own answer: the application is not asked
 	} {
-		got := a.web.call("GET", "/orders/"+name, "")
+		got := a.web.call("GET", "/orders/"+name+"?a=b", "")
 		if got.status != want.status || got.reason != want.reason || got.got != nil {
 			t.Errorf("%s: %+v, want %d %s", name, got, want.status, want.reason)
 		}
 	}
-	if got := a.web.call("GET", "/orders/yes", ""); got.got == nil || got.got.URI != "/orders/yes" {
+	if got := a.web.call("GET", "/orders/yes?a=%41&b", ""); got.got == nil || got.got.URI != "/orders/yes?a=%41&b" {
 		t.Errorf("a yes among them: %+v", got)
 	}
 }

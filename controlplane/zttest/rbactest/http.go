@@ -20,6 +20,8 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	earlyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/http/early_header_mutation/header_mutation/v3"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/ztmesh/ztmesh/xds"
 )
 
 // serve is a connection manager: the request is brought into form, goes through
@@ -209,7 +211,7 @@ func (s *stream) httpRBAC(m *httprbacv3.RBAC) (*Verdict, error) {
 	if !ok {
 		return &Verdict{Status: 403, Policy: policy}, nil
 	}
-	if enforced != (engine{}) {
+	if enforced != (engine{}) && m.GetRulesStatPrefix() == xds.RBACStatPrefix { // of the others none names a grant
 		s.allowed = policy
 	}
 	return nil, nil

@@ -29,6 +29,10 @@ answers["identity"] := {"allowed": true, "headers": {"x-forwarded-client-cert": 
 
 answers["removal"] := {"allowed": true, "request_headers_to_remove": ["x-forwarded-client-cert"]}
 
+answers["query"] := {"allowed": true, "query_parameters_to_set": {"admin": "true"}}
+
+answers["query-removal"] := {"allowed": true, "query_parameters_to_remove": ["a"]}
+
 answers["no-saying-200"] := {"allowed": false, "http_status": 200, "body": "welcome"}
 
 answers["nonsense"] := "yes"
