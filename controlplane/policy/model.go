@@ -29,6 +29,8 @@ type Workload struct {
 	Ports      []Port      // sorted by Number, then Name
 	TCPCalls   []TCPCall   // sorted by LocalPort
 	Authorizer *Authorizer // nil: nobody
+
+	hosts [][]string // of Ports
 }
 
 // Port is one port that a workload serves.
@@ -111,7 +113,15 @@ func parseID(trustDomain, id string) (spec.Ref, bool) {
 // orders.shop.mesh. With several, each is <port>.orders.shop.mesh, and the one
 // with the lowest number is orders.shop.mesh as well. A tcp port has no requests
 // and so no names to choose by; its host, orders.shop.mesh, is only the SNI.
-func (w *Workload) Hosts(port string) []string { return hosts(w.Ref, w.Ports, port) }
+// They must not be changed.
+func (w *Workload) Hosts(port string) []string {
+	for i := range w.Ports {
+		if w.Ports[i].Name == port {
+			return w.hosts[i]
+		}
+	}
+	return nil
+}
 
 // hosts is the names of a port of ref, whose ports are sorted by number.
 func hosts(ref spec.Ref, ports []Port, port string) []string {
@@ -156,6 +166,9 @@ func newWorkload(trustDomain string, ref spec.Ref, w *ztv1.Workload) *Workload {
 		})
 	}
 	slices.SortFunc(out.Ports, comparePorts)
+	for _, p := range out.Ports {
+		out.hosts = append(out.hosts, hosts(ref, out.Ports, p.Name))
+	}
 	for _, c := range w.GetTcpCalls() {
 		// A call that cannot be read leads nowhere. This narrows.
 		if service, port, err := spec.ParseServicePort(c.GetService(), ref.Namespace); err == nil {

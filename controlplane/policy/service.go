@@ -88,6 +88,9 @@ type site struct {
 	byName   []name   // sorted
 	admitted *Callers // nil: its segment, if it is in one, admits everybody
 	require  string   // the provider of which a user is required
+
+	name [1]name // room for byName and names, which seldom have more
+	ref1 [1]spec.Ref
 }
 
 func (s *site) hasHTTP() bool {
@@ -101,7 +104,7 @@ func (ix *Index) site(ref spec.Ref) (*site, bool) {
 		return nil, false
 	}
 	s := &site{w: w}
-	s.ref = ref
+	s.ref, s.byName, s.names = ref, s.name[:0], s.ref1[:0]
 	own := true
 	if ix.services.Len() > 0 {
 		k := key(ref)
@@ -218,6 +221,7 @@ func (s *site) hosts(port string) []string {
 	if out == nil {
 		return nil
 	}
+	out = slices.Clip(out)
 	for _, n := range s.byName {
 		if n.ref != s.ref {
 			out = append(out, hosts(n.ref, n.ports, port)...)
@@ -248,23 +252,31 @@ func (ix *Index) Destinations(caller spec.Ref) []Destination {
 	if !ix.declared(p) {
 		return nil
 	}
-	grants := ix.reachable(p)
-	var out []Destination
-	for _, ref := range sortedKeys(grants) {
-		out = append(out, ix.destinations(p, ref, grants[ref])...)
+	names, grants := ix.reachable(p)
+	if len(names) == 0 {
+		return nil
+	}
+	out := make([]Destination, 0, len(names))
+	for first := 0; first < len(names); {
+		next := first + 1
+		for next < len(names) && names[next] == names[first] {
+			next++
+		}
+		out = ix.destinations(out, p, names[first], grants[first:next])
+		first = next
+	}
+	if len(out) == 0 {
+		return nil
 	}
 	return out
 }
 
-// destinations is what a declared caller may call by the name ref; grants are
+// destinations appends what a declared caller may call by the name ref; grants are
 // those that may let it.
-func (ix *Index) destinations(p principal, ref spec.Ref, grants []*grant) []Destination {
-	var out []Destination
+func (ix *Index) destinations(out []Destination, p principal, ref spec.Ref, grants []*grant) []Destination {
+	before := len(out)
 	if s, ok := ix.services.Get(key(ref)); ok {
-		if _, external := ix.externals(ref); external {
-			return nil
-		}
-		ports := ix.portsOf(s)
+		ports := ix.portsOf(s) // an external service has none
 		for i := range ports {
 			if members := ix.membersFor(p, s, ports[i].Name, grants); members != nil {
 				out = append(out, Destination{
@@ -280,7 +292,9 @@ func (ix *Index) destinations(p principal, ref spec.Ref, grants []*grant) []Dest
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b Destination) int { return strings.Compare(a.Port.Name, b.Port.Name) })
+	if len(out) > before+1 {
+		slices.SortFunc(out[before:], func(a, b Destination) int { return strings.Compare(a.Port.Name, b.Port.Name) })
+	}
 	return out
 }
 
@@ -312,16 +326,26 @@ func (ix *Index) membersFor(p principal, s *service, port string, grants []*gran
 	return members
 }
 
-// reachable is the names that the grants of p speak of, with these grants; and
-// those of the workloads behind a Service.
-func (ix *Index) reachable(p principal) map[spec.Ref][]*grant {
-	names := map[spec.Ref][]*grant{}
+// reachable is the names that the grants of p speak of, and those of the workloads
+// behind a Service, each as often as there are grants that do; sorted. Beside each
+// name stands the grant.
+func (ix *Index) reachable(p principal) ([]spec.Ref, []*grant) {
+	type pair struct {
+		ref spec.Ref
+		g   *grant
+	}
+	var pairs []pair
 	ix.grantsFrom(p, func(g *grant) {
 		for _, ref := range ix.targets(g) {
-			names[ref] = append(names[ref], g)
+			pairs = append(pairs, pair{ref, g})
 		}
 	})
-	return names
+	slices.SortFunc(pairs, func(a, b pair) int { return a.ref.Compare(b.ref) })
+	names, grants := make([]spec.Ref, len(pairs)), make([]*grant, len(pairs))
+	for i := range pairs {
+		names[i], grants[i] = pairs[i].ref, pairs[i].g
+	}
+	return names, grants
 }
 
 // targets is the names that a grant speaks of, and the workloads behind them.

@@ -164,7 +164,7 @@ func (ix *Index) destinationsOf(e edge) []Destination {
 	} else if s, ok := ix.site(e.callee); ok {
 		ix.grantsTo(s, note)
 	}
-	return ix.destinations(e.caller, e.callee, grants)
+	return ix.destinations(nil, e.caller, e.callee, grants)
 }
 
 // edge is a caller and a workload or a service that it may call.
@@ -296,7 +296,8 @@ func (d *delta) workload(ref spec.Ref) {
 	if declared[0] != declared[1] {
 		for _, side := range d.sides() { // it may call, and be admitted, on one side only
 			p := principal{workload: ref, domain: side.trustDomain}
-			for callee := range side.reachable(p) {
+			names, _ := side.reachable(p)
+			for _, callee := range names {
 				d.edges[edge{p, callee}] = true
 			}
 		}
@@ -473,13 +474,15 @@ func (d *delta) blocking(side *Index, b *block) {
 	}
 	if !b.everyone && b.users == nil && !callers.Any && callers.Namespaces == nil && callers.Domains == nil {
 		for _, w := range callers.Workloads {
-			for ref := range side.reachable(principal{workload: w, domain: side.trustDomain}) {
+			names, _ := side.reachable(principal{workload: w, domain: side.trustDomain})
+			for _, ref := range names {
 				reach(ref)
 			}
 		}
 		for _, id := range callers.IDs {
 			if p, ok := side.principal(id); ok {
-				for ref := range side.reachable(p) {
+				names, _ := side.reachable(p)
+				for _, ref := range names {
 					reach(ref)
 				}
 			}
