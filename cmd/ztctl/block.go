@@ -190,9 +190,9 @@ func (a *app) mayReplace(ctx context.Context, c *client, ref spec.Ref, b *ztv1.B
 	over := old.GetUntil() != nil && !old.Until.AsTime().After(a.now())
 	switch {
 	case !(&spec.Document{Document: doc}).Operator():
-		return withHint(fmt.Errorf("Block %s is in the files of its namespace", ref), "give this one another name: --name")
+		return withHint(fmt.Errorf("the Block %s is in the files of its namespace", ref), "give this one another name: --name")
 	case !over && denial(inFull(old, ref.Namespace)) != denial(b):
-		return withHint(fmt.Errorf("Block %s is in force and says something else: %s", ref, denial(inFull(old, ref.Namespace))),
+		return withHint(fmt.Errorf("the Block %s is in force and says something else: %s", ref, denial(inFull(old, ref.Namespace))),
 			"give this one another name, and both hold: --name")
 	}
 	return nil
@@ -215,7 +215,7 @@ func (a *app) unblock(ctx context.Context, t blockTarget, w waiting) error {
 	case doc == nil:
 		return withHint(fmt.Errorf("there is no Block %s", ref), "ztctl get blocks shows what is blocked")
 	case !(&spec.Document{Document: doc}).Operator():
-		return withHint(fmt.Errorf("Block %s is in the files of its namespace", ref), "remove it there, then ztctl apply")
+		return withHint(fmt.Errorf("the Block %s is in the files of its namespace", ref), "remove it there, then ztctl apply")
 	}
 	req := &ztv1.UnblockRequest{Namespace: ref.Namespace, Name: ref.Name, IdempotencyKey: identity.NewID()}
 	resp, err := commit(ctx, a, c.Unblock, req, "see ztctl get blocks; if it is still there, run it again")

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/ztmesh/ztmesh/controlplane"
+	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/envoy"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	"github.com/ztmesh/ztmesh/identity"
@@ -118,7 +120,7 @@ func runEnvoy(ts *testscript.TestScript, neg bool, args []string) {
 	switch args[0] {
 	case "start":
 		p, err := envoy.Start(envoy.Config{
-			Bootstrap: []byte(ts.ReadFile(filepath.Join(dir, bootstrapFile))), Dir: ts.Getenv("WORK"), Admin: filepath.Join(dir, "admin.sock"),
+			Bootstrap: []byte(ts.ReadFile(filepath.Join(dir, bootstrapFile))), Dir: dir, Admin: filepath.Join(dir, "admin.sock"),
 		})
 		ts.Check(err)
 		w.envoys[dir] = p
@@ -156,5 +158,56 @@ func expand(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	for _, f := range args {
 		ts.Check(os.WriteFile(ts.MkAbs(f), []byte(os.Expand(ts.ReadFile(f), ts.Getenv)), 0o600))
+	}
+}
+
+// loopback sets variables to loopback addresses of the script's own:
+// loopback VARIABLE...
+func loopback(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 {
+		ts.Fatalf("usage: loopback VARIABLE...")
+	}
+	for _, name := range args {
+		ts.Setenv(name, worldOf(ts).mesh.Loopback())
+	}
+}
+
+// runApp runs an application that answers every request, and sets a variable
+// to its address: app VARIABLE.
+func runApp(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: app VARIABLE")
+	}
+	ts.Setenv(args[0], worldOf(ts).mesh.NewApp())
+}
+
+// request sends a request through the egress of a proxy and checks the status of the
+// answer; with until, again and again:
+// request [until] STATUS METHOD EGRESS-ADDRESS HOST PATH.
+func request(ts *testscript.TestScript, neg bool, args []string) {
+	again := len(args) > 0 && args[0] == "until"
+	if again {
+		args = args[1:]
+	}
+	if neg || len(args) != 5 {
+		ts.Fatalf("usage: request [until] STATUS METHOD EGRESS-ADDRESS HOST PATH")
+	}
+	want := regexp.MustCompile("^(" + args[0] + ")$")
+	ask := func() string {
+		c, err := net.DialTimeout("tcp", net.JoinHostPort(args[2], strconv.Itoa(spec.EgressPort)), mesh.Patience)
+		if err != nil {
+			return err.Error()
+		}
+		defer c.Close()
+		a, err := mesh.Exchange(c, mesh.Request(args[1], args[3], args[4]))
+		if err != nil {
+			return err.Error()
+		}
+		return strconv.Itoa(a.Status)
+	}
+	if again {
+		mesh.Until(worldOf(ts).t, strings.Join(args, " "), func() bool { return want.MatchString(ask()) })
+	} else if got := ask(); !want.MatchString(got) {
+		ts.Fatalf("%s: %s", strings.Join(args[1:], " "), got)
 	}
 }

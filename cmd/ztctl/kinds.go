@@ -170,13 +170,13 @@ func (a *app) grant(g *ztv1.Grant) string {
 func conditions(w *ztv1.When) []string {
 	var on []string
 	if n := len(w.GetHeaders()); n > 0 {
-		on = append(on, few(slices.Sorted(maps.Keys(w.Headers))))
+		on = append(on, "header "+few(slices.Sorted(maps.Keys(w.Headers))))
 	}
 	if len(w.GetWindows()) > 0 {
-		on = append(on, "time")
+		on = append(on, "in time")
 	}
 	if len(w.GetSourceCidrs()) > 0 {
-		on = append(on, few(w.SourceCidrs))
+		on = append(on, "from "+few(w.SourceCidrs))
 	}
 	if w.GetCel() != "" {
 		on = append(on, "cel")

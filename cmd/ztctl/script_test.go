@@ -29,6 +29,7 @@ func TestScript(t *testing.T) {
 			"code":   code,
 			"mode":   mode,
 			"server": server, "envoy": runEnvoy, "port": port, "expand": expand, "instance": instanceID, "eventually": eventually,
+			"loopback": loopback, "app": runApp, "request": request,
 		},
 	})
 }
