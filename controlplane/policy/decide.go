@@ -257,12 +257,24 @@ func (j *judgement) token() (Decision, bool) {
 	if j.r.Token.State != TokenValid {
 		return decided(denied(ReasonToken, "the token does not verify; without one, grants that name no users may match"))
 	}
+	for _, name := range []string{"sub", "jti"} {
+		if v, has := j.r.Token.Claims[name]; has && !isString(v) {
+			return decided(denied(ReasonToken, fmt.Sprintf("the token does not verify: %s is not a string", name)))
+		}
+	}
 	if !slices.ContainsFunc(providers, func(p Provider) bool {
 		return p.Enforced && p.Name == j.r.Token.Provider && p.Inline != noKeys
 	}) {
 		return decided(denied(ReasonToken, fmt.Sprintf("tokens of %s are not taken by %s", j.r.Token.Provider, j.s.ref)))
 	}
 	return Decision{}, false
+}
+
+// isString: what is registered as a string (RFC 7519, section 4.1) must be one in
+// a token that verifies.
+func isString(v any) bool {
+	_, is := v.(string)
+	return is
 }
 
 // matching is the grants whose rules allow the request.

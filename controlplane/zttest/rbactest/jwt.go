@@ -158,6 +158,12 @@ func (s *stream) verify(c *jwtv3.JwtAuthentication, providers []string, lenient 
 		if s.req.Tokens != nil {
 			token, ok = s.req.Tokens(t.compact)
 		}
+		for _, name := range []string{"sub", "jti"} { // Envoy wants strings (RFC 7519, section 4.1)
+			if v, has := token.Claims[name]; has {
+				_, is := v.(string)
+				ok = ok && is
+			}
+		}
 		if ok && slices.Contains(t.issuers, token.Issuer) {
 			for _, name := range providers {
 				if p := c.GetProviders()[name]; p.GetIssuer() == token.Issuer {
