@@ -110,13 +110,7 @@ func (h *Hearing) Ask(questions []Question) ([]Answer, error) {
 // alone tells whether a question has a connection of its own: it ends it, or the
 // log knows it by nothing else.
 func (h *Hearing) alone(q Question) bool {
-	return q.TCP || q.Upgrade != "" || h.external(q.Service) != nil || q.slow()
-}
-
-// slow tells whether Envoy ends the connection, a second later and without a word,
-// for what HTTP/2 calls malformed (RFC 9113, section 8.3.1).
-func (q Question) slow() bool {
-	return q.Protocol == HTTP2 && (!strings.HasPrefix(q.Path, "/") || strings.ContainsAny(q.Authority, "@"))
+	return q.TCP || q.Upgrade != "" || h.external(q.Service) != nil || h.Slow(q)
 }
 
 // collect adds what the log and those behind the proxy say.
@@ -216,7 +210,8 @@ func (h *Hearing) exchange(c *client, q Question, a *Answer) error {
 				return err
 			}
 		}
-		a.Answer, err = c.h2.Do(q.Upgrade == "", h.http2(q, a.number))
+		// The health check answers what has ended.
+		a.Answer, err = c.h2.Do(q.Upgrade == "" || strings.HasSuffix(q.Path, "/health"), h.http2(q, a.number))
 	default:
 		a.Answer, err = mesh.Exchange(c.conn, h.http1(q, a.number))
 	}
@@ -268,6 +263,10 @@ func (h *Hearing) dial(c *client, q Question) error {
 	return nil
 }
 
+// alert is the first byte of what a TLS server says to who speaks something else
+// (RFC 8446, section 5.1).
+const alert = 0x15
+
 // echo is status 200 if the application can be talked to.
 func (h *Hearing) echo(c net.Conn, q Question, a *Answer) error {
 	sent := "\x00hello\n"
@@ -279,6 +278,9 @@ func (h *Hearing) echo(c net.Conn, q Question, a *Answer) error {
 	got := make([]byte, len(sent))
 	if _, err := io.ReadFull(c, got); err != nil {
 		return err
+	}
+	if q.Plaintext && got[0] == alert {
+		return io.EOF
 	}
 	if string(got) != sent {
 		return fmt.Errorf("%w: %q came back of %q", errCannotAsk, got, sent)

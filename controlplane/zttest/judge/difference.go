@@ -83,7 +83,7 @@ func (h *Hearing) said(q Question, a Answer) (allowed bool, reasons []string) {
 	case a.Received != nil:
 		name, _, _ := strings.Cut(a.Line.Matched, "#") // the second rule of a grant
 		return true, []string{name}
-	case a.Status == 200 && q.Upgrade == "" && h.external(q.Service) == nil:
+	case a.Status == 200 && h.external(q.Service) == nil:
 		return true, []string{policy.ReasonHealth}
 	case a.Refused && !h.serverFirst(q):
 		return false, []string{policy.ReasonTransport}
@@ -98,9 +98,9 @@ func (h *Hearing) said(q Question, a Answer) (allowed bool, reasons []string) {
 	case a.Status == 403 && strings.HasPrefix(details, "ext_authz_denied"):
 		return false, []string{"external:" + h.workload.String()}
 	case a.Status == 403 && details == xds.ReasonNoGrant:
-		// There is no route to such a host: who may call the service may have named
-		// another one.
-		return false, []string{policy.ReasonDefault, policy.ReasonForm, "block:"}
+		// There is no route to such a host, and nothing more is asked: who may call the
+		// service, or is blocked, may have named another one.
+		return false, []string{anyReason}
 	case a.Status == 403 && matched == xds.ActionDefault && q.Plaintext:
 		return false, []string{policy.ReasonTransport} // an Exception that has ended
 	case a.Status == 403 && matched == xds.ActionDefault:

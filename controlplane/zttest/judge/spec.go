@@ -56,7 +56,11 @@ func (s *Spec) Judge(r policy.Request) (spec.Ref, bool) {
 		namespace, name, ok := strings.Cut(strings.TrimPrefix(r.CallerID, "spiffe://"+s.Index.TrustDomain()+"/ns/"), "/sa/")
 		ref := spec.Ref{Namespace: namespace, Name: name}
 		w, declared := s.Index.Workload(ref)
-		return ref, ok && declared && w.ID == r.CallerID
+		if !ok || !declared || w.ID != r.CallerID {
+			return spec.Ref{}, false
+		}
+		// Without a local port for it a tcp service cannot be called.
+		return ref, !r.TCP || slices.ContainsFunc(w.TCPCalls, func(c policy.TCPCall) bool { return c.Service == r.Service })
 	}
 	_, ok := s.port(r)
 	return r.Service, ok
@@ -113,6 +117,14 @@ func (s *Spec) Questions(r reqgen.Request) []Question {
 	return out
 }
 
+// Slow tells whether Envoy ends the connection, a second later and without a word,
+// for what HTTP/2 calls malformed (RFC 9113, section 8.3.1; RFC 8441, section 4).
+func (s *Spec) Slow(q Question) bool {
+	p, _ := s.port(q.Request.Request)
+	takes := q.Upgrade == "" || p.WebSocket && strings.EqualFold(q.Upgrade, "websocket")
+	return q.Protocol == HTTP2 && (!takes || !strings.HasPrefix(q.Path, "/") || strings.ContainsAny(q.Authority, "@"))
+}
+
 // config is what a workload's proxies are told, with everything that stands behind
 // them led to the court's own.
 func (s *Spec) config(c *Court, ref spec.Ref) (*xds.Config, error) {
@@ -167,15 +179,24 @@ func (s *Spec) Scripted(l script.Line) []Question {
 		return nil
 	}
 	r := reqgen.Request{Request: l.Request, Authorization: s.scripted(l)}
-	moveTo(&r, time.Now())
+	MoveTo(&r, time.Now())
 	return s.Questions(r)
 }
 
-// moveTo makes a request one of another time: its user has logged in as long ago.
-func moveTo(r *reqgen.Request, now time.Time) {
+// MoveTo makes a request one of another time: its user has logged in as long ago.
+func MoveTo(r *reqgen.Request, now time.Time) {
 	if at, ok := r.Token.Claims["auth_time"].(float64); ok && !r.Time.IsZero() {
 		r.Token.Claims = maps.Clone(r.Token.Claims)
 		r.Token.Claims["auth_time"] = at + float64(now.Unix()-r.Time.Unix())
 	}
 	r.Time = now
+}
+
+// YAML is the documents, for people.
+func (s *Spec) YAML() string {
+	var out []string
+	for _, d := range s.Docs {
+		out = append(out, spec.YAML(d))
+	}
+	return strings.Join(out, "---\n")
 }

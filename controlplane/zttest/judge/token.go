@@ -2,6 +2,7 @@ package judge
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"strings"
 	"time"
 
@@ -43,9 +44,8 @@ func (s *Spec) claims(provider string, claims map[string]any) map[string]any {
 		out["iss"], out["aud"] = p.Issuer, p.Audiences[0]
 	}
 	for name, v := range claims {
-		out[name] = v
-		if v == nil {
-			delete(out, name) // null is as good as nothing to everybody who reads it
+		if out[name] = v; v == nil {
+			out[name] = json.RawMessage("null")
 		}
 	}
 	return out

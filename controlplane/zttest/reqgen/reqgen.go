@@ -8,6 +8,7 @@
 package reqgen
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -61,6 +62,7 @@ type Generator struct {
 	trustDomain string
 	workloads   []spec.Ref // declared
 	services    []target
+	externals   []target // only by name: their judges are proxies of their callers
 	callers     []string // SPIFFE IDs
 	grants      []*spec.Document
 	blocks      []*spec.Document
@@ -102,6 +104,10 @@ func New(trustDomain string, docs []*spec.Document) *Generator {
 		case d.GetException() != nil:
 			g.around(d.GetException().GetUntil().AsTime(), d.GetException().GetUntil() != nil)
 			g.ranges(d.GetException().GetPeers())
+		case d.GetService().GetExternal() != nil:
+			e := d.GetService().GetExternal()
+			port := &ztv1.Port{Name: spec.ExternalPort, Port: e.GetPort(), Protocol: cmp.Or(e.GetProtocol(), policy.HTTP)}
+			g.externals = append(g.externals, target{service: ref, port: port, hosts: e.GetHosts()})
 		case d.GetService() != nil:
 			members[ref] = d.GetService().GetWorkloads()
 		}
@@ -221,12 +227,17 @@ func (g *Generator) Services() []spec.Ref {
 	return slices.Compact(out)
 }
 
-// To makes a request to some port of a workload, or, for the zero Ref, of any. It
-// is false when there is none.
+// To makes a request to some port of a workload, or to an external service, or, for
+// the zero Ref, to any workload. It is false when there is none.
 func (g *Generator) To(random Random, service spec.Ref) (Request, bool) {
 	var ports []target
 	for _, t := range g.services {
 		if service == (spec.Ref{}) || t.service == service {
+			ports = append(ports, t)
+		}
+	}
+	for _, t := range g.externals {
+		if t.service == service {
 			ports = append(ports, t)
 		}
 	}
