@@ -241,21 +241,17 @@ func (d *bed) acked(p *proxy, id string) {
 	d.check(p.process.Ready(ctx))
 }
 
-// cpu is what the Envoys have used, all threads, user and system, to the
-// nanosecond: the ticks of /proc would be a hundredth of a second.
-func (d *bed) cpu(ps ...*proxy) time.Duration {
+// cpu is what an Envoy has used, all threads, user and system, to the nanosecond:
+// the ticks of /proc would be a hundredth of a second.
+func (d *bed) cpu(p *proxy) time.Duration {
 	d.b.Helper()
-	var sum time.Duration
-	for _, p := range ps {
-		const sched = 2 // CPUCLOCK_SCHED of Linux's clocks of processes
-		var ts unix.Timespec
-		d.check(unix.ClockGettime(int32(^p.process.PID()<<3|sched), &ts)) //nolint:gosec // a PID has 22 bits
-		sum += time.Duration(ts.Nano())
-	}
-	return sum
+	const sched = 2 // CPUCLOCK_SCHED of Linux's clocks of processes
+	var ts unix.Timespec
+	d.check(unix.ClockGettime(int32(^p.process.PID()<<3|sched), &ts)) //nolint:gosec // a PID has 22 bits
+	return time.Duration(ts.Nano())
 }
 
-// app answers every request of HTTP/1.1 with the same few bytes.
+// newApp is an application that answers every request of HTTP/1.1 with the same few bytes.
 func newApp(b *testing.B) (target string) {
 	b.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

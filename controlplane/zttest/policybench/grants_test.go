@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/compile"
 	"github.com/ztmesh/ztmesh/controlplane/policy"
@@ -21,7 +20,6 @@ const (
 	provider    = "corp"
 	connections = 16
 	pool        = 256 // requests that a connection asks in turn
-	spell       = 500 * time.Millisecond
 )
 
 // form is a way in which grants differ. Of n grants, the i-th admits what ask says.
@@ -153,8 +151,7 @@ func documents(app string) []*spec.Document {
 }
 
 // BenchmarkGrants is the CPU of a server's Envoy per request with 10 to 10,000
-// grants. Each form of grants has a port for each number; rounds go over the ports
-// of a form in random order.
+// grants. Each form of grants has a port for each number, which take turns.
 func BenchmarkGrants(b *testing.B) {
 	for b.Loop() {
 		d := newBed(b)
@@ -181,37 +178,26 @@ func BenchmarkGrants(b *testing.B) {
 
 // grants measures one form.
 func (d *bed) grants(f *form, p *proxy, conf *xds.Config, certs []*identity.KeyPair) {
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // which requests, not secrets
-	requests, perRequest := map[int][][]request{}, map[int]series{}
+	random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // which requests, not secrets
+	var variants []*variant
 	for _, n := range sizes() {
-		requests[n] = f.requests(n, conf, random)
-	}
-	for range f.rounds {
-		for _, k := range random.Perm(len(sizes())) {
-			n := sizes()[k]
-			address := net.JoinHostPort(p.address, fmt.Sprint(inbound(conf, f.port(n)).Port))
-			var l load
-			for k, some := range requests[n] {
-				c, err := dial(address, certs[k%f.identities(n)], some)
-				d.check(err)
-				d.check(c.ask()) // the handshake does not count
-				l = append(l, c)
-			}
-			before := d.cpu(p)
-			asked, err := l.round(spell)
-			used := d.cpu(p) - before
-			l.close()
+		v := &variant{proxies: []*proxy{p}}
+		for k, some := range f.requests(n, conf, random) {
+			c, err := dial(net.JoinHostPort(p.address, fmt.Sprint(inbound(conf, f.port(n)).Port)), certs[k%f.identities(n)], some)
 			d.check(err)
-			perRequest[n] = append(perRequest[n], float64(used.Nanoseconds())/1000/float64(asked))
+			d.check(c.ask()) // the handshake does not count
+			v.load = append(v.load, c)
 		}
+		defer v.load.close()
+		variants = append(variants, v)
 	}
-	for _, n := range sizes() {
+	got := d.alternate(f.rounds, variants)
+	for i, n := range sizes() {
 		policy := p.told.Get(xds.ExtensionType, xds.PolicyName(conf.Workload, f.port(n)))
-		fmt.Printf("grants-%s-%d: %s us of CPU per request, policy of %d KiB\n",
-			f.name, n, perRequest[n], len(policy.Body.GetValue())>>10)
+		fmt.Printf("grants-%s-%d: %s us of CPU per request, policy of %d KiB\n", f.name, n, got[i].cpu, len(policy.Body.GetValue())>>10)
 	}
 	name := "grants-" + f.name + "-10000-over-10"
-	ratio := perRequest[10_000].over(perRequest[10])
+	ratio := got[len(got)-1].cpu.over(got[0].cpu)
 	if f.goal > 0 {
 		figure(os.Stdout, name, ratio, "<=", f.goal)
 	} else {

@@ -6,9 +6,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -94,8 +92,8 @@ func (c *client) ask() error {
 // load is clients that ask all at once, each one request after the other.
 type load []*client
 
-// round asks for a time and says how many requests were answered.
-func (l load) round(d time.Duration) (int, error) {
+// ask asks for a time and says how many requests were answered.
+func (l load) ask(d time.Duration) (int, error) {
 	counts, errs := make([]int, len(l)), make([]error, len(l))
 	end := time.Now().Add(d)
 	var wg sync.WaitGroup
@@ -120,46 +118,4 @@ func (l load) close() {
 	for _, c := range l {
 		c.conn.Close()
 	}
-}
-
-// series is what the rounds gave.
-type series []float64
-
-// quartiles are the 25th, 50th and 75th percentile.
-func (s series) quartiles() (low, median, high float64) {
-	s = slices.Clone(s)
-	slices.Sort(s)
-	at := func(q float64) float64 {
-		i := q * float64(len(s)-1)
-		below := int(i)
-		above := min(below+1, len(s)-1)
-		return s[below] + (i-float64(below))*(s[above]-s[below])
-	}
-	return at(0.25), at(0.5), at(0.75)
-}
-
-func (s series) String() string {
-	low, median, high := s.quartiles()
-	return fmt.Sprintf("%.4g [%.4g, %.4g]", median, low, high)
-}
-
-// over is the ratio to other of each round, which both have gone through one after
-// the other.
-func (s series) over(other series) series {
-	out := make(series, len(s))
-	for i := range s {
-		out[i] = s[i] / other[i]
-	}
-	return out
-}
-
-// figure prints a line that `make bench` collects: the median of the rounds.
-func figure(w io.Writer, name string, s series, sense string, goal float64) {
-	_, median, _ := s.quartiles()
-	verdict := "met"
-	if sense == "<=" && median > goal || sense == ">=" && median < goal {
-		verdict = "short"
-	}
-	fmt.Fprintf(w, "figure %s %.3f x goal %s %g %s\n", name, median, sense, goal, verdict)
-	fmt.Fprintf(w, "%s: %s over %d rounds\n", name, s, len(s))
 }

@@ -3,13 +3,11 @@ package policybench_test
 import (
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"os"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
@@ -26,8 +24,7 @@ import (
 )
 
 const (
-	overheadRounds = 100 // many short ones: what else runs then changes little from one to the next
-	overheadSpell  = 300 * time.Millisecond
+	overheadRounds = 50
 	callers        = 32 // connections of the application to its proxy
 	deniedOf       = 100
 )
@@ -171,37 +168,23 @@ func BenchmarkOverhead(b *testing.B) {
 		for _, v := range variants {
 			pairs[v] = d.pair(v)
 		}
-		random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // the order of rounds
-		rate, perRequest, ofCallee, ofCaller := map[string]series{}, map[string]series{}, map[string]series{}, map[string]series{}
-		loads := map[string]load{}
-		for _, v := range variants {
-			loads[v] = d.calls(pairs[v])
+		loads := make([]*variant, len(variants))
+		for i, v := range variants {
+			loads[i] = &variant{d.calls(pairs[v]), []*proxy{pairs[v].caller, pairs[v].callee}}
 		}
-		for range overheadRounds {
-			for _, i := range random.Perm(len(variants)) {
-				v := variants[i]
-				p := pairs[v]
-				start, callee, caller := time.Now(), d.cpu(p.callee), d.cpu(p.caller)
-				asked, err := loads[v].round(overheadSpell)
-				took := time.Since(start)
-				callee, caller = d.cpu(p.callee)-callee, d.cpu(p.caller)-caller
-				d.check(err)
-				us := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(asked) }
-				rate[v] = append(rate[v], float64(asked)/took.Seconds())
-				perRequest[v] = append(perRequest[v], us(callee+caller))
-				ofCallee[v], ofCaller[v] = append(ofCallee[v], us(callee)), append(ofCaller[v], us(caller))
-			}
-		}
-		for _, v := range variants {
+		got := d.alternate(overheadRounds, loads)
+		hand := got[0]
+		for i, v := range variants {
+			m := got[i]
 			fmt.Printf("overhead-%s: %s requests/s; us of CPU per request: %s, caller's Envoy %s, callee's %s\n",
-				v, rate[v], perRequest[v], ofCaller[v], ofCallee[v])
+				v, m.rate, m.cpu, m.each[0], m.each[1])
 			fmt.Printf("overhead-%s: over by hand: caller's Envoy %s, callee's %s\n",
-				v, ofCaller[v].over(ofCaller[byHand]), ofCallee[v].over(ofCallee[byHand]))
-			loads[v].close()
+				v, m.each[0].over(hand.each[0]), m.each[1].over(hand.each[1]))
+			loads[i].load.close()
 		}
-		figure(os.Stdout, "compiled-over-hand-throughput", rate[compiled].over(rate[byHand]), ">=", 0.97)
-		figure(os.Stdout, "compiled-over-hand-cpu", perRequest[compiled].over(perRequest[byHand]), "<=", 1.05)
-		figure(os.Stdout, "compiled-with-als-over-hand-cpu", perRequest[logging].over(perRequest[byHand]), "<=", 1.15)
+		figure(os.Stdout, "compiled-over-hand-throughput", got[1].rate.over(hand.rate), ">=", 0.97)
+		figure(os.Stdout, "compiled-over-hand-cpu", got[1].cpu.over(hand.cpu), "<=", 1.05)
+		figure(os.Stdout, "compiled-with-als-over-hand-cpu", got[2].cpu.over(hand.cpu), "<=", 1.15)
 	}
 }
 
