@@ -356,8 +356,8 @@ func together[T any](cases map[string]T, f func(what string, c T)) {
 	_ = g.Wait() // f reports by itself
 }
 
-// witness is an application that remembers what it was asked and answers with all
-// headers that reached it. It fails what ends in "fails".
+// witness is an application that remembers what it was asked and answers with the
+// request line, the host and all headers and trailers that reached it. It fails what ends in "fails".
 type witness struct {
 	target string
 	mu     sync.Mutex // guards asked
@@ -383,8 +383,14 @@ func (w *witness) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if strings.HasSuffix(r.URL.Path, "fails") {
 		rw.WriteHeader(http.StatusServiceUnavailable)
 	}
-	for name, values := range r.Header {
-		fmt.Fprintf(rw, "%s: %s\n", name, strings.Join(values, ","))
+	if r.Header.Get("Upgrade") == "" {
+		_, _ = io.Copy(io.Discard, r.Body) // trailers come after it
+	}
+	fmt.Fprintf(rw, "%s %s %s\n", r.Method, r.RequestURI, r.Host)
+	for _, part := range []http.Header{r.Header, r.Trailer} {
+		for name, values := range part {
+			fmt.Fprintf(rw, "%s: %s\n", name, strings.Join(values, ","))
+		}
 	}
 }
 

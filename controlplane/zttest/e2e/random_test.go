@@ -149,7 +149,7 @@ func request(random *rand.Rand, ix *policy.Index, service spec.Ref) (r policy.Re
 			r.Method = pick(random, []string{"GET", "POST", "PUT"})
 		}
 		if rule.Paths != nil {
-			path = pick(random, rule.Paths).Value + pick(random, []string{"", "", "/", "/x", "x"})
+			path = pick(random, rule.Paths).Pattern + pick(random, []string{"", "", "/", "/x", "x"})
 		}
 	}
 	for range random.IntN(4) {
