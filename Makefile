@@ -9,6 +9,8 @@ GO ?= go
 # More arguments for go test, such as TESTFLAGS='-run TestDecide -v'.
 TESTFLAGS ?=
 TEST_TIMEOUT ?= 15m
+# Flags of the mutation check, such as MUTANTS='-every 10'.
+MUTANTS ?=
 # make demo KEEP=1 leaves the demo running until it is interrupted.
 KEEP ?=
 
@@ -97,6 +99,10 @@ test-system test-components: test-%:
 	@dirs=$$($(call folders,^//go:build .*\b$*\b)); \
 	if [ -z "$$dirs" ]; then echo "test-$*: this suite has no cases yet"; exit 0; fi; \
 	set -x; $(GO) test -tags $* $(race) -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $$dirs
+
+.PHONY: mutation-check
+mutation-check: ## Check that mutants of the lowering are caught; takes long
+	$(GO) run ./controlplane/zttest/mutants $(MUTANTS)
 
 # A benchmark reports against a goal of the project by printing a line
 #   figure NAME VALUE UNIT goal <=|>= LIMIT met|short

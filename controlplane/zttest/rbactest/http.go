@@ -211,7 +211,8 @@ func (s *stream) httpRBAC(m *httprbacv3.RBAC) (*Verdict, error) {
 	if !ok {
 		return &Verdict{Status: 403, Policy: policy}, nil
 	}
-	if enforced != (engine{}) && m.GetRulesStatPrefix() == xds.RBACStatPrefix { // of the others none names a grant
+	// The filters of Blocks tell under other names that they let it pass.
+	if enforced != (engine{}) && m.GetRulesStatPrefix() == xds.RBACStatPrefix {
 		s.allowed = policy
 	}
 	return nil, nil

@@ -61,6 +61,9 @@ func compare(t *rapid.T, reasons map[string]int) int {
 		if diff := disagree(r.Request, d, v); diff != "" {
 			t.Fatalf("%s\nauthorization %q\n%s", diff, r.Authorization, text(docs))
 		}
+		if diff := j.disagreeInShadow(r.Request, v); diff != "" {
+			t.Fatalf("%s\nauthorization %q\n%s", diff, r.Authorization, text(docs))
+		}
 		reason, _, _ := strings.Cut(d.Reason, ":")
 		reasons[reason]++
 		pairs++

@@ -37,6 +37,9 @@ func TestDecisions(t *testing.T) {
 				if diff := disagree(l.Request, j.decide(l.Request), v); diff != "" {
 					t.Errorf("%s: %s", l.Text, diff)
 				}
+				if diff := j.disagreeInShadow(l.Request, v); diff != "" {
+					t.Errorf("%s: %s", l.Text, diff)
+				}
 			}
 		})
 	}

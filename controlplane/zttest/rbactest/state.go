@@ -96,7 +96,7 @@ func (s *stream) operator(name, argument string) (value string, ok bool, err err
 }
 
 // headerToMetadata is the filter of that name. A rewritten value that is empty is
-// not set; one whose expression does not match stays as it is.
+// not set, nor is one of 8 KiB; one whose expression does not match stays as it is.
 func (s *stream) headerToMetadata(c *headermetav3.Config) error {
 	added := map[string]map[string]any{}
 	for _, rule := range c.GetRequestRules() {
@@ -123,7 +123,7 @@ func (s *stream) headerToMetadata(c *headermetav3.Config) error {
 			}
 			value = re.ReplaceAllString(value, backReference.ReplaceAllString(strings.ReplaceAll(rw.GetSubstitution(), "$", "$$"), "$${$1}"))
 		}
-		if value == "" {
+		if value == "" || len(value) >= 8<<10 {
 			continue
 		}
 		if kv.GetType() != headermetav3.Config_STRING || kv.GetMetadataNamespace() == "" {

@@ -73,7 +73,7 @@ var vocabulary = map[protoreflect.FullName]string{
 	// Routes.
 	"envoy.config.route.v3.RouteConfiguration":        "name virtual_hosts request_headers_to_remove~ response_headers_to_remove~",
 	"envoy.config.route.v3.VirtualHost":               "name domains routes request_headers_to_remove~ response_headers_to_remove~",
-	"envoy.config.route.v3.Route":                     "name match route direct_response response_headers_to_add~",
+	"envoy.config.route.v3.Route":                     "name match route direct_response response_headers_to_add~ typed_per_filter_config~",
 	"envoy.config.route.v3.RouteMatch":                "prefix headers",
 	"envoy.config.route.v3.RouteAction":               "cluster timeout~ idle_timeout~ max_stream_duration~ host_rewrite_literal~ upgrade_configs",
 	"envoy.config.route.v3.RouteAction.UpgradeConfig": "upgrade_type",
