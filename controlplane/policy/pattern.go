@@ -28,6 +28,11 @@ const (
 	anyRest    = "**"
 )
 
+// maxSegment bounds what stands for "*", and what follows the last one where that
+// is compared: Envoy notes no longer part of a path (8 KiB, with a mark of its own),
+// and what it does not note it does not match.
+const maxSegment = 8<<10 - 2
+
 // newPath reads a path as a grant writes it. "{name}" is "*".
 func newPath(text string) Path {
 	segments := strings.Split(text, "/")
@@ -98,7 +103,15 @@ func matchSegments(pattern, path string) bool {
 		if want != got && (want != anySegment || got == "") {
 			return false
 		}
+		if want == anySegment && (len(got) > maxSegment || len(path) > maxSegment && compared(pattern)) {
+			return false
+		}
 	}
+}
+
+// compared tells whether the rest of a pattern behind a "*" is compared as a whole.
+func compared(rest string) bool {
+	return rest != "/"+anyRest && !strings.Contains(rest+"/", "/"+anySegment+"/")
 }
 
 // cutSegment takes "/segment" off s, which begins with "/".

@@ -80,6 +80,7 @@ func TestNewPath(t *testing.T) {
 }
 
 func TestPathMatches(t *testing.T) {
+	most := strings.Repeat("s", maxSegment)
 	for _, c := range []struct{ pattern, matches, others string }{
 		{"/a/**", "/a /a/ /a/b /a/b/c", "/ // /ab /b/a"},
 		{"/**", "/ // /a /a/b/", ""},
@@ -90,6 +91,12 @@ func TestPathMatches(t *testing.T) {
 		{"/a/*/**", "/a/b /a/b/ /a/b/c", "/a /a/"},
 		{"/*", "/a", "/ // /a/ /a/b"},
 		{"/a", "/a", "/a/ /A /"},
+		{"/*/c", "/" + most + "/c", "/" + most + "s/c"},
+		{"/*", "/" + most, "/" + most + "s"},
+		{"/*/**", "/x/" + most, "/" + most + "s/"},
+		{"/*/b/**", "/x/b/" + most[3:], "/x/b/" + most[2:]},
+		{"/*/*/**", "/x/y/" + most, ""},
+		{"/a/**", "/a/" + most + "s", ""},
 	} {
 		p := newPath(c.pattern)
 		for _, path := range strings.Fields(c.matches) {
