@@ -102,8 +102,9 @@ func byNobody() *jwtauthnv3.JwtRequirement {
 }
 
 // oddBearer matches an Authorization that may be taken for a bearer token and is
-// not exactly one (RFC 6750, section 2.1: b64token). Several headers reach it as
-// one value, joined by commas.
+// not exactly a JWT: Envoy reads a token up to the first byte that no JWT has, so
+// that one with more behind it would be verified without that and passed on with
+// it. Several headers reach it as one value, joined by commas; empty ones are gone.
 func oddBearer() []*routev3.HeaderMatcher {
 	value := func(m *typematcherv3.StringMatcher, invert bool) *routev3.HeaderMatcher {
 		return &routev3.HeaderMatcher{
@@ -117,7 +118,7 @@ func oddBearer() []*routev3.HeaderMatcher {
 			MatchPattern: &typematcherv3.StringMatcher_Contains{Contains: "bearer"}, IgnoreCase: true,
 		}, false),
 		value(&typematcherv3.StringMatcher{MatchPattern: &typematcherv3.StringMatcher_SafeRegex{
-			SafeRegex: &typematcherv3.RegexMatcher{Regex: `Bearer [A-Za-z0-9._~+/=\-]+`},
+			SafeRegex: &typematcherv3.RegexMatcher{Regex: `Bearer [A-Za-z0-9_.\-]+`},
 		}}, true),
 	}
 }

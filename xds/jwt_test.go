@@ -231,6 +231,8 @@ func TestTokens(t *testing.T) {
 		"two spaces":                 {auth("Bearer  " + good), denied},
 		"no token in it":             {auth("Bearer"), denied},
 		"a longer scheme":            {auth("BearerX " + good), denied},
+		"more of RFC 6750 after it":  {auth("Bearer " + good + "~" + bob), denied},
+		"padding":                    {auth("Bearer " + good + "=="), denied},
 		"something after it":         {auth("Bearer " + good + " x"), denied},
 		"opaque":                     {auth("Bearer abc"), denied},
 		"three opaque parts":         {auth("Bearer a.b.c"), denied},
