@@ -16,6 +16,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	upstreamhttpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -29,18 +30,31 @@ const actionMesh = "mesh"
 
 // egressFilters judge the calls of the workload to servers outside the mesh, which
 // have no proxy that could. By the names of routes: what is judged is where the
-// call goes, however its host was spelled. A call within the mesh passes.
+// call goes, however its host was spelled. A call within the mesh passes, and its
+// route leaves them out.
 //
 // They are the same for every workload, whatever it may call.
 func (b *builder) egressFilters() []*hcmv3.HttpFilter {
 	return []*hcmv3.HttpFilter{
-		b.httpFilter("envoy.filters.http.set_filter_state", &httpsetstatev3.Config{
+		b.httpFilter(routeFilter, &httpsetstatev3.Config{
 			OnRequestHeaders: []*setstatev3.FilterStateValue{stateValue(routeState, "%ROUTE_NAME%")},
 		}),
 		b.httpSlot(EgressBlocks, b.denyAllJudge()),
 		b.httpSlot(EgressShadow, pass()),
 		b.httpSlot(EgressPolicy, b.denyAllJudge()),
 	}
+}
+
+// routeFilter is the name of the filter that puts the route's name into filter
+// state.
+const routeFilter = "envoy.filters.http.set_filter_state"
+
+// calleeJudges leaves egressFilters out of a route to another proxy of the mesh,
+// which judges the call by itself: they would only cost. It loosens nothing, since
+// the policy lets such a route pass, and stands in no other route.
+func (b *builder) calleeJudges() map[string]*anypb.Any {
+	off := b.any(&routev3.FilterConfig{Disabled: true})
+	return map[string]*anypb.Any{routeFilter: off, EgressBlocks: off, EgressShadow: off, EgressPolicy: off}
 }
 
 // egress makes the resources of egressFilters.
@@ -51,7 +65,7 @@ func (b *builder) egressFilters() []*hcmv3.HttpFilter {
 //	otherwise                                      → DENY  default-deny
 func (b *builder) egress() {
 	rules, shadow, blocks := map[string]*onMatch{}, map[string]*onMatch{}, map[string]*onMatch{}
-	var all, would []Rule
+	var all, shadowed []Rule
 	for i := range b.c.Egress {
 		e := &b.c.Egress[i]
 		if !e.Protocol.IsHTTP() {
@@ -62,7 +76,7 @@ func (b *builder) egress() {
 		all = append(all, e.Rules...)
 		if e.Shadow != nil {
 			shadow[route] = b.externalCalls(e.Shadow.Rules)
-			would = append(would, e.Shadow.Rules...)
+			shadowed = append(shadowed, e.Shadow.Rules...)
 		}
 		if name, ok := e.blocked(b.c); ok {
 			blocks[route] = b.deny(name)
@@ -74,23 +88,29 @@ func (b *builder) egress() {
 		ReasonNoGrant: b.action(ReasonNoGrant, rbacv3.RBAC_ALLOW),
 	}, b.action(ActionDefault, rbacv3.RBAC_DENY))
 
-	noBlock := b.action(actionNoBlock, rbacv3.RBAC_ALLOW)
-	b.extensionResource(EgressBlocks, b.judge(needs{}, &httprbacv3.RBAC{
-		Matcher:         root(b.byExact(b.stateInput(routeState), blocks, noBlock)),
-		RulesStatPrefix: blockStatPrefix,
-	}))
-	b.extensionResource(EgressPolicy, b.judge(needsOf(all), &httprbacv3.RBAC{
-		Matcher:         root(b.byExact(b.stateInput(routeState), rules, within)),
-		RulesStatPrefix: RBACStatPrefix,
-	}))
-	judge := pass()
+	// What judges nothing costs nothing, and says so explicitly.
+	block, would, reads := pass(), pass(), needs{}
+	if len(blocks) > 0 {
+		block = b.judge(needs{}, &httprbacv3.RBAC{
+			Matcher:         root(b.byExact(b.stateInput(routeState), blocks, b.action(actionNoBlock, rbacv3.RBAC_ALLOW))),
+			RulesStatPrefix: blockStatPrefix,
+		})
+	}
 	if len(shadow) > 0 {
-		judge = b.judge(needsOf(would), &httprbacv3.RBAC{
+		would = b.judge(needsOf(shadowed), &httprbacv3.RBAC{
 			ShadowMatcher:         root(b.byExact(b.stateInput(routeState), shadow, mesh)),
 			ShadowRulesStatPrefix: RBACStatPrefix,
 		})
 	}
-	b.extensionResource(EgressShadow, judge)
+	if len(rules) > 0 {
+		reads = needsOf(all)
+	}
+	b.extensionResource(EgressBlocks, block)
+	b.extensionResource(EgressShadow, would)
+	b.extensionResource(EgressPolicy, b.judge(reads, &httprbacv3.RBAC{
+		Matcher:         root(b.byExact(b.stateInput(routeState), rules, within)),
+		RulesStatPrefix: RBACStatPrefix,
+	}))
 }
 
 // stateValue puts what a format says into filter state.

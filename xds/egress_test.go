@@ -145,18 +145,30 @@ func TestEgress(t *testing.T) {
 	web.until(func() bool { return raw(get("POST", "api.stripe.example", "/v1/charges")).status == 403 })
 }
 
-// TestEgressMissing: while the policy is missing nothing leaves, not even within the
-// mesh: what judges by routes cannot tell.
+// TestEgressMissing: while the policy is missing nothing leaves the mesh. Calls
+// within it do not ask for it: the callee judges them.
 func TestEgressMissing(t *testing.T) {
+	stripe := newWeb(t, "api.stripe.example", outside())
+	partner := newWeb(t, "partner.example", outside())
 	p := newPKI(t)
 	c := newControl(t, p)
+	c.publicRoots = partner.ca
 	orders := newProxy(t, p, c, ordersConfig(newApp(t), newTCPApp(t).target))
-	conf := webConfig()
+	conf := payConfig(stripe, partner)
 	c.set("i-shop-web", endpoints(conf, orders.in.Address)...)
+	c.set("i-shop-web",
+		stripe.endpoints(xds.ExternalCluster("shop/stripe", "api.stripe.example")),
+		stripe.endpoints(xds.ExternalCluster("shop/stripe", "files.stripe.example")),
+		partner.endpoints(xds.ExternalCluster("shop/partner", "partner.example")),
+		xds.Endpoints(xds.ExternalCluster("shop/ledger", "ledger.example"), nil),
+	)
 	web := newProxy(t, p, c, conf, xds.EgressPolicy)
-	if got := web.call(ordersHost, "GET", "/orders/7", false); got.status != 403 {
-		t.Errorf("without a policy: %+v", got)
+	web.until(func() bool { return web.call(ordersHost, "GET", "/orders/7", false).status == 200 })
+	for _, host := range []string{"api.stripe.example", "partner.example", "API.STRIPE.EXAMPLE:15001", "nowhere.example"} {
+		if got := web.call(host, "POST", "/v1/charges", false); got.status != 403 {
+			t.Errorf("%s without a policy: %+v", host, got)
+		}
 	}
 	web.apply(without(web.build(conf), nil)...)
-	web.until(func() bool { return web.call(ordersHost, "GET", "/orders/7", false).status == 200 })
+	web.until(func() bool { return web.call("api.stripe.example", "POST", "/v1/charges", false).status == 200 })
 }

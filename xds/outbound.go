@@ -55,7 +55,10 @@ func (b *builder) outboundRoutes() *routev3.RouteConfiguration {
 		rc.VirtualHosts = append(rc.VirtualHosts, &routev3.VirtualHost{
 			Name:    d.Cluster(),
 			Domains: append([]string{d.Host}, d.Aliases...),
-			Routes:  []*routev3.Route{{Name: d.Cluster(), Match: everyPath(), Action: &routev3.Route_Route{Route: action}}},
+			Routes: []*routev3.Route{{
+				Name: d.Cluster(), Match: everyPath(), Action: &routev3.Route_Route{Route: action},
+				TypedPerFilterConfig: b.calleeJudges(),
+			}},
 		})
 	}
 	for i := range b.c.Egress {
