@@ -70,8 +70,8 @@ func TestTransport(t *testing.T) {
 	}
 }
 
-// TestNoResumption: a session that could be resumed would outlive its
-// certificate.
+// TestNoResumption is CVE-2025-68121: a session that could be resumed would outlive
+// its certificate, and a ban.
 func TestNoResumption(t *testing.T) {
 	p := newPKI(t)
 	orders := newProxy(t, p, newControl(t, p), ordersConfig(newApp(t), newTCPApp(t).target))

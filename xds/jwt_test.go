@@ -174,7 +174,8 @@ func provider(name, keys string) xds.Provider {
 }
 
 // TestTokens is what passes without a user, with one, and not at all. ISTIO-2021-001
-// is the unknown issuer, CVE-2026-31837 the keys that cannot be fetched.
+// is the unknown issuer; CVE-2016-9122, CVE-2025-30204 and CVE-2024-28180 are tokens
+// that are forged, malformed or huge.
 func TestTokens(t *testing.T) {
 	one, two, other := newSigner(t, "one"), newSigner(t, "two"), newSigner(t, "one")
 	idp := newWeb(t, "two.example", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -291,7 +292,7 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestKeysAway: a provider whose keys cannot be fetched, or come from somebody
+// TestKeysAway is CVE-2026-31837, and CVE-2022-29153 of redirects: a provider whose keys cannot be fetched, or come from somebody
 // else, denies its own tokens, and those only. No key is ever assumed.
 func TestKeysAway(t *testing.T) {
 	one, two := newSigner(t, "one"), newSigner(t, "two")
