@@ -127,15 +127,15 @@ func isLabel(s string) bool {
 	return true
 }
 
-// isHTTPMethod tells whether s is a method of capital letters, digits, "-" and
-// "_", beginning with a letter. Methods are case-sensitive (RFC 9110, section
-// 9.1), so "get" is a mistake.
+// isHTTPMethod tells whether s is a method of capital letters and "-", beginning
+// with a letter, as every registered one is (RFC 9110, section 16.1). Methods are
+// case-sensitive (section 9.1), so "get" is a mistake.
 func isHTTPMethod(s string) bool {
 	if s == "" || len(s) > 32 || s[0] < 'A' || s[0] > 'Z' {
 		return false
 	}
 	for i := range len(s) {
-		if c := s[i]; c != '-' && c != '_' && (c < 'A' || c > 'Z') && (c < '0' || c > '9') {
+		if c := s[i]; c != '-' && (c < 'A' || c > 'Z') {
 			return false
 		}
 	}
