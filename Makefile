@@ -104,6 +104,13 @@ test-system test-components: test-%:
 mutation-check: ## Check that mutants of the lowering are caught; takes long
 	$(GO) run ./controlplane/zttest/mutants $(MUTANTS)
 
+# How many pairs of spec and request; make test judges 20,000.
+N ?= 1000000
+SEED ?=
+.PHONY: fuzz-authz
+fuzz-authz: envoy ## Judge N random requests by evaluator and Envoy; SEED replays
+	ZT_PAIRS='$(N)' ZT_SEED='$(SEED)' $(GO) test -count 1 -timeout 0 -v $(TESTFLAGS) -run '^TestRandom$$' ./controlplane/zttest/judge
+
 # A benchmark reports against a goal of the project by printing a line
 #   figure NAME VALUE UNIT goal <=|>= LIMIT met|short
 # once per round; the last round counts. The goals inform, they fail nothing.

@@ -161,11 +161,15 @@ func (h *Hearing) received(q Question, a Answer) string {
 	case a.Reason != "":
 		return fmt.Sprintf("the application gave the reason %q", a.Reason)
 	}
-	for _, name := range append(h.Index.Strip(), "x-original-url", "x-http-method-override", "x-envoy-original-path") {
-		for _, value := range got.Header(name) {
-			if value == forged || !slices.Contains(h.Index.Strip(), name) {
-				return fmt.Sprintf("the application got %s: %s", name, value)
-			}
+	for _, name := range []string{"x-original-url", "x-http-method-override", "x-envoy-original-path"} {
+		if value := got.Header(name); value != nil {
+			return fmt.Sprintf("the application got %s: %s", name, value)
+		}
+	}
+	for _, name := range h.Index.Strip() {
+		// Outside of the mesh it is the calling application's own header.
+		if h.external(q.Service) == nil && slices.Contains(got.Header(name), forged) {
+			return fmt.Sprintf("the application got %s of the client", name)
 		}
 	}
 	return ""

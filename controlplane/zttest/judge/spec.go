@@ -105,6 +105,10 @@ func (s *Spec) Questions(r reqgen.Request) []Question {
 	if r.TCP {
 		return []Question{{r, TCP}}
 	}
+	// The health check answers what has ended, and so never an upgrade.
+	if path, _ := policy.NormalizeEncodedPath(r.Path); r.Upgrade != "" && path == policy.HealthPath {
+		return nil
+	}
 	var out []Question
 	// An extended CONNECT has no method of its own, and CONNECT of HTTP/2 no path.
 	if r.Target == "" && r.Method != "CONNECT" && (r.Upgrade == "" || r.Method == "GET") {

@@ -144,8 +144,20 @@ func (m *maker) addWorkload(ref spec.Ref) {
 	}
 	if len(w.Serves) > 0 {
 		m.serve(ref, w.Serves)
+		if slices.ContainsFunc(w.Serves, func(p *ztv1.Port) bool { return p.GetProtocol() != "tcp" }) && m.oneIn(6) {
+			w.ExternalAuthorizer = m.authorizer()
+		}
 	}
 	m.add(spec.KindWorkload, ref, &ztv1.Document{Spec: &ztv1.Document_Workload{Workload: w}})
+}
+
+func (m *maker) authorizer() *ztv1.ExternalAuthorizer {
+	a := &ztv1.ExternalAuthorizer{Target: "127.0.0.1:9191"}
+	if m.oneIn(2) {
+		a.Timeout = durationpb.New(time.Second)
+		a.MaxBodyBytes, a.Headers = 1024, []string{"x-scope"}
+	}
+	return a
 }
 
 func (m *maker) serve(ref spec.Ref, ports []*ztv1.Port) {

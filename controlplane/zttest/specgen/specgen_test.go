@@ -20,7 +20,7 @@ import (
 // never are the fields that no random spec has: they lead to hosts and files that
 // a harness does not have, or are for people only.
 var never = []string{
-	"Metadata.annotations", "Port.target", "Port.health_path", "Workload.external_authorizer", "External.tls", "JWKS.uri", "JWKS.ca",
+	"Metadata.annotations", "Port.target", "Port.health_path", "External.tls", "JWKS.uri", "JWKS.ca",
 	"Document.assertion",
 }
 
