@@ -123,3 +123,41 @@ func TestPairs(t *testing.T) {
 		})
 	})
 }
+
+// TestProposedProtocol: a proposal makes an http service of one that is tcp, which
+// has no requests to judge in shadow.
+func TestProposedProtocol(t *testing.T) {
+	const mesh = `
+apiVersion: ztmesh.dev/v1alpha1
+kind: Workload
+metadata: {namespace: shop, name: web}
+spec: {tcpCalls: [{service: mail, localPort: 2525}]}
+---
+apiVersion: ztmesh.dev/v1alpha1
+kind: Service
+metadata: {namespace: shop, name: mail}
+spec: {external: {hosts: [mail.partner.example], port: 465, protocol: %s}}
+---
+apiVersion: ztmesh.dev/v1alpha1
+kind: Grant
+metadata: {namespace: shop, name: web-mails}
+spec: {from: {workloads: [web]}, to: {services: [mail]}}
+`
+	index := func(protocol string) *policy.Index {
+		docs, problems := spec.Parse([]spec.File{{Name: "mesh.yaml", Content: fmt.Appendf(nil, mesh, protocol)}})
+		if err := problems.Err(); err != nil {
+			t.Fatal(err)
+		}
+		return policy.New("shop.example", docs)
+	}
+	for now, proposed := range map[string]string{"tcp": "http", "http": "tcp"} {
+		c, err := compile.Workload(index(now), index(proposed), spec.Ref{Namespace: "shop", Name: "web"})
+		if err != nil {
+			t.Errorf("%s, proposed as %s: %v", now, proposed, err)
+			continue
+		}
+		if shadow := c.Egress[0].Shadow; (shadow != nil) != (now == "http") {
+			t.Errorf("%s, proposed as %s: shadow %+v", now, proposed, shadow)
+		}
+	}
+}

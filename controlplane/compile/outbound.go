@@ -58,7 +58,7 @@ func (c *compiler) egress() []xds.Egress {
 			Service: e.Service.String(), Hosts: e.Hosts, Port: e.Port, Protocol: xds.Protocol(e.Protocol), CA: e.CA,
 			Plaintext: e.Plaintext, Rules: c.own(e), Blocks: c.blocks(e.Blocks),
 		}
-		if c.shadow != nil {
+		if c.shadow != nil && to.Protocol.IsHTTP() { // a proposal may make another of it; calls are judged as what it is
 			to.Shadow = differing(to.Rules, shadow[e.Service])
 		}
 		out = append(out, to)
