@@ -152,9 +152,10 @@ func (r *reconciler) advance(st *state.State) error {
 }
 
 // forgetShadow drops what was reported of another shadow policy than the one that
-// a workload has now.
+// a workload has now. Its proxies may report here and have their configuration from
+// another server; then nothing was compiled here, and any change counts as one.
 func (r *reconciler) forgetShadow(ref spec.Ref, was, is *xds.Config) {
-	if was != nil && (is == nil || !reflect.DeepEqual(shadowsOf(was), shadowsOf(is))) {
+	if was == nil || is == nil || !reflect.DeepEqual(shadowsOf(was), shadowsOf(is)) {
 		r.forget(ref.String())
 	}
 }
@@ -397,8 +398,9 @@ func (r *reconciler) Served() (uint64, bool) {
 
 // called is the service and the port that a proxy of a workload judges, where it
 // takes requests for an authority on a port of its own: one of the workload's, or,
-// on the port for its application's calls, a service outside of the mesh. False
-// where there is none, or nobody of the workload is connected here.
+// on the port for its application's calls, a service outside of the mesh; false
+// where there is none. The proxy may have its configuration from another server: it
+// reports to any.
 func (r *reconciler) called(workload string, local uint32, authority string) (service, port string, ok bool) {
 	ref, err := spec.ParseRef(workload, "")
 	if err != nil {
@@ -406,13 +408,15 @@ func (r *reconciler) called(workload string, local uint32, authority string) (se
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := r.configs[ref]
-	if c == nil {
+	if r.served == nil {
 		return "", "", false
 	}
-	for _, in := range c.Inbound {
-		if in.Port == local {
-			return workload, in.Name, true
+	ix := r.served.index
+	if w, ok := ix.Workload(ref); ok {
+		for _, p := range w.Ports {
+			if p.Number == local {
+				return workload, p.Name, true
+			}
 		}
 	}
 	if local != xds.EgressPort {
@@ -421,9 +425,9 @@ func (r *reconciler) called(workload string, local uint32, authority string) (se
 	if name, _, err := net.SplitHostPort(authority); err == nil {
 		authority = name
 	}
-	for _, e := range c.Egress {
+	for _, e := range ix.Externals(ref) {
 		if slices.Contains(e.Hosts, strings.ToLower(authority)) {
-			return e.Service, xds.ExternalPort, true
+			return e.Service.String(), xds.ExternalPort, true
 		}
 	}
 	return "", "", false
