@@ -182,7 +182,7 @@ func services(s *judge.Spec, g *reqgen.Generator) []service {
 	for _, ref := range g.Services() {
 		w, _ := s.Index.Workload(ref)
 		for _, p := range w.Ports {
-			rules[ref] += len(s.Index.Rules(ref, p.Name)) + len(s.Index.Plaintext(ref, p.Name))
+			rules[ref] += len(s.Index.Rules(ref, p.Name)) + 3*len(s.Index.Plaintext(ref, p.Name))
 		}
 		all = append(all, service{ref, ref})
 	}

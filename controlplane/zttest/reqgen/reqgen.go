@@ -72,6 +72,7 @@ type Generator struct {
 	headers     []policy.Header
 	addresses   []netip.Addr
 	moments     []time.Time
+	plaintext   map[string]bool // ports that an Exception opens, by namespace and subject
 }
 
 // target is a port at which requests are judged.
@@ -85,7 +86,10 @@ type target struct {
 // New reads a spec. It needs no more than that the documents are well formed.
 func New(trustDomain string, docs []*spec.Document) *Generator {
 	members := map[spec.Ref][]string{}
-	g := &Generator{trustDomain: trustDomain, providers: map[string]*ztv1.IdentityProvider{}, moments: []time.Time{Start}}
+	g := &Generator{
+		trustDomain: trustDomain, providers: map[string]*ztv1.IdentityProvider{}, moments: []time.Time{Start},
+		plaintext: map[string]bool{},
+	}
 	for _, d := range docs {
 		ref := spec.Ref{Namespace: d.GetMetadata().GetNamespace(), Name: d.GetMetadata().GetName()}
 		switch {
@@ -104,6 +108,9 @@ func New(trustDomain string, docs []*spec.Document) *Generator {
 		case d.GetException() != nil:
 			g.around(d.GetException().GetUntil().AsTime(), d.GetException().GetUntil() != nil)
 			g.ranges(d.GetException().GetPeers())
+			if d.GetException().GetFinding() == spec.FindingPlaintext {
+				g.plaintext[ref.Namespace+"/"+d.GetException().GetSubject()] = true
+			}
 		case d.GetService().GetExternal() != nil:
 			e := d.GetService().GetExternal()
 			port := &ztv1.Port{Name: spec.ExternalPort, Port: e.GetPort(), Protocol: cmp.Or(e.GetProtocol(), policy.HTTP)}
@@ -263,6 +270,9 @@ func (g *Generator) To(random Random, service spec.Ref) (Request, bool) {
 		g.provoke(random, &r, pick(random, g.blocks).GetBlock())
 	}
 	g.spoil(random, &r, at)
+	if g.plaintext[at.service.String()+":"+r.Port] && rarely(random, 3) {
+		r.Plaintext, r.CallerID = true, ""
+	}
 	return r, true
 }
 
