@@ -151,13 +151,14 @@ func asHosts(list ...host) map[string]host {
 // name that fails keeps what it had; who is not wanted any more has nothing.
 func TestResolution(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		z := &zone{}
+		z := &zone{slow: time.Millisecond} // of the bubble's clock: nothing is found before a Sleep
 		z.set("a.example", "192.0.2.2", "192.0.2.1", "::ffff:192.0.2.1")
 		z.set("b.example", "2001:db8::1")
 		o, to, _ := resolving(t, z)
 		a, b, c := host{cluster: "ext/a", name: "a.example", port: 443}, host{cluster: "ext/b", name: "b.example", port: 443}, host{cluster: "ext/c", name: "c.example", port: 443}
 		o.want(asHosts(a, b, c), nil)
 		to.is(map[string][]string{"ext/a": {}, "ext/b": {}, "ext/c": {}})
+		time.Sleep(2 * time.Millisecond)
 		synctest.Wait()
 		to.is(map[string][]string{"ext/a": {"192.0.2.1", "192.0.2.2"}, "ext/b": {"2001:db8::1"}, "ext/c": {}})
 
@@ -170,6 +171,7 @@ func TestResolution(t *testing.T) {
 		o.want(asHosts(b), nil)
 		to.is(map[string][]string{"ext/b": {"2001:db8::1"}})
 		o.want(asHosts(a, b), nil) // forgotten meanwhile
+		time.Sleep(2 * time.Millisecond)
 		synctest.Wait()
 		to.is(map[string][]string{"ext/a": {"192.0.2.3"}, "ext/b": {"2001:db8::1"}})
 
