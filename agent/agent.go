@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/xds"
@@ -219,6 +220,7 @@ func (a *Agent) goodbye(ctx context.Context) error {
 	}); err != nil && status.Code(err) != codes.NotFound { // somebody else has done it
 		return fmt.Errorf("deregister: %w", err)
 	}
+	failpoint.Hit("agent.deregister.agreed")
 	a.log.Info("deregistered", "instance", h.Instance, "workload", h.Workload)
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -95,6 +96,7 @@ func (a *Agent) enrol(ctx context.Context, token identity.Token, e enrolment, wa
 	if err != nil {
 		return err
 	}
+	failpoint.Hit("agent.enrol.ask")
 	resp, err := a.redeem(ctx, caller{from: want.bound(), tls: config}, want.Servers, req)
 	if err != nil {
 		return enrolError(err, want.Workload)
@@ -108,9 +110,11 @@ func (a *Agent) enrol(ctx context.Context, token identity.Token, e enrolment, wa
 	if err != nil {
 		return fmt.Errorf("enrol: the server's answer: %w", err)
 	}
+	failpoint.Hit("agent.enrol.answered")
 	if err := a.take(h); err != nil {
 		return err
 	}
+	failpoint.Hit("agent.enrol.saved")
 	a.log.Info("enrolled", "instance", h.Instance, "workload", h.Workload, "address", h.Address, "token", token.ID)
 	return removeIfThere(a.dir.enrolling())
 }

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -103,6 +104,7 @@ func (a *Agent) renew(ctx context.Context, req *ztv1.RenewRequest, nodeKey, svid
 	if err != nil {
 		return fmt.Errorf("renew: the server's answer: %w", err)
 	}
+	failpoint.Hit("agent.renew.answered")
 	return a.take(next)
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/identity"
 )
 
@@ -124,6 +125,7 @@ func (d dir) save(h *holding) error {
 	if err := h.svid.Save(d.svid()); err != nil {
 		return err
 	}
+	failpoint.Hit("agent.state.half")
 	if err := h.node.Save(d.node()); err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/api"
+	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store"
@@ -41,9 +42,12 @@ func (s *Server) announce(ctx context.Context, door *api.Server, others *cluster
 	defer tick.Stop()
 	for told := false; ; {
 		if !told || !s.announced(agreedOn, self) {
+			failpoint.Hit("controlplane.announce.asked")
 			err := s.announceOnce(ctx, self, door, others, agreedOn)
 			if told = err == nil; err != nil {
 				s.cfg.Logger.Debug("not announced yet", "error", err)
+			} else {
+				failpoint.Hit("controlplane.announce.done")
 			}
 		}
 		select {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/identity"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
@@ -85,6 +86,7 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 	); err != nil {
 		return "", err
 	}
+	failpoint.Hit("controlplane.init.keys")
 	if err := bootstrap(ctx, cfg, d, id,
 		&logv1.Entry{Format: state.Format, Who: "init", Op: &logv1.Entry_Init{Init: &logv1.Init{
 			TrustDomain: cfg.TrustDomain, ClusterId: identity.NewID(),
@@ -97,6 +99,7 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 	); err != nil {
 		return "", err
 	}
+	failpoint.Hit("controlplane.init.committed")
 	return d.adminContext(), writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: cfg.TrustDomain})
 }
 
@@ -223,6 +226,7 @@ func Join(ctx context.Context, cfg JoinConfig) error {
 	if err != nil {
 		return fmt.Errorf("join by %s: %w", cfg.Server, err)
 	}
+	failpoint.Hit("controlplane.join.enrolled")
 	return saveJoined(d, id, key, token.Pin, resp)
 }
 
@@ -254,10 +258,13 @@ func saveJoined(d dataDir, id string, key identity.PrivateKey, pin identity.Pin,
 			return err
 		}
 	}
-	return errors.Join(
+	if err := errors.Join(
 		kek.Save(d.kek()),
 		intermediate.Save(d.intermediate()),
 		identity.WriteFile(d.roots(), identity.EncodePEM(roots)),
-		writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: resp.TrustDomain, Peers: resp.Peers}),
-	)
+	); err != nil {
+		return err
+	}
+	failpoint.Hit("controlplane.join.saved")
+	return writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: resp.TrustDomain, Peers: resp.Peers})
 }

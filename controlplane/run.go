@@ -25,6 +25,7 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
+	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/identity"
 	"github.com/ztmesh/ztmesh/store"
 	"github.com/ztmesh/ztmesh/store/state"
@@ -78,6 +79,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	defer s.journal.Close()
+	failpoint.Hit("controlplane.start.identified")
 	if s.addresses, err = s.advertise(l); err != nil {
 		return err
 	}
@@ -105,6 +107,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	s.agreedOn.Store(agreedOn)
+	failpoint.Hit("controlplane.start.opened")
 	return s.serve(ctx, l, port, agreedOn)
 }
 
@@ -384,5 +387,6 @@ func (s *Server) local(agreedOn *store.Store, loop *reconciler) http.Handler {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	serveFailpoints(mux, agreedOn)
 	return mux
 }

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/ztmesh/ztmesh/failpoint"
 )
 
 // WriteFile makes path hold b, mode 0600, all of it or nothing, and returns
@@ -24,9 +26,11 @@ func place(path string, b []byte, put func(from, to string) error) error {
 	}
 	_, err = f.Write(b)
 	err = errors.Join(err, f.Sync(), f.Close())
+	failpoint.Hit("identity.file.written")
 	if err == nil {
 		err = put(f.Name(), path)
 	}
+	failpoint.Hit("identity.file.placed")
 	if gone := os.Remove(f.Name()); !errors.Is(gone, os.ErrNotExist) { // after a rename there is none
 		err = errors.Join(err, gone)
 	}

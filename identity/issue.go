@@ -12,6 +12,8 @@ import (
 	"math/big"
 	"net/url"
 	"time"
+
+	"github.com/ztmesh/ztmesh/failpoint"
 )
 
 // Lives of certificates.
@@ -97,6 +99,7 @@ func (s Signing) sign(kind, subject string, t *x509.Certificate, pub crypto.Publ
 	if err != nil {
 		return nil, fmt.Errorf("sign %s: %w", subject, err)
 	}
+	failpoint.Hit("identity.sign.signed")
 	return x509.ParseCertificate(der)
 }
 

@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+
+	"github.com/ztmesh/ztmesh/failpoint"
 )
 
 // Journal is the local record of what a server was about to sign: one JSON
@@ -107,6 +109,7 @@ func (j *Journal) Append(i Issuance) error {
 		return err
 	}
 	j.synced = written
+	failpoint.Hit("identity.journal.synced")
 	return nil
 }
 
@@ -121,10 +124,12 @@ func (j *Journal) write(i Issuance) (line uint64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("journal: %w", err)
 	}
+	failpoint.Hit("identity.journal.write")
 	if _, err := j.f.Write(append(b, '\n')); err != nil {
 		j.err = fmt.Errorf("journal: write: %w", err)
 		return 0, j.err
 	}
+	failpoint.Hit("identity.journal.written")
 	j.head = Head{r.Line, lineHash(b)}
 	return r.Line, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	"github.com/ztmesh/ztmesh/store/state"
 )
@@ -62,6 +63,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 	if f.broken != nil {
 		return f.broken
 	}
+	failpoint.Hit("store.fsm.apply")
 	next, result, err := apply(f.state.Load(), l)
 	if err != nil {
 		f.broken = err
@@ -69,6 +71,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		return err
 	}
 	f.publish(next, l.Index, result.Changed)
+	failpoint.Hit("store.fsm.applied")
 	return result
 }
 
@@ -136,11 +139,13 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if f.broken != nil {
 		return f.broken
 	}
+	failpoint.Hit("store.snapshot.received")
 	s, err := state.Read(r)
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
 	f.publish(s, s.Index(), state.Diff(f.state.Load(), s))
+	failpoint.Hit("store.snapshot.installed")
 	return nil
 }
 
@@ -152,14 +157,17 @@ type snapshot struct {
 
 // Persist runs in a goroutine of raft's, beside ApplyBatch.
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
-	w := bufio.NewWriterSize(sink, 256<<10)
+	failpoint.Hit("store.snapshot.begun")
+	w := bufio.NewWriterSize(halves{sink}, 256<<10)
 	_, err := s.s.WriteTo(w)
 	if err = errors.Join(err, w.Flush()); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
+	failpoint.Hit("store.snapshot.written")
 	if err := sink.Close(); err != nil {
 		return err
 	}
+	failpoint.Hit("store.snapshot.placed")
 	s.done()
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/ztmesh/ztmesh/failpoint"
 )
 
 // leadership is whether this server leads, as runLeadership has found.
@@ -46,6 +48,8 @@ func (s *Store) runLeadership() {
 			var r reign
 			if leads {
 				r = s.begin()
+			} else {
+				failpoint.Hit("store.leader.ended")
 			}
 			s.lead.set(r)
 		case <-s.removed:
@@ -65,11 +69,13 @@ func (s *Store) runLeadership() {
 // begin commits an entry in the new term and waits until it is applied. It
 // returns the zero reign if leadership was lost before that.
 func (s *Store) begin() reign {
+	failpoint.Hit("store.leader.begin")
 	term := s.raft.CurrentTerm()
 	f := s.raft.Barrier(0)
 	if s.await(context.Background(), f) != nil || s.raft.CurrentTerm() != term {
 		return reign{}
 	}
+	failpoint.Hit("store.leader.begun")
 	return reign{term: term, index: f.(raft.IndexFuture).Index()}
 }
 
@@ -112,6 +118,7 @@ func (s *Store) Barrier(ctx context.Context) error {
 	if err := s.confirm(ctx, r.term); err != nil {
 		return err
 	}
+	failpoint.Hit("store.barrier.confirmed")
 	// Since the reign began, every entry is one that the fsm sees.
 	for commit > r.index {
 		applied, advanced := s.fsm.progress()

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/ztmesh/ztmesh/failpoint"
 )
 
 // Member is one server of the Raft group.
@@ -71,10 +73,12 @@ func (s *Store) AddVoter(ctx context.Context, id, address string) error {
 			return s.Barrier(ctx)
 		}
 	}
+	failpoint.Hit("store.member.add")
 	f := s.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(address), 0, enqueueTimeout)
 	if err := s.await(ctx, f); err != nil {
 		return fmt.Errorf("add voter %s: %w", id, proposeError(err))
 	}
+	failpoint.Hit("store.member.added")
 	return nil
 }
 
@@ -85,9 +89,11 @@ func (s *Store) RemoveServer(ctx context.Context, id string) error {
 	if _, err := s.leading(ctx); err != nil {
 		return err
 	}
+	failpoint.Hit("store.member.remove")
 	f := s.raft.RemoveServer(raft.ServerID(id), 0, enqueueTimeout)
 	if err := s.await(ctx, f); err != nil && !errors.Is(err, ErrRemoved) {
 		return fmt.Errorf("remove server %s: %w", id, proposeError(err))
 	}
+	failpoint.Hit("store.member.removed")
 	return nil
 }

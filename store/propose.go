@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	"github.com/ztmesh/ztmesh/store/state"
 )
@@ -52,10 +53,12 @@ func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 		return state.Result{}, context.Cause(ctx)
 	}
 	start := s.cfg.Now()
+	failpoint.Hit("store.propose.handed")
 	f := s.raft.Apply(data, wait)
 	if err := s.awaitProposal(ctx, f); err != nil {
 		return state.Result{}, proposeError(err)
 	}
+	failpoint.Hit("store.propose.committed")
 	s.metrics.commit.Observe(s.cfg.Now().Sub(start).Seconds())
 	switch answer := f.Response().(type) {
 	case state.Result:

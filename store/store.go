@@ -31,6 +31,7 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
@@ -178,6 +179,7 @@ func open(cfg Config) (_ *Store, err error) {
 	if s.lock, err = openDir(cfg.Dir, cfg.ID); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("store.open.locked")
 	logger := newRaftLogger(cfg.Logger, cfg.Now)
 	if s.log, err = openLog(cfg.Dir, logger, s.end.set); err != nil {
 		return nil, err
@@ -190,6 +192,7 @@ func open(cfg Config) (_ *Store, err error) {
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("store.open.restored")
 	s.metrics = newMetrics(cfg.Metrics)
 	s.fsm = newFSM(restored, fsmHooks{
 		fail: s.end.set, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
@@ -204,7 +207,7 @@ func open(cfg Config) (_ *Store, err error) {
 			return nil, errors.Join(err, s.transport.Close())
 		}
 	}
-	if s.raft, err = raft.NewRaft(conf, s.fsm, s.log, s.log, snapshots, s.transport); err != nil {
+	if s.raft, err = raft.NewRaft(conf, s.fsm, hitLog{s.log}, hitLog{s.log}, snapshots, s.transport); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnreadable, err), s.transport.Close())
 	}
 	if s.isMember() {
@@ -277,6 +280,7 @@ func (s *Store) Wait(ctx context.Context) error {
 // ends with ErrUnknown or ErrClosed.
 func (s *Store) Close() error {
 	if s.IsLeader() && s.voters() > 1 {
+		failpoint.Hit("store.stop.handover")
 		// At most one election timeout. Without a successor the others elect one.
 		if err := s.raft.LeadershipTransfer().Error(); err != nil {
 			s.cfg.Logger.Info("leadership was not handed over", "error", err)
@@ -287,8 +291,11 @@ func (s *Store) Close() error {
 
 // stop is Close without handing leadership over.
 func (s *Store) stop() error {
+	failpoint.Hit("store.stop.shutdown")
 	s.end.set(errClose)
-	return s.stopped()
+	err := s.stopped()
+	failpoint.Hit("store.stop.released")
+	return err
 }
 
 // release gives back what open has taken.

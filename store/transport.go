@@ -10,6 +10,8 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+
+	"github.com/ztmesh/ztmesh/failpoint"
 )
 
 const (
@@ -137,6 +139,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 	if err != nil || resp.Term != args.Term {
 		return err
 	}
+	failpoint.Hit("store.replicate.answered")
 	t.confirmMu.Lock()
 	defer t.confirmMu.Unlock()
 	if was := t.confirmed[id]; args.Term > was.term || args.Term == was.term && sent > was.sent {

@@ -27,7 +27,12 @@ type config struct {
 	LocalListen     string        `mapstructure:"local-listen"`
 	Advertise       string        `mapstructure:"advertise"`
 	ElectionTimeout time.Duration `mapstructure:"election-timeout"`
-	LogLevel        string        `mapstructure:"log-level"`
+
+	SnapshotEntries  uint64        `mapstructure:"snapshot-entries"`
+	SnapshotInterval time.Duration `mapstructure:"snapshot-interval"`
+	TrailingEntries  uint64        `mapstructure:"trailing-entries"`
+
+	LogLevel string `mapstructure:"log-level"`
 }
 
 // configFlags declares every key as a flag, with its default.
@@ -41,6 +46,9 @@ func configFlags(f *pflag.FlagSet) {
 	f.String("local-listen", d.LocalListen, "metrics, health and pprof; loopback only")
 	f.String("advertise", "", "host by which others reach this server (default: that of each listen address, or this machine's first address)")
 	f.Duration("election-timeout", time.Second, "silence of the leader after which another one is elected")
+	f.Uint64("snapshot-entries", 4096, "entries since the last snapshot of the log after which there is a new one")
+	f.Duration("snapshot-interval", 30*time.Second, "how often that is looked at, to twice as often")
+	f.Uint64("trailing-entries", 2048, "entries that stay in the log after a snapshot, for servers that are a little behind")
 	f.String("log-level", "info", "debug, info, warn or error")
 }
 
@@ -121,6 +129,9 @@ func (c config) server(log *slog.Logger) controlplane.Config {
 	s := controlplane.Default()
 	s.DataDir, s.Logger, s.Advertise = c.DataDir, log, c.Advertise
 	s.AdminListen, s.NodeListen, s.ClusterListen, s.LocalListen = c.AdminListen, c.NodeListen, c.ClusterListen, c.LocalListen
-	s.Timing = store.Timing{Heartbeat: c.ElectionTimeout, Election: c.ElectionTimeout, Lease: c.ElectionTimeout / 2}
+	s.Timing = store.Timing{
+		Heartbeat: c.ElectionTimeout, Election: c.ElectionTimeout, Lease: c.ElectionTimeout / 2,
+		SnapshotEntries: c.SnapshotEntries, SnapshotInterval: c.SnapshotInterval, TrailingEntries: c.TrailingEntries,
+	}
 	return s
 }

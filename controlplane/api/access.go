@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
+	"github.com/ztmesh/ztmesh/failpoint"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store/state"
@@ -62,6 +63,7 @@ func (s *Server) CreateToken(ctx context.Context, req *ztv1.CreateTokenRequest) 
 	if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_PutToken{PutToken: &logv1.PutToken{Token: t}}}); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("api.token.created")
 	return &ztv1.CreateTokenResponse{Token: token, Info: tokenInfo(t)}, nil
 }
 
@@ -149,6 +151,7 @@ func (s *Server) DeregisterInstance(ctx context.Context, req *ztv1.DeregisterIns
 
 func (s *Server) deregister(ctx context.Context, instance string) error {
 	_, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Deregister{Deregister: &logv1.Deregister{Instance: instance}}})
+	failpoint.Hit("api.deregister.done")
 	return err
 }
 
@@ -173,6 +176,7 @@ func (s *Server) RemoveMember(ctx context.Context, req *ztv1.RemoveMemberRequest
 	if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_DeleteServer{DeleteServer: &logv1.DeleteServer{Id: req.Id}}}); err != nil && !errors.Is(err, state.ErrNotFound) {
 		return nil, err
 	}
+	failpoint.Hit("api.member.forgotten")
 	return &ztv1.RemoveMemberResponse{}, s.cfg.Cluster.Remove(ctx, req.Id)
 }
 
@@ -214,6 +218,7 @@ func (s *Server) AddAdmin(ctx context.Context, req *ztv1.AddAdminRequest) (*ztv1
 	if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_PutAdmin{PutAdmin: &logv1.PutAdmin{Admin: admin}}}); err != nil {
 		return nil, err
 	}
+	failpoint.Hit("api.admin.added")
 	return resp, nil
 }
 

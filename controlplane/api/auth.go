@@ -19,6 +19,7 @@ import (
 
 	"buf.build/go/protovalidate"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	"github.com/ztmesh/ztmesh/store/state"
 )
@@ -282,6 +283,7 @@ func (s *Server) forward(ctx context.Context, c call, m method, fullMethod strin
 		grpc.MaxCallSendMsgSize(maxApplyBytes), grpc.MaxCallRecvMsgSize(maxApplyBytes))
 	switch {
 	case err == nil:
+		failpoint.Hit("api.forward.answered")
 		return reply, nil
 	case len(trailer.Get(metaAnswered)) > 0:
 		return nil, err

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store/state"
@@ -61,6 +62,7 @@ func (s *Server) change(ctx context.Context, w wish) (*ztv1.ApplyResponse, error
 		if w.dryRun || p.empty() {
 			return p.response(st, w.named), nil
 		}
+		failpoint.Hit("api.apply.planned")
 		result, err := s.propose(ctx, p.entry(st, w))
 		if errors.Is(err, state.ErrRevalidate) {
 			continue // an entry of an earlier leader came in between
@@ -71,6 +73,7 @@ func (s *Server) change(ctx context.Context, w wish) (*ztv1.ApplyResponse, error
 		if result.Replayed {
 			continue // the same wish, by an earlier leader, came in between
 		}
+		failpoint.Hit("api.apply.committed")
 		if result.Revision > st.Revision() {
 			s.metrics.applies.Inc()
 		}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
+	"github.com/ztmesh/ztmesh/failpoint"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store/state"
@@ -72,10 +73,12 @@ func (s *Server) Enrol(ctx context.Context, req *ztv1.EnrolRequest) (*ztv1.Enrol
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("api.enrol.redeemed")
 	issued, err := s.issue(instance, req.NodeCsr, req.SvidCsr)
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("api.enrol.issued")
 	return &ztv1.EnrolResponse{
 		Instance: instance.Id, TrustDomain: s.cfg.Issuer.TrustDomain(), Certificates: issued,
 		Address: instance.Address, EgressAddress: instance.EgressAddress, Servers: s.nodeAddresses(),
@@ -178,6 +181,7 @@ func (s *Server) Renew(ctx context.Context, req *ztv1.RenewRequest) (*ztv1.Renew
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("api.renew.issued")
 	return &ztv1.RenewResponse{Certificates: issued, Servers: s.nodeAddresses()}, nil
 }
 
@@ -213,10 +217,12 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("api.join.redeemed")
 	intermediate, err := s.cfg.Issuer.Intermediate(req.IntermediateCsr, req.Server)
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Hit("api.join.issued")
 	resp := &ztv1.EnrolServerResponse{
 		TrustDomain: s.cfg.Issuer.TrustDomain(), Intermediate: intermediate, Roots: s.cfg.Issuer.Roots(),
 		KeyEncryptionKey: s.cfg.Issuer.KeyEncryptionKey(),

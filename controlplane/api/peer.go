@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/ztmesh/ztmesh/failpoint"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -49,6 +50,7 @@ func (s *Server) announce(ctx context.Context, a *ztv1.Server) error {
 			return err
 		}
 	}
+	failpoint.Hit("api.announce.put")
 	return s.cfg.Cluster.Add(ctx, a.Id, a.ClusterAddress)
 }
 
