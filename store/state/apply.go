@@ -85,6 +85,9 @@ func FormatOf(e *logv1.Entry) uint32 {
 	case *logv1.Entry_Propose:
 		return 2
 	case *logv1.Entry_Apply:
+		if op.Apply.Generation != nil || op.Apply.Judged != nil {
+			return 3
+		}
 		if len(op.Apply.GetRetired())+len(op.Apply.GetEndsProposals()) > 0 {
 			return 2
 		}
@@ -150,6 +153,11 @@ func (s *State) applyDocuments(e *logv1.Entry, op *logv1.Apply) Result {
 	if err := s.checkBases(op); err != nil {
 		return Result{Err: err}
 	}
+	if judged := op.GetJudged(); judged != nil {
+		if now, _ := s.Admin(judged.GetName()); !sameMessage(now, judged) {
+			return Result{Err: fmt.Errorf("%w: the rights of admin %s have changed", ErrRevalidate, judged.GetName())}
+		}
+	}
 	keys, after, err := target(op)
 	if err != nil {
 		return Result{Err: err}
@@ -189,6 +197,9 @@ func (s *State) applyDocuments(e *logv1.Entry, op *logv1.Apply) Result {
 		return Result{Changed: c}
 	}
 	s.documents, s.namespaces, s.revision = docs.Commit(), namespaces.Commit(), s.index
+	if s.generation = s.index; op.Generation != nil {
+		s.generation = op.GetGeneration() + 1
+	}
 	s.record(revision)
 	s.forgetWorkloads(gone, &c)
 	s.retire(op.GetRetired(), gone)
@@ -206,6 +217,12 @@ func (s *State) checkBases(op *logv1.Apply) error {
 			current[ns] = s.NamespaceRevision(ns)
 		}
 		return &StaleBaseError{Current: current}
+	}
+	if op.Generation != nil {
+		if op.GetGeneration() != s.generation {
+			return fmt.Errorf("%w: validated at generation %d, now at %d", ErrRevalidate, op.GetGeneration(), s.generation)
+		}
+		return nil
 	}
 	if op.GetValidatedAt() != s.revision {
 		return fmt.Errorf("%w: validated at %d, now at %d", ErrRevalidate, op.GetValidatedAt(), s.revision)

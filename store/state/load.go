@@ -48,11 +48,17 @@ func (l *loader) header(h *logv1.Header) error {
 	if h.GetFormat() < 1 || h.GetFormat() > Format {
 		return fmt.Errorf("format %d is not known, the newest known is %d", h.GetFormat(), Format)
 	}
+	if h.GetFormat() < 3 && h.GetGeneration() != 0 || h.GetGeneration() > h.GetRevision() {
+		return errors.New("the header's generation is not of its format")
+	}
 	if !h.GetWhen().IsValid() || h.GetWhen().AsTime().Before(l.s.when) || h.GetRevision() > h.GetIndex() {
 		return errors.New("the header contradicts itself")
 	}
 	l.format = h.GetFormat()
 	l.s.index, l.s.revision, l.s.when = h.GetIndex(), h.GetRevision(), h.GetWhen().AsTime()
+	if l.s.generation = l.s.revision; h.GetGeneration() != 0 {
+		l.s.generation = h.GetGeneration()
+	}
 	l.s.trustDomain, l.s.clusterID = h.GetTrustDomain(), h.GetClusterId()
 	l.s.roots, l.s.sealedRootKey = h.GetRoots(), h.GetSealedRootKey()
 	return nil

@@ -31,10 +31,14 @@ var marshal = proto.MarshalOptions{Deterministic: true}
 // and the SHA-256 of all that precedes it. Equal states give equal bytes.
 func (s *State) WriteTo(w io.Writer) (int64, error) {
 	sw := &snapshotWriter{w: w, sum: sha256.New()}
-	sw.put(&logv1.Record{Record: &logv1.Record_Header{Header: &logv1.Header{
+	header := &logv1.Header{
 		Format: s.format(), Index: s.index, Revision: s.revision, When: timestamppb.New(s.when),
 		TrustDomain: s.trustDomain, ClusterId: s.clusterID, Roots: s.roots, SealedRootKey: s.sealedRootKey,
-	}}})
+	}
+	if s.generation != s.revision {
+		header.Generation = s.generation
+	}
+	sw.put(&logv1.Record{Record: &logv1.Record_Header{Header: header}})
 	for d := range values(s.documents) {
 		put := &logv1.Put{Key: d.Key.proto(), Document: d.Bytes}
 		sw.put(&logv1.Record{Record: &logv1.Record_Document{Document: &logv1.StoredDocument{Put: put, Revision: d.Revision}}})
@@ -73,6 +77,9 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 
 // format is the oldest that a reader of the snapshot must know.
 func (s *State) format() uint32 {
+	if s.generation != s.revision {
+		return 3
+	}
 	if s.retired.Len()+s.proposals.Len() > 0 {
 		return 2
 	}

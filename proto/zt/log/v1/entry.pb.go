@@ -30,7 +30,7 @@ const (
 // chosen before it is proposed, so that applying it is a pure function.
 type Entry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The oldest format that a reader must know: 1, or 2 with what is since format 2.
+	// The oldest format that a reader must know: 1, or N with what is since format N.
 	Format uint32 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
 	// Stamped by the leader; state time is the larger of this and the previous.
 	When *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=when,proto3" json:"when,omitempty"`
@@ -412,6 +412,14 @@ type Apply struct {
 	Retired []*Retired `protobuf:"bytes,6,rep,name=retired,proto3" json:"retired,omitempty"`
 	// Namespaces whose proposals this ends. Since format 2.
 	EndsProposals []string `protobuf:"bytes,7,rep,name=ends_proposals,json=endsProposals,proto3" json:"ends_proposals,omitempty"`
+	// The generation against which the server validated, in the place of
+	// validated_at: it is known before the index of the change before is, so that
+	// one change can be validated on top of another that is not agreed on yet. It
+	// takes effect exactly if those before it did. Since format 3.
+	Generation *uint64 `protobuf:"varint,8,opt,name=generation,proto3,oneof" json:"generation,omitempty"`
+	// What the log says of the admin who asked, as the door has judged the rights by
+	// it. Another record makes the leader judge again. Since format 3.
+	Judged        *Admin `protobuf:"bytes,9,opt,name=judged,proto3" json:"judged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -491,6 +499,20 @@ func (x *Apply) GetRetired() []*Retired {
 func (x *Apply) GetEndsProposals() []string {
 	if x != nil {
 		return x.EndsProposals
+	}
+	return nil
+}
+
+func (x *Apply) GetGeneration() uint64 {
+	if x != nil && x.Generation != nil {
+		return *x.Generation
+	}
+	return 0
+}
+
+func (x *Apply) GetJudged() *Admin {
+	if x != nil {
+		return x.Judged
 	}
 	return nil
 }
@@ -1598,7 +1620,7 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"cluster_id\x18\x02 \x01(\tR\tclusterId\x12\x14\n" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12&\n" +
 	"\x0fsealed_root_key\x18\x04 \x01(\fR\rsealedRootKey\x12&\n" +
-	"\x05admin\x18\x05 \x01(\v2\x10.zt.log.v1.AdminR\x05admin\"\xd4\x02\n" +
+	"\x05admin\x18\x05 \x01(\v2\x10.zt.log.v1.AdminR\x05admin\"\xb2\x03\n" +
 	"\x05Apply\x121\n" +
 	"\x05bases\x18\x01 \x03(\v2\x1b.zt.log.v1.Apply.BasesEntryR\x05bases\x12!\n" +
 	"\fvalidated_at\x18\x02 \x01(\x04R\vvalidatedAt\x12\"\n" +
@@ -1606,11 +1628,16 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\adeletes\x18\x04 \x03(\v2\x0e.zt.log.v1.KeyR\adeletes\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12,\n" +
 	"\aretired\x18\x06 \x03(\v2\x12.zt.log.v1.RetiredR\aretired\x12%\n" +
-	"\x0eends_proposals\x18\a \x03(\tR\rendsProposals\x1a8\n" +
+	"\x0eends_proposals\x18\a \x03(\tR\rendsProposals\x12#\n" +
+	"\n" +
+	"generation\x18\b \x01(\x04H\x00R\n" +
+	"generation\x88\x01\x01\x12(\n" +
+	"\x06judged\x18\t \x01(\v2\x10.zt.log.v1.AdminR\x06judged\x1a8\n" +
 	"\n" +
 	"BasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"W\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01B\r\n" +
+	"\v_generation\"W\n" +
 	"\aRetired\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"y\n" +
@@ -1746,23 +1773,24 @@ var file_zt_log_v1_entry_proto_depIdxs = []int32{
 	6,  // 15: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
 	5,  // 16: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
 	3,  // 17: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
-	22, // 18: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
-	6,  // 19: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
-	5,  // 20: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
-	22, // 21: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	7,  // 22: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
-	11, // 23: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
-	18, // 24: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
-	22, // 25: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
-	12, // 26: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
-	22, // 27: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
-	15, // 28: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
-	18, // 29: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	15, // 18: zt.log.v1.Apply.judged:type_name -> zt.log.v1.Admin
+	22, // 19: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
+	6,  // 20: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
+	5,  // 21: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
+	22, // 22: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	7,  // 23: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
+	11, // 24: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
+	18, // 25: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
+	22, // 26: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
+	12, // 27: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
+	22, // 28: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
+	15, // 29: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
+	18, // 30: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_zt_log_v1_entry_proto_init() }
@@ -1784,6 +1812,7 @@ func file_zt_log_v1_entry_proto_init() {
 		(*Entry_DeleteServer)(nil),
 		(*Entry_Propose)(nil),
 	}
+	file_zt_log_v1_entry_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -269,7 +269,7 @@ func (*Record_Proposal) isRecord_Record() {}
 
 type Header struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The oldest format that a reader must know: 1, or 2 with what is since format 2.
+	// The oldest format that a reader must know: 1, or N with what is since format N.
 	Format uint32 `protobuf:"varint,1,opt,name=format,proto3" json:"format,omitempty"`
 	// The Raft index that the state has applied.
 	Index uint64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
@@ -280,6 +280,9 @@ type Header struct {
 	ClusterId     string                 `protobuf:"bytes,6,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	Roots         [][]byte               `protobuf:"bytes,7,rep,name=roots,proto3" json:"roots,omitempty"`
 	SealedRootKey []byte                 `protobuf:"bytes,8,opt,name=sealed_root_key,json=sealedRootKey,proto3" json:"sealed_root_key,omitempty"`
+	// The generation of the documents, where it is not the revision; 0: it is. Since
+	// format 3.
+	Generation    uint64 `protobuf:"varint,32,opt,name=generation,proto3" json:"generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,6 +371,13 @@ func (x *Header) GetSealedRootKey() []byte {
 		return x.SealedRootKey
 	}
 	return nil
+}
+
+func (x *Header) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
 }
 
 type StoredDocument struct {
@@ -833,7 +843,7 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	" \x01(\v2\x0e.zt.log.v1.EndH\x00R\x03end\x12.\n" +
 	"\aretired\x18\v \x01(\v2\x12.zt.log.v1.RetiredH\x00R\aretired\x121\n" +
 	"\bproposal\x18\f \x01(\v2\x13.zt.log.v1.ProposalH\x00R\bproposalB\b\n" +
-	"\x06record\"\x82\x02\n" +
+	"\x06record\"\xa2\x02\n" +
 	"\x06Header\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
@@ -843,7 +853,10 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x06 \x01(\tR\tclusterId\x12\x14\n" +
 	"\x05roots\x18\a \x03(\fR\x05roots\x12&\n" +
-	"\x0fsealed_root_key\x18\b \x01(\fR\rsealedRootKey\"N\n" +
+	"\x0fsealed_root_key\x18\b \x01(\fR\rsealedRootKey\x12\x1e\n" +
+	"\n" +
+	"generation\x18  \x01(\x04R\n" +
+	"generation\"N\n" +
 	"\x0eStoredDocument\x12 \n" +
 	"\x03put\x18\x01 \x01(\v2\x0e.zt.log.v1.PutR\x03put\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\";\n" +
