@@ -20,16 +20,25 @@ import (
 const enqueueTimeout = 10 * time.Second
 
 // Propose puts an entry into the log and waits until it is committed and applied
-// here. The store fills in Format (state.FormatOf) and When; e is not changed. Any number of calls
-// may be under way: they share fsyncs and round trips.
-//
-// Result.Err is what the state answered; the entry was committed all the same.
-// The error is ErrNotLeader, ErrBusy, ErrTooLarge or ErrClosed (the entry has no
-// effect), that of ctx if it was done before the entry was handed over (likewise),
-// or ErrUnknown.
+// here: Submit and Wait in one.
 func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, error) {
-	if _, err := s.leading(ctx); err != nil {
+	p, err := s.Submit(ctx, e)
+	if err != nil {
 		return state.Result{}, err
+	}
+	return p.Wait(ctx)
+}
+
+// Submit puts an entry into the log and does not wait for what comes of it. Entries
+// of one goroutine come into the log in the order in which they are submitted. The
+// store fills in Format (state.FormatOf) and When; e is not changed. Any number of
+// entries may be under way: they share fsyncs and round trips.
+//
+// The error is ErrNotLeader, ErrBusy, ErrTooLarge, ErrClosed or that of ctx: the
+// entry has no effect.
+func (s *Store) Submit(ctx context.Context, e *logv1.Entry) (*Proposal, error) {
+	if _, err := s.leading(ctx); err != nil {
+		return nil, err
 	}
 	when := s.cfg.Now()
 	if newest := s.State().When(); when.Before(newest) {
@@ -40,63 +49,81 @@ func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 		IdempotencyKey: e.GetIdempotencyKey(), OperationHash: e.GetOperationHash(), Op: e.GetOp(),
 	})
 	if err != nil {
-		return state.Result{}, fmt.Errorf("propose: %w", err)
+		return nil, fmt.Errorf("propose: %w", err)
 	}
 	if len(data) > MaxEntry {
-		return state.Result{}, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(data), MaxEntry)
+		return nil, fmt.Errorf("%w: %d bytes, at most %d", ErrTooLarge, len(data), MaxEntry)
 	}
 	wait := enqueueTimeout
 	if deadline, ok := ctx.Deadline(); ok {
 		wait = time.Until(deadline)
 	}
 	if ctx.Err() != nil || wait <= 0 {
-		return state.Result{}, context.Cause(ctx)
+		return nil, context.Cause(ctx)
 	}
-	start := s.cfg.Now()
 	failpoint.Hit("store.propose.handed")
-	f := s.raft.Apply(data, wait)
-	if err := s.awaitProposal(ctx, f); err != nil {
-		return state.Result{}, proposeError(err)
-	}
-	failpoint.Hit("store.propose.committed")
-	s.metrics.commit.Observe(s.cfg.Now().Sub(start).Seconds())
-	switch answer := f.Response().(type) {
-	case state.Result:
-		return answer, nil
-	case error:
-		return state.Result{}, fmt.Errorf("%w: %w", ErrUnknown, answer)
-	default:
-		return state.Result{}, fmt.Errorf("%w: answer %T", ErrUnknown, answer)
-	}
-}
-
-// proposal is an entry that raft has been given.
-type proposal struct {
-	future raft.ApplyFuture
-	done   chan error // holds one
-}
-
-// awaitProposal is await for entries. They are answered in the order of the log, so
-// one goroutine can wait for all of them: it is woken once for each batch.
-func (s *Store) awaitProposal(ctx context.Context, f raft.ApplyFuture) error {
-	p := proposal{future: f, done: make(chan error, 1)}
+	p := &Proposal{start: s.cfg.Now(), future: s.raft.Apply(data, wait), done: make(chan struct{}), store: s}
 	select {
 	case s.proposals <- p:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-s.end.ch:
-		return s.end.err()
+	case <-s.end.ch: // Nobody answers any more; Wait says so.
 	}
-	return s.wait(ctx, p.done)
+	return p, nil
 }
 
-// answerProposals ends when the store has stopped, or never, if raft leaves a
-// proposal without an answer when it shuts down.
+// Proposal is an entry that the log was given.
+type Proposal struct {
+	store  *Store
+	start  time.Time
+	future raft.ApplyFuture
+	done   chan struct{} // closed when what follows is set
+	result state.Result
+	err    error
+}
+
+// Wait returns what became of the entry once it is committed and applied here. Any
+// number of callers may wait, and one that gives up is no other's loss.
+//
+// Result.Err is what the state answered; the entry was committed all the same.
+// The error is ErrNotLeader or ErrBusy (the entry has no effect), or ErrUnknown.
+func (p *Proposal) Wait(ctx context.Context) (state.Result, error) {
+	if err := p.store.wait(ctx, p.done); err != nil {
+		return state.Result{}, fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	return p.result, p.err
+}
+
+// Done is closed when Wait would return what became of the entry. It may never be
+// when the store stops.
+func (p *Proposal) Done() <-chan struct{} { return p.done }
+
+// settle is called once, when the future has its answer.
+func (p *Proposal) settle() {
+	defer close(p.done)
+	if err := p.future.Error(); err != nil {
+		p.err = proposeError(err)
+		return
+	}
+	failpoint.Hit("store.propose.committed")
+	p.store.metrics.commit.Observe(p.store.cfg.Now().Sub(p.start).Seconds())
+	switch answer := p.future.Response().(type) {
+	case state.Result:
+		p.result = answer
+	case error:
+		p.err = fmt.Errorf("%w: %w", ErrUnknown, answer)
+	default:
+		p.err = fmt.Errorf("%w: answer %T", ErrUnknown, answer)
+	}
+}
+
+// answerProposals settles all proposals: they are answered in the order of the log,
+// so one goroutine can wait for all of them, and is woken once for each batch. It
+// ends when the store has stopped, or never, if raft leaves a proposal without an
+// answer when it shuts down.
 func (s *Store) answerProposals() {
 	for {
 		select {
 		case p := <-s.proposals:
-			p.done <- p.future.Error()
+			p.settle()
 		case <-s.end.ch:
 			return
 		}
@@ -107,15 +134,23 @@ func (s *Store) answerProposals() {
 // leaves some futures without an answer when it shuts down, and only for those the
 // goroutine outlives the store.
 func (s *Store) await(ctx context.Context, f raft.Future) error {
-	done := make(chan error, 1)
-	go func() { done <- f.Error() }()
-	return s.wait(ctx, done)
+	done := make(chan struct{})
+	var err error
+	go func() {
+		defer close(done)
+		err = f.Error()
+	}()
+	if stopped := s.wait(ctx, done); stopped != nil {
+		return stopped
+	}
+	return err
 }
 
-func (s *Store) wait(ctx context.Context, done <-chan error) error {
+// wait returns nil when done is closed, or why it waits no longer.
+func (s *Store) wait(ctx context.Context, done <-chan struct{}) error {
 	select {
-	case err := <-done:
-		return err
+	case <-done:
+		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-s.end.ch:

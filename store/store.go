@@ -123,7 +123,7 @@ type Store struct {
 	lead      leadership
 	metrics   *metrics
 
-	proposals chan proposal  // Propose → answerProposals
+	proposals chan *Proposal // Submit → answerProposals
 	notify    chan bool      // raft → runLeadership
 	member    atomic.Bool    // the last committed configuration has this server
 	removed   chan struct{}  // fsm → runLeadership: a committed configuration lacks this server; holds one
@@ -169,7 +169,7 @@ func open(cfg Config) (_ *Store, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, proposals: make(chan proposal, 256), notify: make(chan bool, 16), removed: make(chan struct{}, 1), end: newEnd()}
+	s := &Store{cfg: cfg, proposals: make(chan *Proposal, 256), notify: make(chan bool, 16), removed: make(chan struct{}, 1), end: newEnd()}
 	s.lead.changed = make(chan struct{})
 	defer func() {
 		if err != nil && s.raft == nil {

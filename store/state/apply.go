@@ -29,6 +29,8 @@ type Result struct {
 	Replayed bool
 	// Changed tells what the entry has changed.
 	Changed Changes
+	// After is the state that Apply has returned.
+	After *State
 }
 
 // Apply returns the state after the entry at a Raft index, and what to answer to
@@ -43,38 +45,47 @@ func Apply(s *State, index uint64, e *logv1.Entry) (*State, Result) {
 	if index <= s.index {
 		return s, Result{Revision: s.revision, Err: fmt.Errorf("%w: index %d after %d", ErrUnknownEntry, index, s.index)}
 	}
-	refused := *s
-	refused.index = index
-	needs := FormatOf(e)
+	next := new(State)
+	*next = *s
+	next.index = index
 	if laterThan(e.GetWhen(), s.when) {
-		refused.when = e.GetWhen().AsTime()
+		next.when = e.GetWhen().AsTime()
 	}
+	r := next.take(e)
+	if !r.Replayed || r.Revision == 0 {
+		r.Revision = next.revision
+	}
+	r.After = next
+	return next, r
+}
 
-	if o, ok := refused.Outcome(e.GetIdempotencyKey()); ok {
+// take carries an entry out on a copy of the state that has seen only its index and
+// time, unless the entry is refused or has had its effect before.
+func (s *State) take(e *logv1.Entry) Result {
+	if o, ok := s.Outcome(e.GetIdempotencyKey()); ok {
 		if !bytes.Equal(o.GetOperationHash(), e.GetOperationHash()) {
-			return &refused, Result{Revision: refused.revision, Err: ErrKeyReused}
+			return Result{Err: ErrKeyReused}
 		}
-		return &refused, Result{Revision: o.GetRevision(), Replayed: true}
+		return Result{Revision: o.GetRevision(), Replayed: true}
 	}
-
-	next := refused
-	r := Result{Err: fmt.Errorf("%w: format %d, its fields are of format %d", ErrInvalid, e.GetFormat(), needs)}
-	if e.GetFormat() >= needs {
-		r = next.apply(e)
+	if needs := FormatOf(e); e.GetFormat() < needs {
+		return Result{Err: fmt.Errorf("%w: format %d, its fields are of format %d", ErrInvalid, e.GetFormat(), needs)}
 	}
+	before := *s
+	r := s.apply(e)
 	if r.Err != nil {
-		return &refused, Result{Revision: refused.revision, Err: r.Err}
+		*s = before
+		return Result{Err: r.Err}
 	}
 	if e.GetIdempotencyKey() != "" {
-		next.remember(&logv1.Outcome{
+		s.remember(&logv1.Outcome{
 			Key:           e.GetIdempotencyKey(),
-			When:          timestamppb.New(next.when),
-			Revision:      next.revision,
+			When:          timestamppb.New(s.when),
+			Revision:      s.revision,
 			OperationHash: e.GetOperationHash(),
 		})
 	}
-	r.Revision = next.revision
-	return &next, r
+	return r
 }
 
 // FormatOf returns the oldest format that a reader of the entry must know, whatever
@@ -85,7 +96,7 @@ func FormatOf(e *logv1.Entry) uint32 {
 	case *logv1.Entry_Propose:
 		return 2
 	case *logv1.Entry_Apply:
-		if op.Apply.Generation != nil || op.Apply.Judged != nil {
+		if len(op.Apply.GetLineage()) > 0 || op.Apply.Judged != nil {
 			return 3
 		}
 		if len(op.Apply.GetRetired())+len(op.Apply.GetEndsProposals()) > 0 {
@@ -197,8 +208,10 @@ func (s *State) applyDocuments(e *logv1.Entry, op *logv1.Apply) Result {
 		return Result{Changed: c}
 	}
 	s.documents, s.namespaces, s.revision = docs.Commit(), namespaces.Commit(), s.index
-	if s.generation = s.index; op.Generation != nil {
-		s.generation = op.GetGeneration() + 1
+	if len(op.GetLineage()) > 0 {
+		s.lineage = s.lineage.after(revision.Changes)
+	} else {
+		s.lineage = lineageOf(s.revision)
 	}
 	s.record(revision)
 	s.forgetWorkloads(gone, &c)
@@ -218,9 +231,9 @@ func (s *State) checkBases(op *logv1.Apply) error {
 		}
 		return &StaleBaseError{Current: current}
 	}
-	if op.Generation != nil {
-		if op.GetGeneration() != s.generation {
-			return fmt.Errorf("%w: validated at generation %d, now at %d", ErrRevalidate, op.GetGeneration(), s.generation)
+	if len(op.GetLineage()) > 0 {
+		if !bytes.Equal(op.GetLineage(), s.lineage[:]) {
+			return fmt.Errorf("%w: validated at lineage %x, now at %x", ErrRevalidate, op.GetLineage(), s.lineage)
 		}
 		return nil
 	}

@@ -48,16 +48,16 @@ func (l *loader) header(h *logv1.Header) error {
 	if h.GetFormat() < 1 || h.GetFormat() > Format {
 		return fmt.Errorf("format %d is not known, the newest known is %d", h.GetFormat(), Format)
 	}
-	if h.GetFormat() < 3 && h.GetGeneration() != 0 || h.GetGeneration() > h.GetRevision() {
-		return errors.New("the header's generation is not of its format")
+	if n := len(h.GetLineage()); n != 0 && (n != len(Lineage{}) || h.GetFormat() < 3) {
+		return errors.New("the header's lineage is not of its format")
 	}
 	if !h.GetWhen().IsValid() || h.GetWhen().AsTime().Before(l.s.when) || h.GetRevision() > h.GetIndex() {
 		return errors.New("the header contradicts itself")
 	}
 	l.format = h.GetFormat()
 	l.s.index, l.s.revision, l.s.when = h.GetIndex(), h.GetRevision(), h.GetWhen().AsTime()
-	if l.s.generation = l.s.revision; h.GetGeneration() != 0 {
-		l.s.generation = h.GetGeneration()
+	if l.s.lineage = lineageOf(l.s.revision); len(h.GetLineage()) > 0 {
+		l.s.lineage = Lineage(h.GetLineage())
 	}
 	l.s.trustDomain, l.s.clusterID = h.GetTrustDomain(), h.GetClusterId()
 	l.s.roots, l.s.sealedRootKey = h.GetRoots(), h.GetSealedRootKey()

@@ -43,6 +43,13 @@ func entries(t *rapid.T, s *state.State) *logv1.Entry {
 	switch rapid.IntRange(0, 13).Draw(t, "operation") {
 	default:
 		op := &logv1.Apply{ValidatedAt: s.Revision() - uint64(rapid.SampledFrom([]int{0, 0, 0, 0, 1}).Draw(t, "behind"))}
+		if rapid.Bool().Draw(t, "by lineage") {
+			l := s.Lineage()
+			op.ValidatedAt, op.Lineage = 0, l[:len(l)-rapid.SampledFrom([]int{0, 0, 0, 1}).Draw(t, "cut")]
+		}
+		if rapid.Bool().Draw(t, "judged") {
+			op.Judged, _ = s.Admin(rapid.SampledFrom([]string{"root", "a"}).Draw(t, "admin"))
+		}
 		if rapid.Bool().Draw(t, "with base") {
 			ns := "ns" + name.Draw(t, "base")
 			op.Bases = map[string]uint64{ns: s.NamespaceRevision(ns)}

@@ -35,8 +35,8 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 		Format: s.format(), Index: s.index, Revision: s.revision, When: timestamppb.New(s.when),
 		TrustDomain: s.trustDomain, ClusterId: s.clusterID, Roots: s.roots, SealedRootKey: s.sealedRootKey,
 	}
-	if s.generation != s.revision {
-		header.Generation = s.generation
+	if s.lineage != lineageOf(s.revision) {
+		header.Lineage = s.lineage[:]
 	}
 	sw.put(&logv1.Record{Record: &logv1.Record_Header{Header: header}})
 	for d := range values(s.documents) {
@@ -77,7 +77,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 
 // format is the oldest that a reader of the snapshot must know.
 func (s *State) format() uint32 {
-	if s.generation != s.revision {
+	if s.lineage != lineageOf(s.revision) {
 		return 3
 	}
 	if s.retired.Len()+s.proposals.Len() > 0 {

@@ -38,6 +38,19 @@ func sample(t testing.TB) *state.State {
 	return c.s
 }
 
+// sample3 is sample after a change that named a lineage.
+func sample3(t testing.TB) *state.State {
+	s := sample(t)
+	l := s.Lineage()
+	e := applyEntry(&logv1.Apply{Lineage: l[:], Puts: []*logv1.Put{doc("Grant", "shop", "g", "4")}})
+	e.Format = state.Format
+	s, r := state.Apply(s, s.Index()+1, e)
+	if r.Err != nil {
+		t.Fatal(r.Err)
+	}
+	return s
+}
+
 func sampleCluster(t testing.TB) *cluster {
 	c := newCluster(t)
 	e := c.put(doc("Mesh", "mesh", "mesh", "m"), doc("Workload", "shop", "web", "w"), doc("Grant", "shop", "g", "1"))
@@ -60,7 +73,7 @@ func sampleCluster(t testing.TB) *cluster {
 // TestGoldenSnapshots: what any release has written still restores, to the same
 // state. A golden file is never rewritten.
 func TestGoldenSnapshots(t *testing.T) {
-	samples := map[string]func(testing.TB) *state.State{"format-1.snapshot": sample1, "format-2.snapshot": sample}
+	samples := map[string]func(testing.TB) *state.State{"format-1.snapshot": sample1, "format-2.snapshot": sample, "format-3-lineage.snapshot": sample3}
 	golden, err := filepath.Glob(filepath.Join("testdata", "*.snapshot"))
 	if err != nil {
 		t.Fatal(err)
@@ -253,6 +266,7 @@ func (w *shortWriter) Write(p []byte) (int, error) {
 
 func FuzzRead(f *testing.F) {
 	f.Add(snapshotOf(f, sample(f)))
+	f.Add(snapshotOf(f, sample3(f)))
 	f.Add(snapshotOf(f, state.New()))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := state.Read(bytes.NewReader(b))
@@ -283,7 +297,7 @@ func FuzzApply(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	start := sample(f)
+	start := sample3(f)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		e := &logv1.Entry{}
 		if proto.Unmarshal(b, e) != nil {

@@ -62,10 +62,10 @@ type Document struct {
 // State is one immutable state of the cluster. The zero value is not usable; see
 // [New] and [Read].
 type State struct {
-	index      uint64
-	revision   uint64
-	generation uint64
-	when       time.Time
+	index    uint64
+	revision uint64
+	lineage  Lineage
+	when     time.Time
 
 	trustDomain   string
 	clusterID     string
@@ -113,11 +113,8 @@ func (s *State) Index() uint64 { return s.index }
 // Revision is the index of the last entry that changed documents; 0: none has.
 func (s *State) Revision() uint64 { return s.revision }
 
-// Generation tells the documents of two states of one log apart, as Revision does,
-// and is known beforehand: a change that is validated by generation makes it one
-// more, one that is validated by revision makes it the revision. So it only grows,
-// and is never above the revision.
-func (s *State) Generation() uint64 { return s.generation }
+// Lineage tells which changes the documents have come from.
+func (s *State) Lineage() Lineage { return s.lineage }
 
 // When is the time of the state, in UTC: the latest that any entry was stamped
 // with. Before the first entry it is the Unix epoch.

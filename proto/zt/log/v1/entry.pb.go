@@ -412,11 +412,11 @@ type Apply struct {
 	Retired []*Retired `protobuf:"bytes,6,rep,name=retired,proto3" json:"retired,omitempty"`
 	// Namespaces whose proposals this ends. Since format 2.
 	EndsProposals []string `protobuf:"bytes,7,rep,name=ends_proposals,json=endsProposals,proto3" json:"ends_proposals,omitempty"`
-	// The generation against which the server validated, in the place of
-	// validated_at: it is known before the index of the change before is, so that
+	// The lineage of the documents against which the server validated, in the place
+	// of validated_at: it is known before the index of the change before is, so that
 	// one change can be validated on top of another that is not agreed on yet. It
-	// takes effect exactly if those before it did. Since format 3.
-	Generation *uint64 `protobuf:"varint,8,opt,name=generation,proto3,oneof" json:"generation,omitempty"`
+	// takes effect exactly if those before it did. 32 bytes. Since format 3.
+	Lineage []byte `protobuf:"bytes,8,opt,name=lineage,proto3" json:"lineage,omitempty"`
 	// What the log says of the admin who asked, as the door has judged the rights by
 	// it. Another record makes the leader judge again. Since format 3.
 	Judged        *Admin `protobuf:"bytes,9,opt,name=judged,proto3" json:"judged,omitempty"`
@@ -503,11 +503,11 @@ func (x *Apply) GetEndsProposals() []string {
 	return nil
 }
 
-func (x *Apply) GetGeneration() uint64 {
-	if x != nil && x.Generation != nil {
-		return *x.Generation
+func (x *Apply) GetLineage() []byte {
+	if x != nil {
+		return x.Lineage
 	}
-	return 0
+	return nil
 }
 
 func (x *Apply) GetJudged() *Admin {
@@ -1620,7 +1620,7 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"cluster_id\x18\x02 \x01(\tR\tclusterId\x12\x14\n" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12&\n" +
 	"\x0fsealed_root_key\x18\x04 \x01(\fR\rsealedRootKey\x12&\n" +
-	"\x05admin\x18\x05 \x01(\v2\x10.zt.log.v1.AdminR\x05admin\"\xb2\x03\n" +
+	"\x05admin\x18\x05 \x01(\v2\x10.zt.log.v1.AdminR\x05admin\"\x98\x03\n" +
 	"\x05Apply\x121\n" +
 	"\x05bases\x18\x01 \x03(\v2\x1b.zt.log.v1.Apply.BasesEntryR\x05bases\x12!\n" +
 	"\fvalidated_at\x18\x02 \x01(\x04R\vvalidatedAt\x12\"\n" +
@@ -1628,16 +1628,13 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\adeletes\x18\x04 \x03(\v2\x0e.zt.log.v1.KeyR\adeletes\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12,\n" +
 	"\aretired\x18\x06 \x03(\v2\x12.zt.log.v1.RetiredR\aretired\x12%\n" +
-	"\x0eends_proposals\x18\a \x03(\tR\rendsProposals\x12#\n" +
-	"\n" +
-	"generation\x18\b \x01(\x04H\x00R\n" +
-	"generation\x88\x01\x01\x12(\n" +
+	"\x0eends_proposals\x18\a \x03(\tR\rendsProposals\x12\x18\n" +
+	"\alineage\x18\b \x01(\fR\alineage\x12(\n" +
 	"\x06judged\x18\t \x01(\v2\x10.zt.log.v1.AdminR\x06judged\x1a8\n" +
 	"\n" +
 	"BasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01B\r\n" +
-	"\v_generation\"W\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"W\n" +
 	"\aRetired\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"y\n" +
@@ -1812,7 +1809,6 @@ func file_zt_log_v1_entry_proto_init() {
 		(*Entry_DeleteServer)(nil),
 		(*Entry_Propose)(nil),
 	}
-	file_zt_log_v1_entry_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
