@@ -201,9 +201,6 @@ func TestFollowerIsSeededBySnapshot(t *testing.T) {
 		if err := c.servers[name].raft.Snapshot().Error(); err != nil {
 			t.Fatal(err)
 		}
-		// What is trimmed within a segment can be read until the log is reopened.
-		c.kill(name)
-		c.start(name)
 	}
 	a = c.leader()
 	behind := c.servers["c"].State().Index() + 1

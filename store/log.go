@@ -1,105 +1,497 @@
 package store
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"os"
+	"io/fs"
 	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
+	"golang.org/x/sys/unix"
 )
 
-// diskLog is the log on disk, with the terms and votes: raft-wal, which it guards
-// in two ways. A disk that has refused a write or a sync is not asked again, since
-// what is on it is no longer known: the store fails. And each entry has a CRC-32C
-// (in Extensions, on disk only), checked whenever it is read: raft-wal has sums of
-// its own, but looks at them only at the tail, and only when it is opened.
+// diskLog is the log on disk: segments, the mark of how far they must reach, and
+// the terms and votes. It checks the sum of whatever it reads.
+//
+// A disk that has refused a write or a sync is not asked again, since what is on it
+// is no longer known: the store fails. Only a segment that finds no room is another
+// matter: nothing of it was written, so the entries are refused and may come again.
+//
+// raft calls StoreLogs and DeleteRange one at a time, and GetLog from any goroutine.
 type diskLog struct {
-	*wal.WAL
-	fail func(error)
+	*terms
+	files   Files
+	dir     string
+	mark    *marker
+	size    int64 // of a segment, at least
+	fail    func(error)
+	running atomic.Bool // raft has it: see halt
+
+	writing sync.Mutex // held by StoreLogs and DeleteRange
+	broken  error      // guarded by writing: the disk has refused
+
+	mu          sync.RWMutex // guards what follows; held while reading
+	segments    []*segment   // in order; none is empty
+	first, last uint64       // 0: no entries
 }
 
-// openLog opens or makes the log, and reads all of it.
-func openLog(dir string, logger hclog.Logger, fail func(error)) (*diskLog, error) {
-	name := filepath.Join(dir, "log")
-	if err := os.MkdirAll(name, 0o700); err != nil {
+var (
+	_ raft.LogStore          = (*diskLog)(nil)
+	_ raft.StableStore       = (*diskLog)(nil)
+	_ raft.MonotonicLogStore = (*diskLog)(nil)
+)
+
+// segmentSize is how much is taken at a time.
+const segmentSize = 16 << 20
+
+const (
+	markFile  = "acked"
+	termsFile = "terms"
+)
+
+// openLog opens or makes the log, and reads all of it: a few thousand entries. What
+// is damaged is found before this server votes with it. covered is the index of the
+// newest snapshot, 0 without one.
+func openLog(files Files, dir string, size int64, covered uint64, fail func(error)) (_ *diskLog, err error) {
+	if size == 0 {
+		size = segmentSize
+	}
+	l := &diskLog{files: files, dir: filepath.Join(dir, "log"), size: size, fail: fail}
+	if err := l.create(dir, covered); err != nil {
 		return nil, err
 	}
-	meta := &metadb.BoltMetaDB{} // wal.Open leaves it open, and locked, when it fails.
-	w, err := wal.Open(name, wal.WithLogger(logger), wal.WithMetaStore(meta))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: log: %w", ErrUnreadable, err), meta.Close())
+	if l.terms, err = openTerms(files, filepath.Join(dir, termsFile)); err != nil {
+		return nil, err
 	}
-	log := &diskLog{WAL: w, fail: fail}
-	if err := log.readThrough(); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: log: %w", ErrUnreadable, err), log.Close())
+	l.terms.halt = l.halt
+	if l.mark, err = openMark(files, filepath.Join(dir, markFile), fail); err != nil {
+		return nil, err
 	}
-	return log, nil
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.closeSegments(), l.mark.file.Close())
+		}
+	}()
+	if err := l.open(covered); err != nil {
+		return nil, err
+	}
+	l.mark.start()
+	return l, nil
 }
 
-// readThrough reads every entry, so that damage is found before this server votes
-// with it, and not by a panic of raft's in the middle of the day. A log holds a few
-// thousand entries.
-func (l *diskLog) readThrough() error {
-	first, err := l.FirstIndex()
+// create makes what a new server has. A folder that has entries or a snapshot, but
+// not the terms and the mark, is not new: something was lost.
+func (l *diskLog) create(dir string, covered uint64) error {
+	if err := l.files.MakeDir(l.dir); err != nil {
+		return err
+	}
+	names, err := l.files.List(l.dir)
 	if err != nil {
 		return err
 	}
-	last, err := l.LastIndex()
-	if err != nil || last == 0 {
+	for _, name := range []string{termsFile, markFile} {
+		there, err := exists(l.files, dir, name)
+		if err != nil {
+			return err
+		}
+		if there {
+			continue
+		}
+		if len(names) > 0 || covered > 0 {
+			return fmt.Errorf("%s: %w: it is missing", filepath.Join(dir, name), errDamaged)
+		}
+		make := createTerms
+		if name == markFile {
+			make = createMark
+		}
+		if err := make(l.files, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return l.files.SyncDir(dir)
+}
+
+// open reads the segments and checks that they reach as far as they must.
+func (l *diskLog) open(covered uint64) error {
+	names, err := l.files.List(l.dir)
+	if err != nil {
 		return err
 	}
-	for i := first; i <= last; i++ {
-		if err := l.GetLog(i, &raft.Log{}); err != nil {
-			return fmt.Errorf("entry %d of %d to %d: %w", i, first, last, err)
+	bad := ""
+	for i, name := range names {
+		first, ok := parseSegmentName(name)
+		if !ok {
+			return fmt.Errorf("%s: %w: this is not a file of the log", filepath.Join(l.dir, name), errDamaged)
+		}
+		s, why, err := openSegment(l.files, l.dir, name, first)
+		if err != nil {
+			return err
+		}
+		l.segments = append(l.segments, s)
+		if why != "" {
+			bad = s.name + ": " + why
+		}
+		if i == 0 {
+			continue
+		}
+		if before := l.segments[i-1]; before.last()+1 != s.first || (len(s.places) > 0 && before.chain() != s.seed) {
+			if bad == "" {
+				bad = fmt.Sprintf("%s does not go on where %s ends", s.name, before.name)
+			}
+			return fmt.Errorf("%w: %s", errDamaged, bad)
+		}
+	}
+	// The first write to the last segment may have been torn.
+	n := len(l.segments)
+	empty := n > 0 && len(l.segments[n-1].places) == 0
+	if empty {
+		n--
+	}
+	if n > 0 {
+		l.first, l.last = l.segments[0].first, l.segments[n-1].last()
+	}
+	if err := l.check(bad, covered); err != nil {
+		return err
+	}
+	if empty {
+		if err := l.remove(n); err != nil {
+			return err
+		}
+	}
+	return l.settle(covered)
+}
+
+// check compares what there is with the mark and the snapshot. bad is where the
+// log ends before its files do.
+func (l *diskLog) check(bad string, covered uint64) error {
+	m, reach := l.mark.get(), max(l.last, covered)
+	if bad != "" {
+		bad = " (" + bad + ")"
+	}
+	if need := max(m.index, m.snapshot); reach < need {
+		return fmt.Errorf("%s: %w: log and snapshots reach to entry %d, but this server has acknowledged up to %d%s",
+			l.dir, errDamaged, reach, need, bad)
+	}
+	if l.last > 0 && l.first > covered+1 {
+		return fmt.Errorf("%s: %w: the log begins at entry %d and the newest snapshot ends at %d", l.dir, errDamaged, l.first, covered)
+	}
+	if m.index >= l.first && m.index <= l.last && l.last > 0 {
+		var e raft.Log
+		if err := l.read(m.index, &e); err != nil {
+			return err
+		}
+		if e.Term != m.term {
+			return fmt.Errorf("%s: %w: entry %d is of term %d, but the one acknowledged was of %d", l.dir, errDamaged, m.index, e.Term, m.term)
 		}
 	}
 	return nil
 }
 
-// GetLog is part of raft.LogStore. raft calls it from several goroutines.
-func (l *diskLog) GetLog(index uint64, to *raft.Log) error {
-	if err := l.WAL.GetLog(index, to); err != nil {
+// settle makes durable and exact what check has found to be there.
+func (l *diskLog) settle(covered uint64) error {
+	if err := l.mark.snapshot(covered); err != nil {
 		return err
 	}
-	n := len(to.Extensions) - crc32.Size
-	if n < 0 || to.Index != index || binary.LittleEndian.Uint32(to.Extensions[n:]) != sum(to) {
-		return fmt.Errorf("%w: the sum of entry %d is wrong", wal.ErrCorrupt, index)
+	if l.last == 0 {
+		return nil
 	}
-	to.Extensions = to.Extensions[:n]
-	return nil
+	if l.last < covered { // A crash between a leader's snapshot and the end of what it replaces.
+		return l.deleteAll()
+	}
+	if err := l.segments[len(l.segments)-1].clear(); err != nil {
+		return err
+	}
+	marked := l.mark.get().index
+	if l.last == marked {
+		return nil
+	}
+	for _, s := range l.segments {
+		if s.last() > marked {
+			if err := s.rewrite(marked + 1); err != nil {
+				return err
+			}
+		}
+	}
+	var e raft.Log
+	if err := l.read(l.last, &e); err != nil {
+		return err
+	}
+	l.mark.raise(e.Index, e.Term)
+	return l.files.SyncDir(l.dir)
+}
+
+// FirstIndex is part of raft.LogStore. After a restart it may be lower than before:
+// only whole segments are removed.
+func (l *diskLog) FirstIndex() (uint64, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.first, nil
+}
+
+// LastIndex is part of raft.LogStore.
+func (l *diskLog) LastIndex() (uint64, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.last, nil
+}
+
+// IsMonotonic is part of raft.MonotonicLogStore: entries follow one another.
+func (l *diskLog) IsMonotonic() bool { return true }
+
+// GetLog is part of raft.LogStore. Damage ends the store.
+func (l *diskLog) GetLog(index uint64, to *raft.Log) error {
+	err := l.read(index, to)
+	if err != nil && !errors.Is(err, raft.ErrLogNotFound) {
+		l.halt(fmt.Errorf("%w: log: %w", ErrUnreadable, err))
+	}
+	return err
+}
+
+func (l *diskLog) read(index uint64, to *raft.Log) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if index < l.first || index > l.last || l.last == 0 {
+		return raft.ErrLogNotFound
+	}
+	s := l.segments[l.segmentOf(index)]
+	return s.read(int(index-s.first), to)
+}
+
+// segmentOf is the number of the segment that has an entry; the caller holds mu, or
+// is the only one who writes.
+func (l *diskLog) segmentOf(index uint64) int {
+	n := len(l.segments) - 1
+	for n > 0 && l.segments[n].first > index {
+		n--
+	}
+	return n
+}
+
+// halt ends the store, and the goroutine of raft's that has met what raft has no
+// way to bear: it would panic, and with it the process, before anybody could say
+// why. Its other goroutines end when the store shuts raft down.
+func (l *diskLog) halt(err error) {
+	l.fail(err)
+	if l.running.Load() {
+		runtime.Goexit()
+	}
 }
 
 // StoreLog is part of raft.LogStore.
 func (l *diskLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
 
-// StoreLogs is part of raft.LogStore. raft calls it from one goroutine.
+// StoreLogs is part of raft.LogStore. What it returns without error is synced.
 func (l *diskLog) StoreLogs(entries []*raft.Log) error {
-	sealed := make([]raft.Log, len(entries))
-	pointers := make([]*raft.Log, len(entries))
-	for i, e := range entries {
-		sealed[i] = *e
-		sealed[i].Extensions = binary.LittleEndian.AppendUint32(e.Extensions[:len(e.Extensions):len(e.Extensions)], sum(e))
-		pointers[i] = &sealed[i]
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	for len(entries) > 0 {
+		n, size := 0, int64(0)
+		for n < len(entries) && (n == 0 || size < l.size/2) {
+			size += recordHead + bodyHead + int64(len(entries[n].Data)+len(entries[n].Extensions))
+			n++
+		}
+		if err := l.store(entries[:n], size); err != nil {
+			return err
+		}
+		entries = entries[n:]
 	}
-	err := l.WAL.StoreLogs(pointers)
-	if err != nil {
-		l.fail(fmt.Errorf("write log: %w", err))
-	}
-	return err
+	return nil
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// store writes entries into one segment.
+func (l *diskLog) store(entries []*raft.Log, size int64) error {
+	if l.broken != nil {
+		return l.broken
+	}
+	if l.last != 0 && entries[0].Index != l.last+1 {
+		return l.refused(fmt.Errorf("entry %d does not follow entry %d", entries[0].Index, l.last))
+	}
+	s, fresh, err := l.room(entries[0].Index, size)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 0, int64(headerSize)+size)
+	offset := s.end()
+	if fresh {
+		b, offset = append(b, s.header()...), 0
+	}
+	chain, places := s.chain(), make([]place, len(entries))
+	for i, e := range entries {
+		at := offset + int64(len(b))
+		b, places[i] = appendRecord(b, chain, e)
+		places[i].offset, chain = at, places[i].sum
+	}
+	_, err = s.file.WriteAt(b, offset)
+	if err == nil {
+		err = s.file.Sync()
+	}
+	if err == nil && fresh {
+		err = l.files.SyncDir(l.dir)
+	}
+	if err != nil {
+		if fresh {
+			err = errors.Join(err, s.file.Close())
+		}
+		return l.refused(err)
+	}
+	newest := entries[len(entries)-1]
+	l.mu.Lock()
+	s.places = append(s.places, places...)
+	if fresh {
+		l.segments = append(l.segments, s)
+	}
+	if l.first == 0 {
+		l.first = entries[0].Index
+	}
+	l.last = newest.Index
+	l.mu.Unlock()
+	l.mark.raise(newest.Index, newest.Term)
+	return nil
+}
 
-// sum covers what raft acts on.
-func sum(e *raft.Log) uint32 {
-	head := binary.LittleEndian.AppendUint64(nil, e.Index)
-	head = binary.LittleEndian.AppendUint64(head, e.Term)
-	head = append(head, byte(e.Type))
-	return crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, e.Data)
+// refused notes that the disk has refused, for ever.
+func (l *diskLog) refused(err error) error {
+	l.broken = fmt.Errorf("write log: %w", err)
+	l.fail(l.broken)
+	return l.broken
+}
+
+// room returns the segment that the next entries go to. One that is made finds a
+// disk that is full before anything is written.
+func (l *diskLog) room(first uint64, size int64) (s *segment, fresh bool, err error) {
+	chain := uint32(0)
+	if n := len(l.segments); n > 0 {
+		tail := l.segments[n-1]
+		if tail.end()+size <= tail.size {
+			return tail, false, nil
+		}
+		chain = tail.chain()
+	}
+	s = &segment{
+		name: filepath.Join(l.dir, segmentName(first)), first: first, seed: chain,
+		size: max(l.size, int64(headerSize)+size),
+	}
+	if s.file, err = l.files.Create(s.name); err == nil {
+		if err = s.file.Allocate(s.size); err != nil {
+			err = errors.Join(err, s.file.Close(), l.files.Remove(s.name))
+		}
+	}
+	switch {
+	case err == nil:
+		return s, true, nil
+	case isFull(err):
+		return nil, false, fmt.Errorf("write log: %w", err)
+	default:
+		return nil, false, l.refused(err)
+	}
+}
+
+// isFull says whether an error is that of a disk, or a quota, without room.
+func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// DeleteRange is part of raft.LogStore: it takes away the first entries, the last,
+// or all. Of the first, only whole segments go from the disk.
+func (l *diskLog) DeleteRange(from, to uint64) error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	if l.broken != nil {
+		return l.broken
+	}
+	var err error
+	switch {
+	case l.last == 0 || from > to || to < l.first || from > l.last:
+		return nil
+	case from <= l.first && to >= l.last:
+		err = l.deleteAll()
+	case from <= l.first:
+		err = l.deleteFirst(to + 1)
+	case to >= l.last:
+		err = l.deleteLast(from - 1)
+	default:
+		return fmt.Errorf("entries %d to %d are in the middle of %d to %d", from, to, l.first, l.last)
+	}
+	if err != nil {
+		return l.refused(err)
+	}
+	return nil
+}
+
+func (l *diskLog) deleteAll() error {
+	if err := l.mark.lower(0, 0); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.segments) > 0 {
+		if err := l.remove(0); err != nil {
+			return err
+		}
+	}
+	l.first, l.last = 0, 0
+	return nil
+}
+
+func (l *diskLog) deleteFirst(first uint64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.segments[0].last() < first {
+		if err := l.remove(0); err != nil {
+			return err
+		}
+	}
+	l.first = first
+	return nil
+}
+
+func (l *diskLog) deleteLast(last uint64) error {
+	var e raft.Log
+	if err := l.read(last, &e); err != nil {
+		return err
+	}
+	if err := l.mark.lower(last, e.Term); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for n := len(l.segments) - 1; l.segments[n].first > last; n-- {
+		if err := l.remove(n); err != nil {
+			return err
+		}
+	}
+	tail := l.segments[len(l.segments)-1]
+	tail.places = tail.places[:last-tail.first+1]
+	l.last = last
+	return tail.clear()
+}
+
+// remove takes the first or the last segment off the disk, durably, so that those
+// that stay follow one another whenever the power goes.
+func (l *diskLog) remove(n int) error {
+	s := l.segments[n]
+	l.segments = append(l.segments[:n:n], l.segments[n+1:]...)
+	err := errors.Join(s.file.Close(), l.files.Remove(s.name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return l.files.SyncDir(l.dir)
+}
+
+func (l *diskLog) closeSegments() error {
+	var errs []error
+	for _, s := range l.segments {
+		errs = append(errs, s.file.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Close ends the use of the log; raft has ended before.
+func (l *diskLog) Close() error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	orderly := l.broken == nil
+	l.broken = errors.Join(l.broken, errClose)
+	return errors.Join(l.mark.close(orderly && !l.terms.failed()), l.closeSegments())
 }

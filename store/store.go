@@ -22,6 +22,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -30,6 +31,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/store/state"
@@ -94,6 +96,10 @@ type Config struct {
 	Metrics prometheus.Registerer
 	// Timing may be left empty.
 	Timing Timing
+	// Files is the file system that Dir is on. Default: that of this machine.
+	Files Files
+
+	segment int64 // bytes of a segment of the log; 16 MiB
 }
 
 // Timing tunes Raft. Every zero value stands for its default.
@@ -118,7 +124,7 @@ type Store struct {
 	fsm       *fsm
 	raft      *raft.Raft
 	log       *diskLog
-	lock      *dirLock
+	lock      io.Closer
 	transport *transport
 	lead      leadership
 	metrics   *metrics
@@ -176,19 +182,18 @@ func open(cfg Config) (_ *Store, err error) {
 			err = errors.Join(err, s.release())
 		}
 	}()
-	if s.lock, err = openDir(cfg.Dir, cfg.ID); err != nil {
+	if cfg.Files == nil {
+		cfg.Files = osFiles{}
+	}
+	if s.lock, err = openDir(cfg.Files, cfg.Dir, cfg.ID); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("store.open.locked")
 	logger := newRaftLogger(cfg.Logger, cfg.Now)
-	if s.log, err = openLog(cfg.Dir, logger, s.end.set); err != nil {
-		return nil, err
+	restored, snapshots, err := s.openDisk(cfg)
+	if isDamage(err) {
+		err = fmt.Errorf("%w: %w", ErrUnreadable, err)
 	}
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, retainSnapshots, logger)
-	if err != nil {
-		return nil, err
-	}
-	restored, err := newestState(snapshots)
 	if err != nil {
 		return nil, err
 	}
@@ -219,12 +224,41 @@ func open(cfg Config) (_ *Store, err error) {
 		s.tasks.Wait()
 		return errors.Join(err, s.release())
 	})
+	s.log.running.Store(true)
 	s.tasks.Go(s.runLeadership)
 	go s.answerProposals()
 	if err := s.metrics.register(s); err != nil {
 		return nil, errors.Join(err, s.stop())
 	}
 	return s, nil
+}
+
+// openDisk opens snapshots and log, and checks that together they hold all that this
+// server is known to have had. A damaged snapshot is no loss if the log reaches back
+// to the one before it.
+func (s *Store) openDisk(cfg Config) (*state.State, *snapshots, error) {
+	snapshots, damaged, err := openSnapshots(cfg.Files, cfg.Dir, s.end.set)
+	if err != nil {
+		return nil, nil, err
+	}
+	restored, covered, err := snapshots.newest()
+	if err != nil {
+		return nil, nil, err
+	}
+	if s.log, err = openLog(cfg.Files, cfg.Dir, cfg.segment, covered, s.end.set); err != nil {
+		return nil, nil, errors.Join(append(damaged, fmt.Errorf("log: %w", err))...)
+	}
+	snapshots.note = s.log.mark.snapshot
+	for _, err := range damaged {
+		cfg.Logger.Warn("a damaged snapshot is set aside; the log has what lies after the one before", "error", err)
+	}
+	return restored, snapshots, snapshots.setAside()
+}
+
+// isDamage says whether an error of opening is of what the disk holds, and not of
+// rights, room or a newer version.
+func isDamage(err error) bool {
+	return errors.Is(err, errDamaged) || errors.Is(err, state.ErrSnapshot) || errors.Is(err, unix.EIO)
 }
 
 func raftConfig(cfg Config, logger *raftLogger, notify chan<- bool) *raft.Config {

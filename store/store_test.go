@@ -121,10 +121,7 @@ func TestOpenRefuses(t *testing.T) {
 		write(bad)
 		return func() { write(whole) }
 	}
-	undo := flip("snapshots/*/state.bin", []byte("a document to be damaged"))
-	try("a flipped bit in the snapshot", ErrUnreadable, func(*Config) {})
-	undo()
-	undo = flip("log/*.wal", []byte("a document to be damaged"))
+	undo := flip("log/*.log", []byte("a document to be damaged"))
 	try("a flipped bit in the log", ErrUnreadable, func(*Config) {})
 	undo()
 	waitLeads(t, c.start("a")) // and with all as it was it opens
@@ -266,7 +263,7 @@ func must[T any](v T, err error) T {
 func TestWriteErrorStops(t *testing.T) {
 	c := newTestCluster(t, loopback())
 	s := c.begin("a")
-	if err := s.log.Close(); err != nil {
+	if err := s.log.closeSegments(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Propose(c.ctx(), putEntry(0, "g", "x")); !errors.Is(err, ErrUnknown) {
@@ -274,6 +271,10 @@ func TestWriteErrorStops(t *testing.T) {
 	}
 	if err := s.Wait(c.ctx()); err == nil || !strings.Contains(err.Error(), "write log") {
 		t.Errorf("wait: %v", err)
+	}
+	delete(c.servers, "a")
+	if err := s.stop(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("stop: %v", err)
 	}
 }
 
