@@ -103,12 +103,12 @@ func (v *validation) authorizer(a *Authorizer) {
 	if a == nil {
 		return
 	}
-	v.at = "authorizer"
+	v.at = place{"the", "authorizer", ""}
 	v.check(isTarget(a.Target), "target %q is neither a loopback address with a port nor unix:/path", a.Target)
 	v.check(a.Timeout > 0 && a.Timeout <= 10*time.Second, "timeout %s is not in (0s, 10s]", a.Timeout)
 	for _, h := range a.Headers {
 		v.check(isHeader(h), "header %q is not a name in lower case", h)
 		v.check(!slices.Contains(overrides(), h), "header %q speaks of another request", h)
 	}
-	v.at = ""
+	v.at = place{}
 }

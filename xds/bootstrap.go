@@ -57,7 +57,7 @@ const (
 
 // Validate reports all that is missing or contradictory.
 func (c *BootstrapConfig) Validate() error {
-	v := &validation{at: "bootstrap"}
+	v := &validation{at: place{"the", "bootstrap", ""}}
 	v.check(dnsName(c.TrustDomain), "trust domain %q is not a DNS name", c.TrustDomain)
 	v.check(isRef(c.Workload), "workload %q is not namespace/name", c.Workload)
 	v.check(len(c.Servers) > 0, "no servers")

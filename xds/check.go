@@ -21,9 +21,8 @@ func (v *validation) judged(in *Inbound) {
 		v.check(in.Protocol.IsHTTP(), "a tcp port has no shadow")
 		v.rules(in.Shadow.Rules, in)
 	}
-	names := map[string]bool{}
+	v.distinct(len(in.Blocks), func(i int) string { return in.Blocks[i].Name })
 	for i := range in.Blocks {
-		v.unique(names, in.Blocks[i].Name)
 		v.block(&in.Blocks[i], in.Protocol)
 	}
 }
@@ -45,26 +44,28 @@ func (v *validation) rules(rules []Rule, in *Inbound) {
 }
 
 func (v *validation) rule(r *Rule) {
-	v.check(isRef(r.Grant), "grant %q is not namespace/name", r.Grant)
-	v.callers("grant "+r.Grant, r.Callers)
-	v.check(r.Callers.Domains == nil, "grant %s: trust domains stand in Blocks only", r.Grant)
-	v.check(r.Methods == nil || len(r.Methods) > 0, "grant %s: an empty list of methods", r.Grant)
-	v.check(r.Paths == nil || len(r.Paths) > 0, "grant %s: an empty list of paths", r.Grant)
-	v.check(r.Upgrades == nil || len(r.Upgrades) > 0, "grant %s: an empty list of upgrades", r.Grant)
+	v.is(isRef(r.Grant), "grant %q is not namespace/name", r.Grant)
+	v.callers("grant", r.Grant, &r.Callers)
+	v.is(r.Callers.Domains == nil, "grant %s: trust domains stand in Blocks only", r.Grant)
+	v.is(r.Methods == nil || len(r.Methods) > 0, "grant %s: an empty list of methods", r.Grant)
+	v.is(r.Paths == nil || len(r.Paths) > 0, "grant %s: an empty list of paths", r.Grant)
+	v.is(r.Upgrades == nil || len(r.Upgrades) > 0, "grant %s: an empty list of upgrades", r.Grant)
 	for _, m := range r.Methods {
-		v.check(isMethod(m), "grant %s: %q is not a method that can be granted", r.Grant, m)
+		v.is(isMethod(m), "grant %s: %q is not a method that can be granted", r.Grant, m)
 	}
 	for _, p := range r.Paths {
-		v.check(p.valid(), "grant %s: path %q is not a canonical path of kind %q", r.Grant, p.Value, p.Kind)
+		v.is(p.valid(), "grant %s: path %q is not a canonical path of kind %q", r.Grant, p.Value, string(p.Kind))
 	}
-	v.conditions("grant "+r.Grant, &r.Conditions)
+	if !r.unconditional() {
+		v.conditions("grant "+r.Grant, &r.Conditions)
+	}
 }
 
 func (v *validation) block(b *Block, p Protocol) {
 	v.check(isRef(b.Name), "block %q is not namespace/name", b.Name)
 	v.check(b.Callers == nil || b.Users == nil, "block %s: callers and users", b.Name)
 	if b.Callers != nil {
-		v.callers("block "+b.Name, *b.Callers)
+		v.callers("block", b.Name, b.Callers)
 	}
 	if b.Users != nil {
 		v.check(p.IsHTTP(), "block %s: a tcp port has no users", b.Name)
@@ -72,16 +73,16 @@ func (v *validation) block(b *Block, p Protocol) {
 	}
 }
 
-func (v *validation) callers(of string, c Callers) {
-	v.check(c.Any || len(c.IDs)+len(c.Prefixes)+len(c.Domains) > 0, "%s: no callers", of)
+func (v *validation) callers(kind, name string, c *Callers) {
+	v.is(c.Any || len(c.IDs)+len(c.Prefixes)+len(c.Domains) > 0, "%s %s: no callers", kind, name)
 	for _, id := range c.IDs {
-		v.check(v.isKnownID(id), "%s: caller %q is not of a known trust domain", of, id)
+		v.is(v.isKnownID(id), "%s %s: caller %q is not of a known trust domain", kind, name, id)
 	}
 	for _, p := range c.Prefixes {
-		v.check(v.isNamespace(p), "%s: caller prefix %q is not a namespace of trust domain %s", of, p, v.td)
+		v.is(v.isNamespace(p), "%s %s: caller prefix %q is not a namespace of trust domain %s", kind, name, p, v.td)
 	}
 	for _, td := range c.Domains {
-		v.check(dnsName(td), "%s: %q is not a trust domain", of, td)
+		v.is(dnsName(td), "%s %s: %q is not a trust domain", kind, name, td)
 	}
 }
 
@@ -150,8 +151,8 @@ func (w Window) valid() bool {
 // isNamespace says whether p is the prefix of all workloads of one namespace, of
 // the trust domain or of an alias.
 func (v *validation) isNamespace(p string) bool {
-	for _, td := range append([]string{v.td}, v.aliases...) {
-		rest, ok := strings.CutPrefix(p, domainPrefix(td)+"ns/")
+	for _, prefix := range v.own {
+		rest, ok := strings.CutPrefix(p, prefix)
 		ns, ok2 := strings.CutSuffix(rest, "/sa/")
 		if ok && ok2 && label(ns) {
 			return true
@@ -163,13 +164,13 @@ func (v *validation) isNamespace(p string) bool {
 // isKnownID says whether id is a workload of the trust domain or of an alias, or
 // anybody of a federated one.
 func (v *validation) isKnownID(id string) bool {
-	for _, td := range append([]string{v.td}, v.aliases...) {
-		if isWorkloadID(td, id) {
+	for _, prefix := range v.own {
+		if isWorkloadID(prefix, id) {
 			return true
 		}
 	}
-	return slices.ContainsFunc(v.federated, func(td string) bool {
-		path, ok := strings.CutPrefix(id, domainPrefix(td))
+	return slices.ContainsFunc(v.foreign, func(prefix string) bool {
+		path, ok := strings.CutPrefix(id, prefix)
 		return ok && spiffePath(path)
 	})
 }

@@ -271,18 +271,10 @@ func http1() *upstreamhttpv3.HttpProtocolOptions_ExplicitHttpConfig {
 }
 
 func (v *validation) egress(c *Config) {
-	services, hosts := map[string]bool{}, map[string]bool{}
-	for _, d := range c.Destinations {
-		if d.Protocol.IsHTTP() {
-			for _, h := range append([]string{d.Host}, d.Aliases...) {
-				hosts[h] = true
-			}
-		}
-	}
+	v.distinct(len(c.Egress), func(i int) string { return c.Egress[i].Service })
 	for i := range c.Egress {
 		e := &c.Egress[i]
-		v.at = "egress " + e.Service
-		v.unique(services, e.Service)
+		v.at = place{"egress", e.Service, ""}
 		v.check(isRef(e.Service), "service is not namespace/name")
 		v.check(e.Protocol.IsHTTP() || e.Protocol == TCP, "protocol %q is unknown", e.Protocol)
 		v.check(e.Port > 0 && e.Port < 65536, "port %d is out of range", e.Port)
@@ -291,7 +283,7 @@ func (v *validation) egress(c *Config) {
 		for _, h := range e.Hosts {
 			v.check(dnsName(h), "host %q is not a DNS name", h)
 			if e.Protocol.IsHTTP() {
-				v.unique(hosts, h)
+				v.unique(v.hosts, h)
 			}
 		}
 		if e.Protocol == TCP {
@@ -312,5 +304,5 @@ func (v *validation) egress(c *Config) {
 			v.check(r.Callers.include(c, c.ID), "grant %s: is not for %s", r.Grant, c.Workload)
 		}
 	}
-	v.at = ""
+	v.at = place{}
 }

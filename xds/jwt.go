@@ -196,12 +196,11 @@ func (b *builder) keys(p *Provider) *clusterv3.Cluster {
 }
 
 func (v *validation) providers(ps []Provider) {
-	names, issuers := map[string]bool{}, map[string]bool{}
+	v.distinct(len(ps), func(i int) string { return ps[i].Name })
+	v.distinct(len(ps), func(i int) string { return ps[i].Issuer })
 	for i := range ps {
 		p := &ps[i]
-		v.at = "provider " + p.Name
-		v.unique(names, p.Name)
-		v.unique(issuers, p.Issuer)
+		v.at = place{"provider", p.Name, ""}
 		v.check(label(p.Name), "name is not a DNS label")
 		v.check(p.Issuer != "", "no issuer")
 		v.check(len(p.Audiences) > 0 && !slices.Contains(p.Audiences, ""), "no audience, or an empty one")
@@ -218,7 +217,7 @@ func (v *validation) providers(ps []Provider) {
 			}
 		}
 	}
-	v.at = ""
+	v.at = place{}
 }
 
 // isKeysURI: absolute, of a DNS name or an IP address, without user or fragment.

@@ -140,9 +140,8 @@ func (p *Plaintext) conditions() *Conditions {
 }
 
 func (v *validation) plaintext(in *Inbound) {
-	names := map[string]bool{}
+	v.distinct(len(in.Plaintext), func(i int) string { return in.Plaintext[i].Exception })
 	for _, p := range in.Plaintext {
-		v.unique(names, p.Exception)
 		v.check(isRef(p.Exception), "exception %q is not namespace/name", p.Exception)
 		v.check(len(p.CIDRs) > 0, "exception %s: no addresses", p.Exception)
 		for _, c := range p.CIDRs {

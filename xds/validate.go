@@ -12,24 +12,20 @@ import (
 // configuration that compile makes from a checked spec passes; one that does
 // not is a mistake in the program, so the errors name fields, not files.
 func (c *Config) Validate() error {
-	v := &validation{td: c.TrustDomain, aliases: c.Aliases, federated: c.Federated, verifies: map[string]bool{}}
-	for i := range c.Providers {
-		v.verifies[c.Providers[i].Name] = true
-	}
+	v := newValidation(c)
 	v.check(dnsName(c.TrustDomain), "trust domain %q is not a DNS name", c.TrustDomain)
 	v.check(isRef(c.Workload), "workload %q is not namespace/name", c.Workload)
 	v.check(v.isID(c.ID), "id %q is not of trust domain %s", c.ID, c.TrustDomain)
 	v.check(c.MaxConnectionAge > 0, "max connection age %s is not positive", c.MaxConnectionAge)
 
-	names, ports := map[string]bool{}, map[uint32]bool{}
+	v.distinct(len(c.Inbound), func(i int) string { return c.Inbound[i].Name })
 	for i := range c.Inbound {
 		in := &c.Inbound[i]
-		v.at = "inbound " + in.Name
-		v.unique(names, in.Name)
-		v.check(!ports[in.Port], "port %d appears twice", in.Port)
-		ports[in.Port] = true
+		v.at = place{"inbound", in.Name, ""}
+		v.check(!slices.ContainsFunc(c.Inbound[:i], func(o Inbound) bool { return o.Port == in.Port }), "port %d appears twice", in.Port)
 		v.inbound(in)
 	}
+	v.at = place{}
 	for _, h := range c.Strip {
 		v.check(isHeader(h), "header %q is not a name in lower case", h)
 	}
@@ -43,7 +39,7 @@ func (c *Config) Validate() error {
 
 // Validate reports an instance that no Envoy could run as.
 func (in Instance) Validate() error {
-	v := &validation{at: "instance " + in.ID}
+	v := &validation{at: place{"instance", in.ID, ""}}
 	v.check(in.ID != "", "id is empty")
 	v.check(isAddr(in.Address), "address %q is not an IP address", in.Address)
 	v.check(isAddr(in.Egress), "egress %q is not an IP address", in.Egress)
@@ -51,13 +47,45 @@ func (in Instance) Validate() error {
 	return errors.Join(v.errs...)
 }
 
-// validation collects problems; at says where.
+// validation collects problems; at says where. A mesh has millions of gate entries
+// and destinations, so nothing is put on the heap for one in which nothing is wrong.
 type validation struct {
-	td                 string
-	aliases, federated []string
-	verifies           map[string]bool // providers
-	at                 string
-	errs               []error
+	td       string
+	own      []string        // what identities of workloads begin with: "spiffe://shop.example/ns/", then aliases
+	foreign  []string        // of the federated trust domains: "spiffe://bank.example/"
+	verifies map[string]bool // providers
+	hosts    map[string]bool // to which calls go
+	at       place
+	errs     []error
+	seen     map[string]bool // of distinct
+}
+
+// place is what is looked at.
+type place struct{ kind, name, port string }
+
+func (p place) String() string {
+	if p.port == "" {
+		return p.kind + " " + p.name
+	}
+	return p.kind + " " + p.name + " " + p.port
+}
+
+func newValidation(c *Config) *validation {
+	v := &validation{td: c.TrustDomain, own: make([]string, 0, 1+len(c.Aliases))}
+	v.own = append(v.own, domainPrefix(c.TrustDomain)+"ns/")
+	for _, td := range c.Aliases {
+		v.own = append(v.own, domainPrefix(td)+"ns/")
+	}
+	for _, td := range c.Federated {
+		v.foreign = append(v.foreign, domainPrefix(td))
+	}
+	if len(c.Providers) > 0 {
+		v.verifies = map[string]bool{}
+		for i := range c.Providers {
+			v.verifies[c.Providers[i].Name] = true
+		}
+	}
+	return v
 }
 
 func (v *validation) check(ok bool, format string, args ...any) {
@@ -65,15 +93,46 @@ func (v *validation) check(ok bool, format string, args ...any) {
 		return
 	}
 	err := fmt.Errorf(format, args...)
-	if v.at != "" {
+	if v.at != (place{}) {
 		err = fmt.Errorf("%s: %w", v.at, err)
 	}
 	v.errs = append(v.errs, err)
 }
 
+// is is check for what is said of texts. They stay where they are unless it fails.
+func (v *validation) is(ok bool, format string, texts ...string) {
+	if ok {
+		return
+	}
+	args := make([]any, len(texts))
+	for i, t := range texts {
+		args[i] = t
+	}
+	v.check(false, format, args...)
+}
+
 func (v *validation) unique(seen map[string]bool, name string) {
-	v.check(!seen[name], "%q appears twice", name)
+	v.is(!seen[name], "%q appears twice", name)
 	seen[name] = true
+}
+
+// distinct is unique for each of n names. Where they ascend, as most lists of
+// compile do, it looks up none.
+func (v *validation) distinct(n int, name func(i int) string) {
+	ascend := true
+	for i := 1; i < n && ascend; i++ {
+		ascend = name(i-1) < name(i)
+	}
+	if ascend {
+		return
+	}
+	if v.seen == nil {
+		v.seen = map[string]bool{}
+	}
+	clear(v.seen)
+	for i := range n {
+		v.unique(v.seen, name(i))
+	}
 }
 
 func (v *validation) inbound(in *Inbound) {
@@ -86,48 +145,61 @@ func (v *validation) inbound(in *Inbound) {
 	} else {
 		v.check(len(in.Hosts) > 0, "no hosts")
 	}
-	hosts, ids, keys := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	v.distinct(len(in.Hosts), func(i int) string { return in.Hosts[i] })
 	for _, h := range in.Hosts {
-		v.unique(hosts, h)
-		v.check(dnsName(h), "host %q is not a DNS name", h)
+		v.is(dnsName(h), "host %q is not a DNS name", h)
 	}
-	for _, g := range in.Gate {
-		v.unique(ids, g.ID)
-		v.unique(keys, g.Key)
-		v.check(v.isKnownID(g.ID), "gate of %q, which is not of a known trust domain", g.ID)
-		v.check(strings.HasPrefix(g.Key, "zt."), "gate key %q does not begin with zt.", g.Key)
+	v.distinct(len(in.Gate), func(i int) string { return in.Gate[i].ID })
+	v.distinct(len(in.Gate), func(i int) string { return in.Gate[i].Key })
+	for i := range in.Gate {
+		g := &in.Gate[i]
+		v.is(v.isKnownID(g.ID), "gate of %q, which is not of a known trust domain", g.ID)
+		v.is(strings.HasPrefix(g.Key, "zt."), "gate key %q does not begin with zt.", g.Key)
 	}
 	v.judged(in)
 	v.plaintext(in)
 }
 
 func (v *validation) destinations(ds []Destination) {
-	clusters, hosts := map[string]bool{}, map[string]bool{}
+	ascend := true
+	for i := 1; i < len(ds) && ascend; i++ {
+		ascend = ds[i-1].before(&ds[i])
+	}
+	if !ascend {
+		v.distinct(len(ds), func(i int) string { return ds[i].Cluster() })
+	}
+	v.hosts = make(map[string]bool, len(ds))
 	for i := range ds {
 		d := &ds[i]
-		v.at = "destination " + d.Cluster()
-		v.unique(clusters, d.Cluster())
-		v.check(isRef(d.Service), "service %q is not namespace/name", d.Service)
-		v.check(label(d.Port), "port %q is not a DNS label", d.Port)
+		v.at = place{"destination", d.Service, d.Port}
+		v.is(isRef(d.Service), "service %q is not namespace/name", d.Service)
+		v.is(label(d.Port), "port %q is not a DNS label", d.Port)
 		v.check((d.ID == "") == (len(d.IDs) > 0), "neither one identity nor several, or both")
-		for _, id := range d.identities() {
-			v.check(v.isID(id), "id %q is not of trust domain %s", id, v.td)
+		v.is(d.ID == "" || v.isID(d.ID), "id %q is not of trust domain %s", d.ID, v.td)
+		for _, id := range d.IDs {
+			v.is(v.isID(id), "id %q is not of trust domain %s", id, v.td)
 		}
 		v.upgrades(d.Upgrades, d.Protocol)
 		v.check(!d.ServerFirst || d.Protocol == TCP, "only a tcp port is server-first")
-		v.check(d.Protocol.IsHTTP() || d.Protocol == TCP, "protocol %q is unknown", d.Protocol)
-		v.check(d.Number > 0 && d.Number < 65536, "port number %d is out of range", d.Number)
-		v.check(dnsName(d.Host), "host %q is not a DNS name", d.Host)
+		v.is(d.Protocol.IsHTTP() || d.Protocol == TCP, "protocol %q is unknown", string(d.Protocol))
+		v.check(d.Number > 0 && d.Number < 65536, "its number is out of range")
+		v.is(dnsName(d.Host), "host %q is not a DNS name", d.Host)
 		v.check(d.Protocol.IsHTTP() || len(d.Aliases) == 0, "a tcp port has no aliases")
 		if !d.Protocol.IsHTTP() {
 			continue // its host is only the SNI
 		}
-		for _, h := range append([]string{d.Host}, d.Aliases...) {
-			v.unique(hosts, h)
-			v.check(dnsName(h), "host %q is not a DNS name", h)
+		v.unique(v.hosts, d.Host)
+		for _, h := range d.Aliases {
+			v.unique(v.hosts, h)
+			v.is(dnsName(h), "host %q is not a DNS name", h)
 		}
 	}
-	v.at = ""
+	v.at = place{}
+}
+
+// before orders by service and port, without making the names of clusters.
+func (d *Destination) before(o *Destination) bool {
+	return d.Service < o.Service || d.Service == o.Service && d.Port < o.Port
 }
 
 func (v *validation) upgrades(list []string, p Protocol) {
@@ -138,25 +210,29 @@ func (v *validation) upgrades(list []string, p Protocol) {
 }
 
 func (v *validation) tcpCalls(c *Config) {
+	if len(c.TCPCalls) == 0 {
+		return
+	}
 	ports := map[uint32]bool{EgressPort: true}
 	for _, t := range c.TCPCalls {
-		v.at = "tcp call " + TCPListener(t.LocalPort)
+		v.at = place{"tcp call", TCPListener(t.LocalPort), ""}
 		v.check(t.LocalPort > 0 && t.LocalPort < 65536, "local port is out of range")
 		v.check(!ports[t.LocalPort], "local port is taken")
 		ports[t.LocalPort] = true
 		i := slices.IndexFunc(c.Destinations, func(d Destination) bool { return d.Service == t.Service && d.Port == t.Port })
 		v.check(i < 0 || c.Destinations[i].Protocol == TCP, "%s %s is not a tcp port", t.Service, t.Port)
 	}
-	v.at = ""
+	v.at = place{}
 }
 
 // isID says whether id is a workload of the trust domain.
-func (v *validation) isID(id string) bool { return isWorkloadID(v.td, id) }
+func (v *validation) isID(id string) bool { return isWorkloadID(v.own[0], id) }
 
-// isWorkloadID says whether id is exactly the form of a workload of that trust
-// domain. Envoy joins several URI SANs with commas, so an id must not hold one.
-func isWorkloadID(td, id string) bool {
-	rest, ok := strings.CutPrefix(id, domainPrefix(td)+"ns/")
+// isWorkloadID says whether id is exactly the form of a workload of the trust domain
+// whose workloads begin with a prefix. Envoy joins several URI SANs with commas, so
+// an id must not hold one.
+func isWorkloadID(prefix, id string) bool {
+	rest, ok := strings.CutPrefix(id, prefix)
 	ns, name, ok2 := strings.Cut(rest, "/sa/")
 	return ok && ok2 && label(ns) && label(name)
 }

@@ -90,7 +90,7 @@ func Pairs(ix *policy.Index, ref spec.Ref) map[string][]xds.GateEntry {
 	}
 	pairs := make(map[string][]xds.GateEntry, len(w.Ports))
 	for _, p := range w.Ports {
-		pairs[p.Name] = gate(ix, ref, p.Name)
+		pairs[p.Name] = gate(ref, p.Name, ix.Callers(ref, p.Name))
 	}
 	return pairs
 }
@@ -111,19 +111,19 @@ func newCompiler(ix, shadow *policy.Index, w *policy.Workload) *compiler {
 }
 
 func (c *compiler) inbound(in *xds.Inbound, p *policy.Port) {
-	ref := c.w.Ref
+	judged := c.ix.Inbound(c.w.Ref, p.Name)
 	*in = xds.Inbound{
 		Name: p.Name, Port: p.Number, Target: p.Target, Protocol: xds.Protocol(p.Protocol),
-		Gate:        gate(c.ix, ref, p.Name),
-		Rules:       c.rules(c.ix.Rules(ref, p.Name)),
-		Blocks:      c.blocks(c.ix.Blocks(ref, p.Name)),
-		Plaintext:   plaintext(c.ix.Plaintext(ref, p.Name)),
+		Gate:        gate(c.w.Ref, p.Name, judged.Callers),
+		Rules:       c.rules(judged.Rules),
+		Blocks:      c.blocks(judged.Blocks),
+		Plaintext:   plaintext(judged.Plaintext),
 		ServerFirst: p.ServerFirst, EncodedPaths: p.EncodedPaths, Upgrades: upgrades(p),
 	}
 	if !in.Protocol.IsHTTP() {
 		return // shadow is of requests
 	}
-	in.Hosts = c.ix.HostsOf(ref, p.Name)
+	in.Hosts = judged.Hosts
 	if c.shadow != nil {
 		in.Shadow = differing(in.Rules, c.shadowRules(p))
 	}
@@ -164,14 +164,14 @@ func differing(enforced, shadow []xds.Rule) *xds.Shadow {
 	return &xds.Shadow{Rules: shadow}
 }
 
-func gate(ix *policy.Index, ref spec.Ref, port string) []xds.GateEntry {
-	callers := ix.Callers(ref, port)
+func gate(ref spec.Ref, port string, callers []string) []xds.GateEntry {
 	if len(callers) == 0 {
 		return nil
 	}
+	keys := policy.GateKeys(ref, port, callers)
 	entries := make([]xds.GateEntry, len(callers))
 	for i, id := range callers {
-		entries[i] = xds.GateEntry{ID: id, Key: policy.GateKey(ref, port, id)}
+		entries[i] = xds.GateEntry{ID: id, Key: keys[i]}
 	}
 	return entries
 }

@@ -16,7 +16,7 @@ func (c *compiler) destinations() []xds.Destination {
 		d := &reached[i]
 		to := xds.Destination{
 			Service: d.Service.String(), Port: d.Port.Name, ID: d.ID, Protocol: xds.Protocol(d.Port.Protocol),
-			Host: d.Hosts[0], Number: d.Port.Number, Upgrades: upgrades(&d.Port), ServerFirst: d.Port.ServerFirst,
+			Host: d.Hosts[0], Number: d.Port.Number, Upgrades: upgrades(d.Port), ServerFirst: d.Port.ServerFirst,
 		}
 		if len(d.Hosts) > 1 {
 			to.Aliases = d.Hosts[1:]

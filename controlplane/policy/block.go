@@ -166,18 +166,10 @@ func (ix *Index) Blocks(ref spec.Ref, port string) []Block {
 	if e, ok := ix.externals(ref); ok {
 		return ix.blocksOf(e.target(), ix.externalRules(e, false), e.external.Protocol)
 	}
-	s, ok := ix.site(ref)
-	if !ok {
-		return nil
-	}
-	p := s.w.port(port)
-	if p == nil {
-		return nil
-	}
-	return ix.blocksOf(s.target, ix.rules(s, p, false), p.Protocol)
+	return ix.Inbound(ref, port).Blocks
 }
 
-func (ix *Index) blocksOf(t target, rules []siteRule, protocol string) []Block {
+func (ix *Index) blocksOf(t target, rules []Rule, protocol string) []Block {
 	var admitted Callers
 	for _, r := range rules {
 		admitted = admitted.union(r.Callers)

@@ -278,7 +278,7 @@ func isString(v any) bool {
 }
 
 // matching is the grants whose rules allow the request.
-func (ix *Index) matching(j *judgement, rules []siteRule) []spec.Ref {
+func (ix *Index) matching(j *judgement, rules []Rule) []spec.Ref {
 	var grants []spec.Ref
 	if !ix.declared(j.caller) {
 		return nil

@@ -72,7 +72,7 @@ func (ix *Index) excepted(finding string, subject spec.Ref, port string, now tim
 // ref without TLS, sorted.
 func (ix *Index) Plaintext(ref spec.Ref, port string) []Plaintext {
 	w, ok := ix.Workload(ref)
-	if !ok {
+	if !ok || ix.bySubject.Len() == 0 {
 		return nil
 	}
 	// Where the server speaks first, the handshake judges, and there is none.

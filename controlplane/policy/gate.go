@@ -14,8 +14,26 @@ import (
 // to a port of dest. It is a hash of the three, so no two gates share a key and
 // one pair has the same key for ever, on every server.
 func GateKey(dest spec.Ref, port, source string) string {
-	sum := sha256.Sum256([]byte(dest.String() + "\x00" + port + "\x00" + source))
-	return "zt." + hex.EncodeToString(sum[:16])
+	return GateKeys(dest, port, []string{source})[0]
+}
+
+// GateKeys is the GateKey of each of sources.
+func GateKeys(dest spec.Ref, port string, sources []string) []string {
+	const prefix, hashed = "zt.", 16
+	const size = len(prefix) + 2*hashed
+	hashing := []byte(dest.String() + "\x00" + port + "\x00")
+	common := len(hashing)
+	text := make([]byte, 0, size*len(sources)) // of all keys, so that they are one piece of memory
+	for _, source := range sources {
+		hashing = append(hashing[:common], source...)
+		sum := sha256.Sum256(hashing)
+		text = hex.AppendEncode(append(text, prefix...), sum[:hashed])
+	}
+	all, keys := string(text), make([]string, len(sources))
+	for i := range keys {
+		keys[i] = all[i*size : (i+1)*size]
+	}
+	return keys
 }
 
 // Callers is every SPIFFE ID that may connect to a port of the workload ref,
@@ -27,19 +45,24 @@ func (ix *Index) Callers(ref spec.Ref, port string) []string {
 	if p == nil {
 		return nil
 	}
+	return ix.callersOfRules(ix.rules(s, p, false))
+}
+
+// callersOfRules is everybody whom one of rules admits and who may connect, sorted.
+func (ix *Index) callersOfRules(rules []Rule) []string {
 	var all Callers
-	rules := ix.rules(s, p, false)
-	for _, r := range rules {
+	for i := range rules {
+		c := &rules[i].Callers
 		if len(rules) == 1 {
-			all = r.Callers
+			all = *c
 			break
 		}
-		all.Any = all.Any || r.Callers.Any
-		all.Namespaces = append(all.Namespaces, r.Callers.Namespaces...)
-		all.Workloads = append(all.Workloads, r.Callers.Workloads...)
-		all.IDs = append(all.IDs, r.Callers.IDs...)
+		all.Any = all.Any || c.Any
+		all.Namespaces = append(all.Namespaces, c.Namespaces...)
+		all.Workloads = append(all.Workloads, c.Workloads...)
+		all.IDs = append(all.IDs, c.IDs...)
 	}
-	var out []string
+	out := make([]string, 0, max(16, len(all.Workloads)+len(all.IDs)))
 	add := func(w *Workload) bool {
 		out = append(out, w.ID)
 		for _, alias := range ix.trust().Aliases {
@@ -61,6 +84,9 @@ func (ix *Index) Callers(ref spec.Ref, port string) []string {
 	}
 	out = append(out, all.IDs...)
 	slices.Sort(out)
+	if len(out) == 0 {
+		return nil
+	}
 	return slices.Compact(out)
 }
 
@@ -92,8 +118,7 @@ func (ix *Index) gate(ref spec.Ref, port string, callerID string, now time.Time)
 		return false, false
 	}
 	ix.grantsTo(s, func(g *grant) bool {
-		r, ok := ix.ruleOf(g, s, p)
-		granted = ok && !r.shadow && r.Callers.has(caller) && r.activeAt(now)
+		granted = ix.lets(g, s, p, caller) && g.conditions.activeAt(now)
 		return !granted
 	})
 	if granted && ix.blocks.Len() > 0 {

@@ -21,12 +21,8 @@ type Rule struct {
 	// Conditions name the claims of users as their provider, which is declared,
 	// declares them: see Index.Provider.
 	Conditions
-}
 
-// siteRule is a Rule at one port.
-type siteRule struct {
-	Rule
-	shadow bool
+	shadow bool // it is of a grant of mode shadow
 }
 
 // grant is a Grant, understood. A grant that spec.Check would refuse is
@@ -42,14 +38,19 @@ type grant struct {
 	all        bool
 	namespaces []string
 
-	// What it means on a port of each family; ok is false where its methods, paths,
-	// upgrades or conditions do not fit the family.
+	upgrades   []string // as in Rule
+	conditions Conditions
+
+	// What it means on a port of each family.
 	http, grpc, tcp fit
 }
 
+// fit is the methods and paths of a grant on the ports of one family. ok is false
+// where its methods, paths, upgrades or conditions do not fit the family.
 type fit struct {
-	rule Rule // Callers is for Index.ruleOf to fill in
-	ok   bool
+	methods []string
+	paths   []Path
+	ok      bool
 }
 
 // wide grants reach across namespaces.
@@ -83,40 +84,46 @@ func newGrant(trustDomain string, ref spec.Ref, d *ztv1.Grant) *grant {
 	case g.callers.Callers.none() && g.callers.segments == nil:
 		return nil
 	}
-	rule := Rule{Grant: ref, Conditions: conditions, Upgrades: set(to.GetUpgrades())}
-	g.http = httpRule(rule, to.GetMethods(), to.GetPaths())
-	g.grpc = grpcRule(rule, to.GetMethods(), to.GetPaths())
-	g.tcp = fit{rule: rule, ok: len(to.GetMethods()) == 0 && len(to.GetPaths()) == 0 && rule.Upgrades == nil && conditions.fitTCP()}
+	g.conditions, g.upgrades = conditions, set(to.GetUpgrades())
+	methods, paths := set(to.GetMethods()), to.GetPaths()
+	g.http = httpFit(methods, paths)
+	g.grpc = grpcFit(methods)
+	g.grpc.ok = g.grpc.ok && len(paths) == 0 && g.upgrades == nil
+	g.tcp.ok = len(methods) == 0 && len(paths) == 0 && g.upgrades == nil && conditions.fitTCP()
 	return g
 }
 
-// httpRule is the rule on an http or http2 port. A gRPC method does not fit and
-// is dropped, which narrows; a list that loses its last item is no rule.
-func httpRule(r Rule, methods, paths []string) fit {
-	for _, m := range set(methods) {
-		if !strings.Contains(m, "/") {
-			r.Methods = append(r.Methods, m)
-		}
+// httpFit is for an http or http2 port. A gRPC method does not fit and is dropped,
+// which narrows; a list that loses its last item is no rule.
+func httpFit(methods, paths []string) fit {
+	f := fit{methods: methods, paths: newPaths(paths)}
+	if slices.ContainsFunc(methods, isCall) {
+		f.methods = slices.DeleteFunc(slices.Clone(methods), isCall)
 	}
-	r.Paths = newPaths(paths)
-	return fit{r, len(methods) == 0 || len(r.Methods) > 0}
+	f.ok = len(methods) == 0 || len(f.methods) > 0
+	return f
 }
 
-// grpcRule is the rule on a grpc port, where pkg.Service/Method is a POST to
+// grpcFit is for a grpc port, where pkg.Service/Method is a POST to
 // /pkg.Service/Method (gRPC over HTTP/2, section Requests). Paths and upgrades do
 // not fit.
-func grpcRule(r Rule, methods, paths []string) fit {
+func grpcFit(methods []string) fit {
+	var f fit
 	var called []string
-	for _, m := range set(methods) {
-		if strings.Contains(m, "/") {
+	for _, m := range methods {
+		if isCall(m) {
 			called = append(called, "/"+m)
 		}
 	}
-	if r.Paths = newPaths(called); r.Paths != nil {
-		r.Methods = []string{"POST"}
+	if f.paths = newPaths(called); f.paths != nil {
+		f.methods = []string{"POST"}
 	}
-	return fit{r, len(paths) == 0 && r.Upgrades == nil && (len(methods) == 0 || len(r.Paths) > 0)}
+	f.ok = len(methods) == 0 || len(f.paths) > 0
+	return f
 }
+
+// isCall tells a gRPC method, "pkg.Service/Method", from one of HTTP.
+func isCall(method string) bool { return strings.Contains(method, "/") }
 
 // fitTCP tells whether a tcp port can judge c.
 func (c Conditions) fitTCP() bool {
@@ -140,9 +147,9 @@ func (g *grant) fitOf(p *Port) fit {
 		f = g.grpc
 	case TCP:
 		f = g.tcp
-		f.ok = f.ok && !(p.ServerFirst && f.rule.narrowing())
+		f.ok = f.ok && !(p.ServerFirst && g.conditions.narrowing())
 	}
-	f.ok = f.ok && (f.rule.Upgrades == nil || p.WebSocket && slices.Equal(f.rule.Upgrades, []string{webSocket}))
+	f.ok = f.ok && (g.upgrades == nil || p.WebSocket && slices.Equal(g.upgrades, []string{webSocket}))
 	return f
 }
 
@@ -171,21 +178,57 @@ func (g *grant) namesPort(ports []Port, port string) bool {
 	return is
 }
 
-// ruleOf is what g allows on a port of a site; false if nothing.
-func (ix *Index) ruleOf(g *grant, s *site, p *Port) (siteRule, bool) {
+// rule is what g allows where it means f, to the callers that it names.
+func (ix *Index) rule(g *grant, f fit) Rule {
+	return Rule{
+		Grant: g.ref, Callers: ix.callers(g.callers), Methods: f.methods, Paths: f.paths, Upgrades: g.upgrades,
+		Conditions: g.conditions, shadow: g.shadow,
+	}
+}
+
+// fits tells whether g allows anything on a port of a site, to those of its callers
+// whom the site admits.
+func (ix *Index) fits(g *grant, s *site, p *Port) (fit, bool) {
 	f := g.fitOf(p)
 	if !f.ok || !g.names(s, p) {
-		return siteRule{}, false
+		return fit{}, false
 	}
-	r := siteRule{Rule: f.rule, shadow: g.shadow}
-	r.Callers = ix.callers(g.callers)
+	if u := s.users(g); u != nil && (p.Protocol == TCP || !ix.understands(u)) {
+		return fit{}, false
+	}
+	return f, true
+}
+
+// users is whom g requires at a site; nil for nobody.
+func (s *site) users(g *grant) *Users {
+	if g.conditions.Users == nil && s.require != "" {
+		return &Users{Provider: s.require}
+	}
+	return g.conditions.Users
+}
+
+// ruleOf is what g allows on a port of a site; false if nothing.
+func (ix *Index) ruleOf(g *grant, s *site, p *Port) (Rule, bool) {
+	f, ok := ix.fits(g, s, p)
+	if !ok {
+		return Rule{}, false
+	}
+	r := ix.rule(g, f)
 	if s.admitted != nil {
 		r.Callers = r.Callers.intersect(*s.admitted)
 	}
-	if r.Users == nil && s.require != "" {
-		r.Users = &Users{Provider: s.require}
+	r.Users = s.users(g)
+	return r, !r.Callers.none()
+}
+
+// lets tells whether g, enforced, lets one caller connect to a port of a site:
+// whether ruleOf names it.
+func (ix *Index) lets(g *grant, s *site, p *Port, of principal) bool {
+	if g.shadow {
+		return false
 	}
-	return r, !r.Callers.none() && (r.Users == nil || p.Protocol != TCP && ix.understands(r.Users))
+	_, ok := ix.fits(g, s, p)
+	return ok && ix.callers(g.callers).has(of) && (s.admitted == nil || s.admitted.has(of))
 }
 
 // understands tells whether the provider of u declares what u names.
@@ -225,27 +268,40 @@ func (ix *Index) grantsTo(s *site, f func(*grant) bool) {
 	}
 }
 
-// rules is what the grants that reach a port of a site allow, sorted by grant.
-func (ix *Index) rules(s *site, p *Port, shadow bool) []siteRule {
-	var out []siteRule
+// rules is what the grants that reach a port of a site allow, sorted by grant; nil
+// for nothing.
+func (ix *Index) rules(s *site, p *Port, shadow bool) []Rule {
+	var room [8]*grant
+	fitting := room[:0] // so that the rules, which are large, are put into a list that does not grow
 	ix.grantsTo(s, func(g *grant) bool {
-		if r, ok := ix.ruleOf(g, s, p); ok && (shadow || !r.shadow) {
-			out = append(out, r)
+		if _, ok := ix.fits(g, s, p); ok && (shadow || !g.shadow) {
+			fitting = append(fitting, g)
 		}
 		return true
 	})
+	if len(fitting) == 0 {
+		return nil
+	}
+	out := make([]Rule, 0, len(fitting))
+	for _, g := range fitting {
+		if r, ok := ix.ruleOf(g, s, p); ok {
+			out = append(out, r)
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
 	return out
 }
 
 // externalRules is what the grants to an external service allow. Users, source
 // addresses and, on tcp, time do not fit, and such a grant is left out.
-func (ix *Index) externalRules(s *service, shadow bool) []siteRule {
-	var out []siteRule
+func (ix *Index) externalRules(s *service, shadow bool) []Rule {
+	var out []Rule
 	p := externalPort(s.external)
 	walk(ix.byService, key(s.ref), func(g *grant) bool {
 		f := g.fitOf(p)
-		r := siteRule{Rule: f.rule, shadow: g.shadow}
-		r.Callers = ix.callers(g.callers)
+		r := ix.rule(g, f)
 		r.Callers.IDs = nil // only workloads of the mesh have a proxy that judges
 		if f.ok && g.namesPort([]Port{*p}, p.Name) && r.Users == nil && r.Sources == nil && !r.Callers.none() && (shadow || !g.shadow) {
 			out = append(out, r)

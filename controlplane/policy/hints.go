@@ -103,9 +103,9 @@ func (j *judgement) miss(g *grant) miss {
 		return m
 	}
 	if !j.r.TCP {
-		j.missRequest(f.rule, &m)
+		j.missRequest(j.ix.rule(g, f), &m)
 	}
-	j.missConditions(f.rule.Conditions, &m)
+	j.missConditions(g.conditions, &m)
 	return m
 }
 

@@ -90,7 +90,10 @@ func (ix *Index) With(puts []*spec.Document, deletes []spec.Key) *Index {
 func (ix *Index) TrustDomain() string { return ix.trustDomain }
 
 // Workload is the declared workload of that name. It must not be changed.
-func (ix *Index) Workload(ref spec.Ref) (*Workload, bool) { return ix.workloads.Get(key(ref)) }
+func (ix *Index) Workload(ref spec.Ref) (*Workload, bool) {
+	var room [keyRoom]byte
+	return ix.workloads.Get(appendKey(room[:0], ref))
+}
 
 // Workloads calls f with every workload in order of Ref until f returns false.
 func (ix *Index) Workloads(f func(*Workload) bool) { walk(ix.workloads, nil, f) }
@@ -104,30 +107,50 @@ func (ix *Index) Rules(ref spec.Ref, port string) []Rule { return ix.rulesAt(ref
 func (ix *Index) ShadowRules(ref spec.Ref, port string) []Rule { return ix.rulesAt(ref, port, true) }
 
 func (ix *Index) rulesAt(ref spec.Ref, port string, shadow bool) []Rule {
-	var rules []siteRule
 	if s, p := ix.port(ref, port); p != nil {
-		rules = ix.rules(s, p, shadow)
-	} else if e, ok := ix.externals(ref); ok && port == spec.ExternalPort {
-		rules = ix.externalRules(e, shadow)
+		return ix.rules(s, p, shadow)
 	}
-	if rules == nil {
-		return nil
+	if e, ok := ix.externals(ref); ok && port == spec.ExternalPort {
+		return ix.externalRules(e, shadow)
 	}
-	out := make([]Rule, len(rules))
-	for i, r := range rules {
-		out[i] = r.Rule
+	return nil
+}
+
+// Inbound is how requests to one port of a workload are judged, and who may
+// connect: what Rules, Callers, Blocks, Plaintext and HostsOf say one by one.
+type Inbound struct {
+	Rules     []Rule
+	Callers   []string
+	Blocks    []Block
+	Plaintext []Plaintext
+	Hosts     []string
+}
+
+// Inbound is zero when the workload or the port does not exist.
+func (ix *Index) Inbound(ref spec.Ref, port string) Inbound {
+	s, p := ix.port(ref, port)
+	if p == nil {
+		return Inbound{}
 	}
-	return out
+	rules := ix.rules(s, p, false)
+	in := Inbound{Rules: rules, Callers: ix.callersOfRules(rules), Plaintext: ix.Plaintext(ref, port), Hosts: s.hosts(port)}
+	if ix.blocks.Len() > 0 {
+		in.Blocks = ix.blocksOf(s.target, rules, p.Protocol)
+	}
+	return in
 }
 
 // HasShadow tells whether a shadow grant reaches some port of the workload ref, or
 // an external service that it calls.
 func (ix *Index) HasShadow(ref spec.Ref) bool {
-	s, ok := ix.site(ref)
-	if !ok || ix.shadows.Len() == 0 {
+	if ix.shadows.Len() == 0 {
 		return false
 	}
-	shadows := func(r siteRule) bool { return r.shadow }
+	s, ok := ix.site(ref)
+	if !ok {
+		return false
+	}
+	shadows := func(r Rule) bool { return r.shadow }
 	for i := range s.w.Ports {
 		if slices.ContainsFunc(ix.rules(s, &s.w.Ports[i], true), shadows) {
 			return true
@@ -138,7 +161,7 @@ func (ix *Index) HasShadow(ref spec.Ref) bool {
 	ix.grantsFrom(caller, func(g *grant) {
 		found = found || g.shadow && slices.ContainsFunc(g.services, func(s spec.Ref) bool {
 			e, ok := ix.externals(s)
-			return ok && slices.ContainsFunc(ix.externalRules(e, true), func(r siteRule) bool {
+			return ok && slices.ContainsFunc(ix.externalRules(e, true), func(r Rule) bool {
 				return r.shadow && r.Callers.has(caller)
 			})
 		})
@@ -188,7 +211,7 @@ func (ix *Index) Calls(caller spec.Ref) []TCPCall {
 // onlyTCP is the one tcp port of a service; empty when it has none or several.
 func (ix *Index) onlyTCP(ref spec.Ref) string {
 	var ports []Port
-	if s, ok := ix.services.Get(key(ref)); ok {
+	if s, ok := ix.serviceOf(ref); ok {
 		ports = ix.portsOf(s)
 		if e, ok := ix.externals(ref); ok {
 			ports = []Port{*externalPort(e.external)}
@@ -330,12 +353,12 @@ func (c *change) grant(g *grant) {
 		c.shadows.Insert(key(g.ref), g)
 	}
 	for _, term := range g.callers.terms() {
-		c.byCaller.Insert(pairKey([]byte(term), g.ref), g)
+		c.byCaller.Insert(pairKey(term, g.ref), g)
 	}
-	if u := g.http.rule.Users; u != nil {
-		c.byProvider.Insert(pairKey([]byte(u.Provider+"\x00"), g.ref), g)
+	if u := g.conditions.Users; u != nil {
+		c.byProvider.Insert(pairKey(u.Provider+"\x00", g.ref), g)
 	}
-	c.time(spec.Key{Kind: spec.KindGrant, Namespace: g.ref.Namespace, Name: g.ref.Name}, g.http.rule.Conditions)
+	c.time(spec.Key{Kind: spec.KindGrant, Namespace: g.ref.Namespace, Name: g.ref.Name}, g.conditions)
 }
 
 // time notes what the time begins or ends.
@@ -370,9 +393,11 @@ func (c *change) remove(k spec.Key) {
 	case spec.KindGrant:
 		if g, ok := c.grants.Delete(at); ok {
 			c.removeGrant(g)
+			c.timed.Delete(timedKey(k))
 		}
 	case spec.KindBlock:
 		c.blocks.Delete(at)
+		c.timed.Delete(timedKey(k))
 	case spec.KindIdentityProvider:
 		if ref.Namespace == spec.MeshNamespace {
 			c.providers.Delete([]byte(ref.Name))
@@ -382,9 +407,9 @@ func (c *change) remove(k spec.Key) {
 	case spec.KindException:
 		if e, ok := c.exceptions.Delete(at); ok {
 			c.bySubject.Delete(pairKey(exceptionKey(e.finding, e.subject, e.port), ref))
+			c.timed.Delete(timedKey(k))
 		}
 	}
-	c.timed.Delete(timedKey(k))
 }
 
 func (c *change) removeGrant(g *grant) {
@@ -394,23 +419,32 @@ func (c *change) removeGrant(g *grant) {
 	c.wide.Delete(key(g.ref))
 	c.shadows.Delete(key(g.ref))
 	for _, term := range g.callers.terms() {
-		c.byCaller.Delete(pairKey([]byte(term), g.ref))
+		c.byCaller.Delete(pairKey(term, g.ref))
 	}
-	if u := g.http.rule.Users; u != nil {
-		c.byProvider.Delete(pairKey([]byte(u.Provider+"\x00"), g.ref))
+	if u := g.conditions.Users; u != nil {
+		c.byProvider.Delete(pairKey(u.Provider+"\x00", g.ref))
 	}
 }
 
 // key is a Ref as a radix key. It ends in a zero byte, so that no key is a
 // prefix of another and a namespace with its zero byte is a prefix of its own
 // keys only.
-func key(r spec.Ref) []byte {
-	b := make([]byte, 0, len(r.Namespace)+len(r.Name)+2)
+func key(r spec.Ref) []byte { return appendKey(make([]byte, 0, keySize(r)), r) }
+
+func appendKey(b []byte, r spec.Ref) []byte {
 	return append(append(append(append(b, r.Namespace...), 0), r.Name...), 0)
 }
 
-func pairKey(prefix []byte, r spec.Ref) []byte {
-	return append(slices.Clone(prefix), key(r)...)
+func keySize(r spec.Ref) int { return len(r.Namespace) + len(r.Name) + 2 }
+
+// keyRoom is enough for a key of DNS labels, so that one that is only looked up
+// needs no memory of its own.
+const keyRoom = 128
+
+// pairKey is the key of r below a prefix: a term, or key.
+func pairKey[P ~string | ~[]byte](prefix P, r spec.Ref) []byte {
+	b := make([]byte, 0, len(prefix)+keySize(r))
+	return appendKey(append(b, prefix...), r)
 }
 
 // walk calls f with the values under prefix in order of their keys until f

@@ -75,7 +75,7 @@ func (ix *Index) Lint() []Warning {
 			add(CodeWide, spec.KindGrant, g.ref, "spec.to", "the grant opens "+strings.Join(ix.opened(g), ", "),
 				"Let the owners of the services grant this, each in their own namespace.")
 		}
-		if g.http.rule.CEL != nil {
+		if g.conditions.CEL != nil {
 			add(CodeCEL, spec.KindGrant, g.ref, "spec.when.cel", "no analysis understands the expression: Assertions take it for one that may hold",
 				"Say it with headers, windows, sourceCIDRs or users where they can.")
 		}

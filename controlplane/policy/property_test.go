@@ -280,7 +280,7 @@ func TestDecideAgreesWithRules(t *testing.T) {
 				for _, p := range w.Ports {
 					admitted := slices.Contains(ix.Callers(w.Ref, p.Name), caller.ID)
 					told := slices.ContainsFunc(reach, func(d policy.Destination) bool {
-						return d.Service == w.Ref && d.Port == p && d.ID == w.ID
+						return d.Service == w.Ref && *d.Port == p && d.ID == w.ID
 					})
 					if admitted != told || ix.Admits(w.Ref, p.Name, caller.ID, noon) && !admitted {
 						t.Fatalf("%s -> %s:%s: gate %v, destination %v", caller.Ref, w.Ref, p.Name, admitted, told)

@@ -99,11 +99,20 @@ func (s *site) hasHTTP() bool {
 
 // site is the workload ref as a callee; false when it is not declared.
 func (ix *Index) site(ref spec.Ref) (*site, bool) {
-	w, ok := ix.Workload(ref)
-	if !ok {
+	s := &site{}
+	if !ix.visit(s, ref) {
 		return nil, false
 	}
-	s := &site{w: w}
+	return s, true
+}
+
+// visit makes s the site of ref: for who looks at many, one after the other.
+func (ix *Index) visit(s *site, ref spec.Ref) bool {
+	w, ok := ix.Workload(ref)
+	if !ok {
+		return false
+	}
+	*s = site{w: w}
 	s.ref, s.byName, s.names = ref, s.name[:0], s.ref1[:0]
 	own := true
 	if ix.services.Len() > 0 {
@@ -120,6 +129,8 @@ func (ix *Index) site(ref spec.Ref) (*site, bool) {
 	}
 	if own {
 		s.byName = append(s.byName, name{ref, w.Ports})
+	}
+	if len(s.byName) > 1 {
 		slices.SortFunc(s.byName, func(a, b name) int { return a.ref.Compare(b.ref) })
 	}
 	for _, n := range s.byName {
@@ -132,7 +143,7 @@ func (ix *Index) site(ref spec.Ref) (*site, bool) {
 	default:
 		s.admitted = &Callers{} // of two segments: nobody, since spec.Check refuses it
 	}
-	return s, true
+	return true
 }
 
 // portsOf is the ports that a Service leads to, sorted by number: those on which
@@ -170,7 +181,7 @@ func (ix *Index) portsOf(s *service) []Port {
 
 // externals is the external service of that name.
 func (ix *Index) externals(ref spec.Ref) (*service, bool) {
-	s, ok := ix.services.Get(key(ref))
+	s, ok := ix.serviceOf(ref)
 	if !ok || s.external == nil {
 		return nil, false
 	}
@@ -184,7 +195,7 @@ func (ix *Index) externals(ref spec.Ref) (*service, bool) {
 // of a Service, or, for an external service, at every caller; then it is the
 // service itself. Sorted; nil when the name leads nowhere.
 func (ix *Index) Resolve(ref spec.Ref) []spec.Ref {
-	s, ok := ix.services.Get(key(ref))
+	s, ok := ix.serviceOf(ref)
 	if !ok {
 		if _, declared := ix.Workload(ref); declared {
 			return []spec.Ref{ref}
@@ -235,8 +246,8 @@ type Destination struct {
 	Service spec.Ref
 	ID      string     // of the callee; empty: of one of Members
 	Members []spec.Ref // the workloads of a Service that have the port; nil: Service is the workload
-	Port    Port
-	Hosts   []string // the names that lead to it; the first is the main one
+	Port    *Port      // must not be changed, as Hosts
+	Hosts   []string   // the names that lead to it; the first is the main one
 }
 
 func (d Destination) equal(o Destination) bool {
@@ -252,17 +263,18 @@ func (ix *Index) Destinations(caller spec.Ref) []Destination {
 	if !ix.declared(p) {
 		return nil
 	}
-	names, grants := ix.reachable(p)
-	if len(names) == 0 {
+	reached := ix.reachable(p)
+	if len(reached) == 0 {
 		return nil
 	}
-	out := make([]Destination, 0, len(names))
-	for first := 0; first < len(names); {
+	out := make([]Destination, 0, len(reached))
+	at := &site{}
+	for first := 0; first < len(reached); {
 		next := first + 1
-		for next < len(names) && names[next] == names[first] {
+		for next < len(reached) && reached[next].name == reached[first].name {
 			next++
 		}
-		out = ix.destinations(out, p, names[first], grants[first:next])
+		out = ix.destinations(out, p, at, reached[first:next])
 		first = next
 	}
 	if len(out) == 0 {
@@ -271,24 +283,24 @@ func (ix *Index) Destinations(caller spec.Ref) []Destination {
 	return out
 }
 
-// destinations appends what a declared caller may call by the name ref; grants are
-// those that may let it.
-func (ix *Index) destinations(out []Destination, p principal, ref spec.Ref, grants []*grant) []Destination {
-	before := len(out)
-	if s, ok := ix.services.Get(key(ref)); ok {
+// destinations appends what a declared caller may call by one name; reached, of
+// which there is at least one, is the grants that may let it. at is room.
+func (ix *Index) destinations(out []Destination, p principal, at *site, reached []reach) []Destination {
+	before, ref := len(out), reached[0].name
+	if s, ok := ix.serviceOf(ref); ok {
 		ports := ix.portsOf(s) // an external service has none
 		for i := range ports {
-			if members := ix.membersFor(p, s, ports[i].Name, grants); members != nil {
+			if members := ix.membersFor(p, s, ports[i].Name, reached); members != nil {
 				out = append(out, Destination{
-					Service: ref, Members: members, Port: ports[i], Hosts: hosts(ref, ports, ports[i].Name),
+					Service: ref, Members: members, Port: &ports[i], Hosts: hosts(ref, ports, ports[i].Name),
 				})
 			}
 		}
-	} else if at, ok := ix.site(ref); ok {
+	} else if ix.visit(at, ref) {
 		for i := range at.w.Ports {
 			port := &at.w.Ports[i]
-			if slices.ContainsFunc(grants, func(g *grant) bool { return ix.lets(g, at, port, p) }) {
-				out = append(out, Destination{Service: ref, ID: at.w.ID, Port: *port, Hosts: at.w.Hosts(port.Name)})
+			if slices.ContainsFunc(reached, func(r reach) bool { return ix.lets(r.by, at, port, p) }) {
+				out = append(out, Destination{Service: ref, ID: at.w.ID, Port: port, Hosts: at.w.hosts[i]})
 			}
 		}
 	}
@@ -298,15 +310,9 @@ func (ix *Index) destinations(out []Destination, p principal, ref spec.Ref, gran
 	return out
 }
 
-// lets tells whether g, enforced, lets p connect to a port.
-func (ix *Index) lets(g *grant, s *site, p *Port, of principal) bool {
-	r, ok := ix.ruleOf(g, s, p)
-	return ok && !r.shadow && r.Callers.has(of)
-}
-
-// membersFor is the workloads of a Service that have a port, if one of grants
+// membersFor is the workloads of a Service that have a port, if one of reached
 // that names the Service, or is wide, lets p call one of them.
-func (ix *Index) membersFor(p principal, s *service, port string, grants []*grant) []spec.Ref {
+func (ix *Index) membersFor(p principal, s *service, port string, reached []reach) []spec.Ref {
 	var members []spec.Ref
 	called := false
 	for _, m := range s.members {
@@ -316,8 +322,8 @@ func (ix *Index) membersFor(p principal, s *service, port string, grants []*gran
 		}
 		members = append(members, m)
 		own := at.w.port(port)
-		called = called || slices.ContainsFunc(grants, func(g *grant) bool {
-			return (g.wide() || slices.Contains(g.services, s.ref)) && ix.lets(g, at, own, p)
+		called = called || slices.ContainsFunc(reached, func(r reach) bool {
+			return (r.by.wide() || slices.Contains(r.by.services, s.ref)) && ix.lets(r.by, at, own, p)
 		})
 	}
 	if !called {
@@ -326,26 +332,32 @@ func (ix *Index) membersFor(p principal, s *service, port string, grants []*gran
 	return members
 }
 
+// reach is a name that somebody may be let reach, and the grant that may let it.
+type reach struct {
+	name spec.Ref
+	by   *grant
+}
+
 // reachable is the names that the grants of p speak of, and those of the workloads
-// behind a Service, each as often as there are grants that do; sorted. Beside each
-// name stands the grant.
-func (ix *Index) reachable(p principal) ([]spec.Ref, []*grant) {
-	type pair struct {
-		ref spec.Ref
-		g   *grant
-	}
-	var pairs []pair
+// behind a Service, each as often as there are grants that do; sorted by name.
+func (ix *Index) reachable(p principal) []reach {
+	out := make([]reach, 0, 16)
 	ix.grantsFrom(p, func(g *grant) {
 		for _, ref := range ix.targets(g) {
-			pairs = append(pairs, pair{ref, g})
+			out = append(out, reach{ref, g})
 		}
 	})
-	slices.SortFunc(pairs, func(a, b pair) int { return a.ref.Compare(b.ref) })
-	names, grants := make([]spec.Ref, len(pairs)), make([]*grant, len(pairs))
-	for i := range pairs {
-		names[i], grants[i] = pairs[i].ref, pairs[i].g
+	slices.SortFunc(out, func(a, b reach) int { return a.name.Compare(b.name) })
+	return out
+}
+
+// serviceOf is the Service of that name.
+func (ix *Index) serviceOf(ref spec.Ref) (*service, bool) {
+	if ix.services.Len() == 0 {
+		return nil, false
 	}
-	return names, grants
+	var room [keyRoom]byte
+	return ix.services.Get(appendKey(room[:0], ref))
 }
 
 // targets is the names that a grant speaks of, and the workloads behind them.
@@ -375,7 +387,7 @@ func (ix *Index) targets(g *grant) []spec.Ref {
 	}
 	for _, ref := range g.services {
 		out = append(out, ref)
-		if s, ok := ix.services.Get(key(ref)); ok {
+		if s, ok := ix.serviceOf(ref); ok {
 			out = append(out, s.members...)
 		}
 	}
@@ -430,7 +442,7 @@ func (ix *Index) egress(p principal, ref spec.Ref, shadow bool) (External, bool)
 	for _, r := range ix.externalRules(s, shadow) {
 		if r.Callers.has(p) {
 			r.Callers = Callers{Workloads: []spec.Ref{p.workload}}
-			e.Rules = append(e.Rules, r.Rule)
+			e.Rules = append(e.Rules, r)
 		}
 	}
 	if e.Rules == nil {

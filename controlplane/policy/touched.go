@@ -102,9 +102,9 @@ func sameInbound(old, now *Index, ref spec.Ref) bool {
 }
 
 // sameRules compares rules, and where the claims are that they name.
-func sameRules(old, now *Index, before, after []siteRule) bool {
-	return slices.EqualFunc(before, after, func(a, b siteRule) bool {
-		if a.shadow != b.shadow || !a.equal(b.Rule) {
+func sameRules(old, now *Index, before, after []Rule) bool {
+	return slices.EqualFunc(before, after, func(a, b Rule) bool {
+		if a.shadow != b.shadow || !a.equal(b) {
 			return false
 		}
 		if a.Users == nil {
@@ -153,18 +153,21 @@ func sameOutbound(old, now *Index, e edge) bool {
 
 // destinationsOf is what the caller of e is told of the callee.
 func (ix *Index) destinationsOf(e edge) []Destination {
-	var grants []*grant
+	var reached []reach
 	note := func(g *grant) bool {
-		grants = append(grants, g)
+		reached = append(reached, reach{e.callee, g})
 		return true
 	}
-	if s, ok := ix.services.Get(key(e.callee)); ok {
+	if s, ok := ix.serviceOf(e.callee); ok {
 		walk(ix.byService, key(s.ref), note)
 		walk(ix.wide, nil, note)
 	} else if s, ok := ix.site(e.callee); ok {
 		ix.grantsTo(s, note)
 	}
-	return ix.destinations(nil, e.caller, e.callee, grants)
+	if reached == nil {
+		return nil
+	}
+	return ix.destinations(nil, e.caller, &site{}, reached)
 }
 
 // edge is a caller and a workload or a service that it may call.
@@ -296,9 +299,8 @@ func (d *delta) workload(ref spec.Ref) {
 	if declared[0] != declared[1] {
 		for _, side := range d.sides() { // it may call, and be admitted, on one side only
 			p := principal{workload: ref, domain: side.trustDomain}
-			names, _ := side.reachable(p)
-			for _, callee := range names {
-				d.edges[edge{p, callee}] = true
+			for _, r := range side.reachable(p) {
+				d.edges[edge{p, r.name}] = true
 			}
 		}
 	}
@@ -419,7 +421,7 @@ func (g *grant) sameReach(o *grant) bool {
 	return slices.Equal(g.services, o.services) && slices.Equal(g.namespaces, o.namespaces) && g.all == o.all &&
 		slices.Equal(g.ports, o.ports) && g.shadow == o.shadow &&
 		g.http.ok == o.http.ok && g.grpc.ok == o.grpc.ok && g.tcp.ok == o.tcp.ok &&
-		slices.Equal(g.http.rule.Upgrades, o.http.rule.Upgrades) && g.http.rule.Conditions.equal(o.http.rule.Conditions)
+		slices.Equal(g.upgrades, o.upgrades) && g.conditions.equal(o.conditions)
 }
 
 // block adds what may differ because a Block changed.
@@ -474,16 +476,14 @@ func (d *delta) blocking(side *Index, b *block) {
 	}
 	if !b.everyone && b.users == nil && !callers.Any && callers.Namespaces == nil && callers.Domains == nil {
 		for _, w := range callers.Workloads {
-			names, _ := side.reachable(principal{workload: w, domain: side.trustDomain})
-			for _, ref := range names {
-				reach(ref)
+			for _, r := range side.reachable(principal{workload: w, domain: side.trustDomain}) {
+				reach(r.name)
 			}
 		}
 		for _, id := range callers.IDs {
 			if p, ok := side.principal(id); ok {
-				names, _ := side.reachable(p)
-				for _, ref := range names {
-					reach(ref)
+				for _, r := range side.reachable(p) {
+					reach(r.name)
 				}
 			}
 		}
