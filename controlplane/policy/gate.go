@@ -23,15 +23,19 @@ func GateKeys(dest spec.Ref, port string, sources []string) []string {
 	const size = len(prefix) + 2*hashed
 	hashing := []byte(dest.String() + "\x00" + port + "\x00")
 	common := len(hashing)
-	text := make([]byte, 0, size*len(sources)) // of all keys, so that they are one piece of memory
+	var text strings.Builder // all keys are one piece of memory
+	text.Grow(size * len(sources))
 	for _, source := range sources {
 		hashing = append(hashing[:common], source...)
 		sum := sha256.Sum256(hashing)
-		text = hex.AppendEncode(append(text, prefix...), sum[:hashed])
+		var digits [2 * hashed]byte
+		hex.Encode(digits[:], sum[:hashed])
+		text.WriteString(prefix)
+		text.Write(digits[:])
 	}
-	all, keys := string(text), make([]string, len(sources))
+	keys := make([]string, len(sources))
 	for i := range keys {
-		keys[i] = all[i*size : (i+1)*size]
+		keys[i] = text.String()[i*size : (i+1)*size]
 	}
 	return keys
 }
