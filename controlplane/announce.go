@@ -28,6 +28,9 @@ func (s *Server) advertise(l listeners) (a Addresses, err error) {
 		}
 	}
 	a.Local = l.local.Addr().String()
+	if l.plain != nil {
+		a.Plaintext = l.plain.Addr().String()
+	}
 	return a, writeJSON(s.dir.addresses(), a)
 }
 

@@ -37,6 +37,10 @@ type Config struct {
 	AdminListen, NodeListen, ClusterListen string
 	// LocalListen is for metrics, health and pprof: loopback only.
 	LocalListen string
+	// PlaintextNodes is a further node port, without TLS, on which a proxy is believed
+	// to be the instance that it names in the header PlaintextInstance: to measure
+	// what TLS costs. Loopback only; default none, and no command of ztd sets it.
+	PlaintextNodes string
 	// Advertise is the host that others reach this server by. Default: the host
 	// of each address above, or this machine's first address where that is none.
 	Advertise string
@@ -72,15 +76,20 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s listen address %q: %w", a.name, a.address, err))
 		}
 	}
-	if host, _, err := net.SplitHostPort(c.LocalListen); err == nil {
-		if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
-			errs = append(errs, fmt.Errorf("local listen address %q must be loopback: metrics and pprof have no authentication", c.LocalListen))
+	for _, a := range []struct{ name, address string }{{"local", c.LocalListen}, {"plaintext", c.PlaintextNodes}} {
+		if host, _, err := net.SplitHostPort(a.address); err == nil && !isLoopback(host) {
+			errs = append(errs, fmt.Errorf("%s listen address %q must be loopback: it has no authentication", a.name, a.address))
 		}
 	}
 	if c.Logger == nil || c.Now == nil {
 		errs = append(errs, errors.New("logger or clock is missing"))
 	}
 	return errors.Join(errs...)
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }
 
 // Server is one server of a cluster. New makes it, Run runs it once.

@@ -45,6 +45,8 @@ type Addresses struct {
 	Node    string `json:"node"`
 	Cluster string `json:"cluster"`
 	Local   string `json:"local"` // metrics, health, pprof
+	// Plaintext is empty unless Config.PlaintextNodes is set.
+	Plaintext string `json:"plaintext,omitempty"`
 }
 
 // lock holds the folder for this process until it is closed or the process ends.

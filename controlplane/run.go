@@ -18,6 +18,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	grpcpeer "google.golang.org/grpc/peer"
 
 	"github.com/ztmesh/ztmesh/controlplane/api"
@@ -33,7 +35,10 @@ import (
 )
 
 // listeners are the four ports, all taken before anything is served.
-type listeners struct{ admin, node, cluster, local net.Listener }
+type listeners struct {
+	admin, node, cluster, local net.Listener
+	plain                       net.Listener // nil: there is none
+}
 
 func (s *Server) listen() (l listeners, err error) {
 	last := s.dir.loadAddresses()
@@ -51,11 +56,17 @@ func (s *Server) listen() (l listeners, err error) {
 			return l, err
 		}
 	}
+	if s.cfg.PlaintextNodes != "" {
+		if l.plain, err = listen("plaintext", s.cfg.PlaintextNodes, last.Plaintext); err != nil {
+			l.close()
+			return l, err
+		}
+	}
 	return l, nil
 }
 
 func (l listeners) close() {
-	for _, p := range []net.Listener{l.admin, l.node, l.cluster, l.local} {
+	for _, p := range []net.Listener{l.admin, l.node, l.cluster, l.local, l.plain} {
 		if p != nil {
 			p.Close()
 		}
@@ -283,6 +294,11 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	g.Go(func() error { return s.keepSealedRoot(ctx, agreedOn) })
 	g.Go(func() error { return serveGRPC(ctx, internal, port.grpc, nil) })
 	g.Go(func() error { return serveGRPC(ctx, node, l.node, fleet.Close) })
+	if l.plain != nil {
+		plain := door.Node(insecure.NewCredentials())
+		fleet.Register(plain)
+		g.Go(func() error { return serveGRPC(ctx, plain, l.plain, fleet.Close) })
+	}
 	g.Go(func() error {
 		defer handler.Close()
 		return s.serveHTTP(ctx, tls.NewListener(l.admin, serverTLS), handler)
@@ -300,7 +316,7 @@ func (s *Server) instance(ctx context.Context, agreedOn *store.Store) (string, e
 	}
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok {
-		return "", errors.New("no TLS")
+		return s.named(ctx, agreedOn)
 	}
 	who, ok, err := identity.PeerPrincipal(info.State, s.td)
 	if err != nil {
@@ -313,6 +329,21 @@ func (s *Server) instance(ctx context.Context, agreedOn *store.Store) (string, e
 		return "", fmt.Errorf("instance %s is not enrolled", who.Name)
 	}
 	return who.Name, nil
+}
+
+// PlaintextInstance is the header that Config.PlaintextNodes believes.
+const PlaintextInstance = "zt-instance"
+
+// named is the proxy that a stream without TLS says it is, where that is believed.
+func (s *Server) named(ctx context.Context, agreedOn *store.Store) (string, error) {
+	named := metadata.ValueFromIncomingContext(ctx, PlaintextInstance)
+	if s.cfg.PlaintextNodes == "" || len(named) != 1 {
+		return "", errors.New("no TLS")
+	}
+	if _, enrolled := agreedOn.State().Instance(named[0]); !enrolled {
+		return "", fmt.Errorf("instance %s is not enrolled", named[0])
+	}
+	return named[0], nil
 }
 
 // reporter is the proxy whose log this is, if it is enrolled.
