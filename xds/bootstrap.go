@@ -83,7 +83,7 @@ func Bootstrap(c BootstrapConfig) ([]byte, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	b := &builder{in: c.Instance}
+	b := &builder{secrets: c.Instance.Secrets}
 	bs := b.bootstrap(&c)
 	if err := bs.ValidateAll(); err != nil {
 		b.errs = append(b.errs, err)

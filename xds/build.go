@@ -2,12 +2,15 @@ package xds
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -15,13 +18,36 @@ import (
 // gates, which come from elsewhere and change on their own. It returns an error
 // if the configuration or the instance is not valid; it never returns a part.
 func Build(c *Config, in Instance) (*Resources, error) {
-	if err := errors.Join(c.Validate(), in.Validate()); err != nil {
+	p, err := Prepare(c, in.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	return p.For(in)
+}
+
+// Prepared is what the proxies of one configuration have in common: all but the
+// addresses that their listeners are bound to. It never changes.
+type Prepared struct {
+	c         *Config
+	secrets   SecretSource
+	shared    Resources              // clusters, routes and extensions
+	listeners []*listenerv3.Listener // without an address, in the order of their making
+	ports     []uint32               // of them
+	outbound  []bool                 // whether one is bound to the egress address
+	version   string                 // hash of the listeners
+}
+
+// Prepare makes what is common to the proxies of c that take their certificate from
+// secrets; For completes it for each. Its errors are those of Build.
+func Prepare(c *Config, secrets SecretSource) (*Prepared, error) {
+	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Workload, err)
 	}
-	b := &builder{c: c.sorted(), in: in, out: Resources{}}
+	p := &Prepared{c: c, secrets: secrets}
+	b := &builder{c: c.sorted(), secrets: secrets, prepared: p, out: Resources{}}
 	for i := range b.c.Inbound {
 		port := &b.c.Inbound[i]
-		b.add(InboundListener(port.Name), b.inbound(port))
+		b.addListener(b.inbound(port), port.Port, false)
 		b.add(AppCluster(port.Name), b.app(port))
 		b.extensionResource(GateName(b.c.Workload, port.Name), b.gate(port))
 		b.judges(port)
@@ -35,11 +61,64 @@ func Build(c *Config, in Instance) (*Resources, error) {
 		b.add(AuthorizerCluster, b.authorizer())
 	}
 	b.outbound()
-	r, err := b.done()
+	p.version = b.listenersVersion()
+	shared, err := b.done()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Workload, err)
 	}
-	return r, nil
+	p.shared = *shared
+	return p, nil
+}
+
+// Listeners stands for the listeners, whatever they are bound to: equal for two that
+// give equal listeners to an instance.
+func (p *Prepared) Listeners() string { return p.version }
+
+// For is everything that one of the proxies is told. What it has in common with the
+// others is the same value. The instance must take its certificate from where Prepare
+// was told.
+func (p *Prepared) For(in Instance) (*Resources, error) {
+	if err := in.Validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", p.c.Workload, err)
+	}
+	if in.Secrets != p.secrets {
+		return nil, fmt.Errorf("%s: instance %s takes secrets from %q, not from %q", p.c.Workload, in.ID, in.Secrets, p.secrets)
+	}
+	b := &builder{out: Resources{}}
+	for i, l := range p.listeners {
+		address := in.Address
+		if p.outbound[i] {
+			address = in.Egress
+		}
+		b.add(l.GetName(), boundTo(l, socketAddress(address, p.ports[i])))
+	}
+	own, err := b.done()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", p.c.Workload, err)
+	}
+	return p.With((*own)[ListenerType]), nil
+}
+
+// With is what a proxy is told whose listeners were made by For of an equal
+// Listeners and the same instance.
+func (p *Prepared) With(listeners map[string]*Resource) *Resources {
+	out := maps.Clone(p.shared) // by type
+	if len(listeners) > 0 {
+		out[ListenerType] = listeners
+	}
+	return &out
+}
+
+// boundTo is l with an address; all else of it is shared, and only read.
+func boundTo(l *listenerv3.Listener, address *corev3.Address) *listenerv3.Listener {
+	out := &listenerv3.Listener{}
+	to := out.ProtoReflect()
+	l.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		to.Set(fd, v)
+		return true
+	})
+	out.Address = address
+	return out
 }
 
 // judges are the resources that judge requests, or connections, to a port.
@@ -61,7 +140,7 @@ func (b *builder) judges(in *Inbound) {
 
 // outbound is what the workload calls.
 func (b *builder) outbound() {
-	b.add(OutboundHTTP, b.outboundHTTP())
+	b.addListener(b.outboundHTTP(), EgressPort, true)
 	b.add(OutboundHTTP, b.outboundRoutes())
 	b.egress()
 	tcp := map[string]string{} // service and port → cluster
@@ -82,7 +161,7 @@ func (b *builder) outbound() {
 	}
 	for _, t := range b.c.TCPCalls {
 		if cluster, ok := tcp[t.Service+" "+t.Port]; ok {
-			b.add(TCPListener(t.LocalPort), b.outboundTCP(t, cluster))
+			b.addListener(b.outboundTCP(t, cluster), t.LocalPort, true)
 		}
 	}
 }

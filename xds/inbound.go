@@ -31,7 +31,7 @@ func (b *builder) inbound(in *Inbound) *listenerv3.Listener {
 		filters = append(filters, b.networkSlot(TCPPolicyName(b.c.Workload, in.Name), denyAllTCP()), b.inboundTCP(in))
 	}
 	name := InboundListener(in.Name)
-	l := listener(name, b.in.Address, in.Port)
+	l := listener(name)
 	l.TrafficDirection = corev3.TrafficDirection_INBOUND
 	l.FilterChains = []*listenerv3.FilterChain{{
 		Name:                          name,
@@ -46,13 +46,13 @@ func (b *builder) inbound(in *Inbound) *listenerv3.Listener {
 	return l
 }
 
-// listener binds without SO_REUSEPORT: two Envoys of one user that are given
-// the same address must fail to start. With it, the kernel would hand calls of
-// one workload to the proxy of the other.
-func listener(name, address string, port uint32) *listenerv3.Listener {
+// listener is one that is not bound yet: Prepared.For does that. It will be bound
+// without SO_REUSEPORT: two Envoys of one user that are given the same address must
+// fail to start. With it, the kernel would hand calls of one workload to the proxy
+// of the other.
+func listener(name string) *listenerv3.Listener {
 	return &listenerv3.Listener{
 		Name:                          name,
-		Address:                       socketAddress(address, port),
 		EnableReusePort:               wrapperspb.Bool(false),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(bufferLimit),
 	}

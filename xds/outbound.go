@@ -26,7 +26,7 @@ func (b *builder) outboundHTTP() *listenerv3.Listener {
 		ConfigSource:    ads(),
 		RouteConfigName: OutboundHTTP,
 	}}
-	l := listener(OutboundHTTP, b.in.Egress, EgressPort)
+	l := listener(OutboundHTTP)
 	l.TrafficDirection = corev3.TrafficDirection_OUTBOUND
 	l.FilterChains = []*listenerv3.FilterChain{{
 		Name:    OutboundHTTP,
@@ -99,7 +99,7 @@ func bound(action *routev3.RouteAction, p Protocol) {
 // outboundTCP leads a local port to one destination.
 func (b *builder) outboundTCP(t TCPCall, cluster string) *listenerv3.Listener {
 	name := TCPListener(t.LocalPort)
-	l := listener(name, b.in.Egress, t.LocalPort)
+	l := listener(name)
 	l.TrafficDirection = corev3.TrafficDirection_OUTBOUND
 	l.FilterChains = []*listenerv3.FilterChain{{
 		Name: name,

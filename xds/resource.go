@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -105,10 +106,37 @@ func mustResource(name string, m proto.Message) *Resource {
 // builder collects resources and the problems of making them, so that the
 // constructors of messages read without error handling.
 type builder struct {
-	c    *Config
-	in   Instance
-	out  Resources
-	errs []error
+	c        *Config
+	secrets  SecretSource
+	prepared *Prepared // takes the listeners
+	out      Resources
+	errs     []error
+}
+
+// addListener takes a listener that is not bound yet. Like all resources it is
+// checked here; bound to an address it is as valid as that.
+func (b *builder) addListener(l *listenerv3.Listener, port uint32, outbound bool) {
+	if err := l.ValidateAll(); err != nil {
+		b.errs = append(b.errs, fmt.Errorf("%s: %w", l.GetName(), err))
+		return
+	}
+	p := b.prepared
+	p.listeners, p.ports, p.outbound = append(p.listeners, l), append(p.ports, port), append(p.outbound, outbound)
+}
+
+// listenersVersion is one hash over the listeners and where they are bound.
+func (b *builder) listenersVersion() string {
+	sum := sha256.New()
+	for i, l := range b.prepared.listeners {
+		a, err := pack(l)
+		if err != nil {
+			b.errs = append(b.errs, fmt.Errorf("%s: %w", l.GetName(), err))
+			continue
+		}
+		fmt.Fprintf(sum, "%d %t %d\n", b.prepared.ports[i], b.prepared.outbound[i], len(a.GetValue()))
+		sum.Write(a.GetValue())
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:16])
 }
 
 // any packs a nested message.

@@ -65,7 +65,7 @@ func (b *builder) serverTLS(in *Inbound) *corev3.TransportSocket {
 	}
 	common := &tlsv3.CommonTlsContext{
 		TlsParams:                      tls13(),
-		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secret(SVIDSecret, b.in.Secrets.source())},
+		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{secret(SVIDSecret, b.secrets.source())},
 		ValidationContextType: &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
 			ValidationContextSdsSecretConfig: secret(peers, ads()),
 		},
@@ -86,7 +86,7 @@ func (b *builder) serverTLS(in *Inbound) *corev3.TransportSocket {
 // Service of several workloads, one of theirs.
 func (b *builder) clientTLS(d *Destination) *corev3.TransportSocket {
 	u := upstreamTLS(
-		secret(SVIDSecret, b.in.Secrets.source()),
+		secret(SVIDSecret, b.secrets.source()),
 		secret(BundleSecret, ads()),
 		exactly(d.identities()...)...,
 	)

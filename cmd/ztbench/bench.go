@@ -367,4 +367,3 @@ func (b *bench) baseline(ctx context.Context, kind, path string, r *report) erro
 	}
 	return errors.Join(b.experiments(ctx, s, f, r), f.stop())
 }
-

@@ -36,9 +36,9 @@ type proxy struct {
 	stream discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 	node   *corev3.Node // sent with the first request of a stream
 
-	held     map[string]map[string]string   // type → name → version; outlives a stream
-	wanted   map[string]map[string]needs    // type → name → what it makes the proxy ask for
-	asked    map[string]map[string]bool     // type → names that it has subscribed to
+	held     map[string]map[string]string          // type → name → version; outlives a stream
+	wanted   map[string]map[string]needs           // type → name → what it makes the proxy ask for
+	asked    map[string]map[string]bool            // type → names that it has subscribed to
 	warming  []*discoveryv3.DeltaDiscoveryResponse // of clusters, not ACKed yet
 	complete bool
 

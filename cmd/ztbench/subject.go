@@ -63,7 +63,9 @@ func (m *meshSubject) addInstance(ctx context.Context, round int) (time.Time, []
 	return began, m.load.reached(m.file, endpoint, round), nil
 }
 
-func (m *meshSubject) settled(ctx context.Context, proxies int) error { return m.mesh.settled(ctx, proxies) }
+func (m *meshSubject) settled(ctx context.Context, proxies int) error {
+	return m.mesh.settled(ctx, proxies)
+}
 
 func (m *meshSubject) restart(ctx context.Context) (bool, error) { return true, m.mesh.restart(ctx) }
 
