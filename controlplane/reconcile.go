@@ -18,7 +18,6 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	"github.com/ztmesh/ztmesh/identity"
-	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	"github.com/ztmesh/ztmesh/store/state"
 	"github.com/ztmesh/ztmesh/xds"
 	"github.com/ztmesh/ztmesh/xds/serve"
@@ -53,13 +52,14 @@ type reconciler struct {
 	gatesAt   time.Time // the moment up to which they are folded
 	trust     map[string][]byte
 	bundle    *xds.Resource            // of trust
-	configs   map[spec.Ref]*xds.Config // of served, of workloads with a connected instance
-	connected map[string]*proxy        // by instance
+	configs   map[spec.Ref]*configuration // of served, of workloads with a connected instance
+	connected map[string]*proxy           // by instance
 }
 
 // proxy is a connected instance.
 type proxy struct {
 	workload spec.Ref
+	bound    bound
 	agent    bool          // holds its certificate; else it comes from here:
 	svid     *xds.Resource // nil: not issued yet
 	renewAt  time.Time
@@ -68,7 +68,7 @@ type proxy struct {
 // newReconciler completes what start has filled in.
 func newReconciler(r *reconciler, metrics prometheus.Registerer) *reconciler {
 	r.gates, r.shared = gates{}, newPool()
-	r.configs = map[spec.Ref]*xds.Config{}
+	r.configs = map[spec.Ref]*configuration{}
 	r.connected = map[string]*proxy{}
 	r.skew = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "zt_controlplane_stuck", Help: "1 while the newest revision does not compile here and an older one is served.",
@@ -154,8 +154,8 @@ func (r *reconciler) advance(st *state.State) error {
 // forgetShadow drops what was reported of another shadow policy than the one that
 // a workload has now. Its proxies may report here and have their configuration from
 // another server; then nothing was compiled here, and any change counts as one.
-func (r *reconciler) forgetShadow(ref spec.Ref, was, is *xds.Config) {
-	if was == nil || is == nil || !reflect.DeepEqual(shadowsOf(was), shadowsOf(is)) {
+func (r *reconciler) forgetShadow(ref spec.Ref, was, is *configuration) {
+	if was == nil || is == nil || !reflect.DeepEqual(shadowsOf(was.Config), shadowsOf(is.Config)) {
 		r.forget(ref.String())
 	}
 }
@@ -187,8 +187,8 @@ func serverHosts(st *state.State) []string {
 
 // compile makes what the connected instances of the touched workloads are told,
 // all of it or nothing.
-func (r *reconciler) compile(next *served, touched []spec.Ref) (map[spec.Ref]*xds.Config, map[string]*xds.Resources, error) {
-	configs, tell := map[spec.Ref]*xds.Config{}, map[string]*xds.Resources{}
+func (r *reconciler) compile(next *served, touched []spec.Ref) (map[spec.Ref]*configuration, map[string]*xds.Resources, error) {
+	configs, tell := map[spec.Ref]*configuration{}, map[string]*xds.Resources{}
 	for _, ref := range touched {
 		if r.configs[ref] == nil {
 			continue // nobody of it is connected here
@@ -196,16 +196,19 @@ func (r *reconciler) compile(next *served, touched []spec.Ref) (map[spec.Ref]*xd
 		if _, exists := next.index.Workload(ref); !exists {
 			continue // its instances are gone, too
 		}
-		c, err := next.compile(ref)
+		compiled, err := next.compile(ref)
 		if err != nil {
 			return nil, nil, fmt.Errorf("compile %s: %w", ref, err)
 		}
+		c := newConfiguration(compiled)
 		configs[ref] = c
 		for i := range next.state.InstancesOf(ref.String()) {
-			if r.connected[i.Id] == nil {
+			p := r.connected[i.Id]
+			if p == nil {
 				continue
 			}
-			if tell[i.Id], err = r.build(c, i); err != nil {
+			// What its listeners are is no promise: it may be noted before all is built.
+			if tell[i.Id], p.bound, err = c.build(i, p.bound, r.shared); err != nil {
 				return nil, nil, fmt.Errorf("build %s: %w", ref, err)
 			}
 		}
@@ -219,19 +222,6 @@ func keysOf(keys []state.Key) []spec.Key {
 		out[i] = spec.Key(k)
 	}
 	return out
-}
-
-func (r *reconciler) build(c *xds.Config, i *logv1.Instance) (*xds.Resources, error) {
-	source := xds.FromADS
-	if i.Agent {
-		source = xds.FromAgent
-	}
-	built, err := xds.Build(c, xds.Instance{ID: i.Id, Address: i.Address, Egress: i.EgressAddress, Secrets: source})
-	if err != nil {
-		return nil, err
-	}
-	r.shared.share(built)
-	return built, nil
 }
 
 // endpoints are the clusters whose endpoints a change may have moved: those of
@@ -308,16 +298,18 @@ func (r *reconciler) connect(id string) error {
 	}
 	c := r.configs[ref]
 	if c == nil {
-		if c, err = r.served.compile(ref); err != nil {
+		compiled, err := r.served.compile(ref)
+		if err != nil {
 			return err
 		}
+		c = newConfiguration(compiled)
 	}
-	resources, err := r.build(c, i)
-	if err != nil {
+	p := &proxy{workload: ref, agent: i.Agent}
+	var resources *xds.Resources
+	if resources, p.bound, err = c.build(i, bound{}, r.shared); err != nil {
 		return err
 	}
 	r.configs[ref] = c
-	p := &proxy{workload: ref, agent: i.Agent}
 	r.connected[id] = p
 	r.issue(id, p) // without a certificate its listeners stay closed, and all else waits ready
 	r.tellSecrets(id, p)

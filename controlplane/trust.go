@@ -63,7 +63,7 @@ func (r *reconciler) tellSecrets(id string, p *proxy) {
 	if c := r.configs[p.workload]; c != nil {
 		for _, in := range c.Inbound {
 			if in.ServerFirst {
-				secrets = append(secrets, xds.Peers(c, in.Name, r.trust))
+				secrets = append(secrets, xds.Peers(c.Config, in.Name, r.trust))
 			}
 		}
 	}

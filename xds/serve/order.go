@@ -35,9 +35,14 @@ func typeLabel(typeURL string) string {
 // maxOutstanding is how many responses of a type may wait for their ACK. Envoy
 // withholds the ACK of CDS while a cluster warms, for ever if what the cluster
 // needs does not come, so the update that repairs it must be able to overtake.
+// Extensions go one to a response, each of another one: they follow each other
+// without a round trip between them.
 func maxOutstanding(typeURL string) int {
-	if typeURL == xds.ClusterType {
+	switch typeURL {
+	case xds.ClusterType:
 		return 8
+	case xds.ExtensionType:
+		return 64
 	}
 	return 1
 }

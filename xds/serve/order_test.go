@@ -134,16 +134,23 @@ func TestRemovedPolicyIsSaidFirst(t *testing.T) {
 	s.status("web-1", func(p ProxyStatus) bool { return p.AckedRevision == 2 })
 }
 
-// One policy per response, the next on the ACK.
+// One policy per response. The next one does not wait for the ACK, but the next
+// version of a policy does: of one policy a proxy that is slow gets the newest only.
 func TestOnePolicyPerResponse(t *testing.T) {
 	s := newServer(t)
 	c := s.connected("web-1")
 	s.Set(2, map[string]*xds.Resources{"web-1": with("extension gate/http@2", "extension policy/http@2")})
-	first := c.recv(xds.ExtensionType, "+gate/http@2")
+	gate := c.recv(xds.ExtensionType, "+gate/http@2")
+	policy := c.recv(xds.ExtensionType, "+policy/http@2")
+	s.Set(3, map[string]*xds.Resources{"web-1": with("extension gate/http@2", "extension policy/http@3")})
+	s.Set(4, map[string]*xds.Resources{"web-1": with("extension gate/http@2", "extension policy/http@4")})
 	c.silent()
-	c.must(c.Ack(first))
-	c.accept(xds.ExtensionType, "+policy/http@2")
+	c.must(c.Ack(gate))
 	c.silent()
+	c.must(c.Ack(policy))
+	c.accept(xds.ExtensionType, "+policy/http@4")
+	c.silent()
+	s.status("web-1", func(p ProxyStatus) bool { return p.AckedRevision == 4 })
 }
 
 // A proxy without clusters is told that there are none: a cold Envoy waits for

@@ -167,6 +167,7 @@ func (w *watch) next(v *view) *response {
 	for name := range w.interest(d) {
 		want, e := d.get(name), w.known[name]
 		switch {
+		case w.typeURL == xds.ExtensionType && w.awaits(name): // the newest version only, when its ACK has come
 		case want != nil && (e == nil || e.sent != want.Version):
 			r.resources = append(r.resources, want)
 		case want != nil || e != nil && e.absent:
@@ -182,6 +183,16 @@ func (w *watch) next(v *view) *response {
 		return nil
 	}
 	return r
+}
+
+// awaits says whether a response that speaks of the name waits for its ACK.
+func (w *watch) awaits(name string) bool {
+	for _, r := range w.outstanding {
+		if slices.Contains(r.removed, name) || slices.ContainsFunc(r.resources, func(res *xds.Resource) bool { return res.Name == name }) {
+			return true
+		}
+	}
+	return false
 }
 
 // interest returns the names that the client asks for or holds.
@@ -249,8 +260,11 @@ func (w *watch) commit(nonce string, r *response) {
 			delete(w.known, name)
 		}
 	}
-	if w.typeURL == xds.ClusterType {
+	switch w.typeURL {
+	case xds.ClusterType:
 		w.stream.repeatEndpoints(r)
+	case xds.ExtensionType:
+		w.stream.wake(xds.ExtensionType) // the next one
 	}
 }
 

@@ -1,0 +1,55 @@
+package controlplane
+
+import (
+	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	"github.com/ztmesh/ztmesh/xds"
+)
+
+// configuration is what the proxies of one workload are told, made once for all of
+// them; only where listeners are bound differs from one to the other.
+type configuration struct {
+	*xds.Config
+	prepared map[xds.SecretSource]*xds.Prepared // made when the first proxy needs it
+}
+
+func newConfiguration(c *xds.Config) *configuration {
+	return &configuration{Config: c, prepared: map[xds.SecretSource]*xds.Prepared{}}
+}
+
+// bound is the listeners that an instance has been told, and what they were made of.
+type bound struct {
+	version   string // Prepared.Listeners, and the addresses
+	listeners map[string]*xds.Resource
+}
+
+// build is what an instance is told. Listeners that it has are taken again where they
+// would come out the same; had is left as it is.
+func (c *configuration) build(i *logv1.Instance, had bound, shared *pool) (*xds.Resources, bound, error) {
+	source := xds.FromADS
+	if i.Agent {
+		source = xds.FromAgent
+	}
+	p := c.prepared[source]
+	first := p == nil
+	if first {
+		var err error
+		if p, err = xds.Prepare(c.Config, source); err != nil {
+			return nil, had, err
+		}
+	}
+	version := p.Listeners() + " " + i.Address + " " + i.EgressAddress
+	if !first && had.version == version {
+		return p.With(had.listeners), had, nil
+	}
+	built, err := p.For(xds.Instance{ID: i.Id, Address: i.Address, Egress: i.EgressAddress, Secrets: source})
+	if err != nil {
+		return nil, had, err
+	}
+	if first {
+		shared.share(built) // with what is common to all of them, before anybody else knows it
+		c.prepared[source] = p
+	} else {
+		shared.share(&xds.Resources{xds.ListenerType: (*built)[xds.ListenerType]})
+	}
+	return built, bound{version, (*built)[xds.ListenerType]}, nil
+}
