@@ -127,6 +127,15 @@ bench bench-policy:
 	  if (!(f[2] in last)) order[++n] = f[2]; last[f[2]] = line } \
 	  END { for (i = 1; i <= n; i++) print last[order[i]] }' .bin/$@.txt
 
+# Each line is a workload: SERVICESxPROXIES, and flags of ztbench.
+FLEET ?= 100x10:--plaintext 100x10:--against=none 250x20:--plaintext,--rounds=3,--only=cold,--only=grant,--only=wide 1000x1:--plaintext,--rounds=3
+.PHONY: bench-fleet
+bench-fleet: ## Run simulated fleets; FLEET=1000x10:--against=none is the long one
+	@mkdir -p .bin; CGO_ENABLED=0 $(GO) build -trimpath -o .bin/ztbench ./cmd/ztbench; \
+	{ echo "$$(nproc) cores, $$(git describe --always --dirty), load $$(cut -d' ' -f1 /proc/loadavg)"; \
+	  for f in $(FLEET); do load=$${f%%:*}; flags=$${f#*:}; .bin/ztbench run -w $$load $${flags//,/ }; done; } | tee .bin/$@.txt; \
+	grep '^figure' .bin/$@.txt
+
 ##@ What the recipes use
 .PHONY: envoy
 envoy: ## Get the Envoy that the tests and the demo run

@@ -72,7 +72,7 @@ var table = map[string]row{
 		"controlplane/spec", "controlplane/policy", "controlplane/compile", "xds", "identity",
 	}},
 	"cmd/ztagent": {imports: []string{"agent"}},
-	"cmd/ztbench": {},
+	"cmd/ztbench": {harness: true},
 
 	"deploy/demo": {harness: true},
 }

@@ -51,7 +51,7 @@ type reconciler struct {
 	gates     gates     // closed now
 	gatesAt   time.Time // the moment up to which they are folded
 	trust     map[string][]byte
-	bundle    *xds.Resource            // of trust
+	bundle    *xds.Resource               // of trust
 	configs   map[spec.Ref]*configuration // of served, of workloads with a connected instance
 	connected map[string]*proxy           // by instance
 }

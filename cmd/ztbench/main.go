@@ -82,7 +82,7 @@ func runCommand(out, errs io.Writer) *cobra.Command {
 			if format == "json" {
 				return r.json(out)
 			}
-			return r.table(out)
+			return errors.Join(r.table(out), r.figures(b.load, out))
 		},
 	}
 	f := cmd.Flags()
