@@ -14,10 +14,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/zttest"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
 )
 
 // files are the spec that the demo applies. Addresses in it begin with exampleBlock.
@@ -39,12 +39,11 @@ const (
 type demo struct {
 	config
 	*screen
-	dir     string // holds everything; "spec" in it is what is applied
-	block   zttest.Block
-	env     []string
-	servers []*server
-	proxies []*proxy
-	apps    []*zttest.App
+	fleet.Site // its Dir holds everything; "spec" in it is what is applied
+	block      zttest.Block
+	servers    []*fleet.Server
+	proxies    []*proxy
+	apps       []*zttest.App
 	counts
 }
 
@@ -59,17 +58,17 @@ type counts struct {
 
 // run is the whole demo. Whatever happens, no process outlives it.
 func run(ctx context.Context, c config) (err error) {
-	d := &demo{config: c, screen: &screen{w: c.out, color: c.color, began: time.Now()}, env: environment()}
-	if d.dir, err = os.MkdirTemp("", "ztdemo-"); err != nil {
+	d := &demo{config: c, screen: &screen{w: c.out, color: c.color, began: time.Now()}, Site: fleet.Site{Bin: c.bin, Env: fleet.Environment()}}
+	if d.Dir, err = os.MkdirTemp("", "ztdemo-"); err != nil {
 		return err
 	}
 	defer func() {
 		d.stop()
 		if err == nil || ctx.Err() != nil {
-			err = errors.Join(err, os.RemoveAll(d.dir))
+			err = errors.Join(err, os.RemoveAll(d.Dir))
 			return
 		}
-		err = fmt.Errorf("%w%s\nthe logs are in %s", err, tailOf(err), filepath.Join(d.dir, "log"))
+		err = fmt.Errorf("%w%s\nthe logs are in %s", err, tailOf(err), filepath.Join(d.Dir, "log"))
 	}()
 	if err := d.prepare(); err != nil {
 		return err
@@ -96,25 +95,14 @@ func tailOf(err error) string {
 	return fmt.Sprintf("\n--- end of %s\n%s\n---", f.Log, zttest.Tail(f.Log, 20))
 }
 
-// environment is this process's, without what would configure the programs.
-func environment() []string {
-	var out []string
-	for _, kv := range os.Environ() {
-		if !strings.HasPrefix(kv, "ZTD_") && !strings.HasPrefix(kv, "ZTCTL_") && !strings.HasPrefix(kv, "ZTAGENT_") {
-			out = append(out, kv)
-		}
-	}
-	return out
-}
-
 // prepare chooses the addresses and writes the spec for them.
 func (d *demo) prepare() (err error) {
 	if d.block, err = zttest.NewBlock(); err != nil {
 		return err
 	}
-	d.env = append(d.env, "ZTCTL_CONFIG="+filepath.Join(d.dir, "ztctl.yaml"))
+	d.Env = append(d.Env, "ZTCTL_CONFIG="+filepath.Join(d.Dir, "ztctl.yaml"))
 	for _, name := range []string{"log", "spec"} {
-		if err := os.Mkdir(filepath.Join(d.dir, name), 0o700); err != nil {
+		if err := os.Mkdir(filepath.Join(d.Dir, name), 0o700); err != nil {
 			return err
 		}
 	}
@@ -128,7 +116,7 @@ func (d *demo) prepare() (err error) {
 			return err
 		}
 		b = bytes.ReplaceAll(b, []byte(exampleBlock), []byte(d.block))
-		if err := os.WriteFile(filepath.Join(d.dir, name), b, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(d.Dir, name), b, 0o600); err != nil {
 			return err
 		}
 	}
@@ -154,31 +142,10 @@ func (d *demo) stop() {
 	}
 }
 
-func (d *demo) log(name string) string { return filepath.Join(d.dir, "log", name+".log") }
-
-func (d *demo) program(name string) string { return filepath.Join(d.bin, name) }
-
-// command runs one of the programs in d.dir and returns what it says on stdout.
-// What it says on stderr is a part of the error, if there is one.
-func (d *demo) command(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, d.program(name), args...)
-	cmd.Dir, cmd.Env = d.dir, d.env
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a Ctrl-C is ours to handle
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			return "", ctx.Err()
-		}
-		return stdout.String(), fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
-	}
-	return stdout.String(), nil
-}
-
 // show runs a command and prints both the command and its output.
 func (d *demo) show(ctx context.Context, name string, args ...string) error {
 	d.prompt(name + " " + quoted(args))
-	out, err := d.command(ctx, name, args...)
+	out, err := d.Command(ctx, name, args...)
 	d.output(out)
 	return err
 }
@@ -186,7 +153,7 @@ func (d *demo) show(ctx context.Context, name string, args ...string) error {
 // refused runs a command that must not be done, and prints why it was not.
 func (d *demo) refused(ctx context.Context, name string, args ...string) (bool, error) {
 	d.prompt(name + " " + quoted(args))
-	out, err := d.command(ctx, name, args...)
+	out, err := d.Command(ctx, name, args...)
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
@@ -216,7 +183,7 @@ func quoted(args []string) string {
 
 // ask runs ztctl and decodes what it says.
 func (d *demo) ask(ctx context.Context, into any, args ...string) error {
-	out, err := d.command(ctx, "ztctl", append(args, "-o", "json")...)
+	out, err := d.Command(ctx, "ztctl", append(args, "-o", "json")...)
 	if err != nil {
 		return err
 	}
@@ -232,7 +199,7 @@ func (d *demo) apply(ctx context.Context, message string) error {
 // edit changes one file of the spec, as one would in an editor.
 func (d *demo) edit(file, old, text string) error {
 	d.say("in spec/%s:  %s  becomes  %s", file, old, text)
-	path := filepath.Join(d.dir, "spec", file)
+	path := filepath.Join(d.Dir, "spec", file)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return err

@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -16,17 +14,8 @@ import (
 
 	"github.com/ztmesh/ztmesh/controlplane/zttest"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/envoy"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
 )
-
-// server is one ztd.
-type server struct {
-	*zttest.Process
-	name, address string
-}
-
-func (s *server) admin() string { return s.address + ":7400" }
-func (s *server) node() string  { return s.address + ":7401" }
-func (s *server) local() string { return s.address + ":7403" }
 
 // proxy is one Envoy beside an application, run by an agent or alone.
 type proxy struct {
@@ -39,10 +28,10 @@ type proxy struct {
 	admin   *envoy.Admin
 }
 
-// The fleet. Numbers are the last of an address: 11 is the egress address of web,
+// The proxies. Numbers are the last of an address: 11 is the egress address of web,
 // 21 where its Envoy listens; applications stand on the 31st and following, as the
 // spec says.
-var fleet = []struct {
+var proxies = []struct {
 	name  string
 	agent bool
 }{
@@ -53,10 +42,10 @@ var fleet = []struct {
 func (d *demo) startServers(ctx context.Context) error {
 	d.step("Three servers")
 	for n := 1; n <= 3; n++ {
-		s := &server{name: fmt.Sprintf("ztd-%d", n), address: d.block.At(n)}
+		s := &fleet.Server{Name: fmt.Sprintf("ztd-%d", n), Host: d.block.At(n)}
 		var err error
 		if n == 1 {
-			err = d.show(ctx, "ztd", "init", "--trust-domain", trustDomain, "--data-dir", s.name)
+			err = d.show(ctx, "ztd", "init", "--trust-domain", trustDomain, "--data-dir", s.Name)
 		} else {
 			err = d.join(ctx, s)
 		}
@@ -82,47 +71,25 @@ func (d *demo) startServers(ctx context.Context) error {
 	return d.showMembers(ctx)
 }
 
-func (d *demo) join(ctx context.Context, s *server) error {
-	token := s.name + ".token"
+func (d *demo) join(ctx context.Context, s *fleet.Server) error {
+	token := s.Name + ".token"
 	if err := d.show(ctx, "ztctl", "token", "create", "--server", "--out", token); err != nil {
 		return err
 	}
-	args := []string{"join", "--server", d.servers[0].node(), "--token-file", token, "--data-dir", s.name}
+	args := []string{"join", "--server", d.servers[0].Node(), "--token-file", token, "--data-dir", s.Name}
 	d.prompt("ztd " + quoted(args))
-	_, err := d.command(ctx, "ztd", args...)
+	_, err := d.Command(ctx, "ztd", args...)
 	return err
 }
 
 // startServer starts a server, also one that was killed, and waits until it serves.
-func (d *demo) startServer(ctx context.Context, s *server) (err error) {
-	s.Process, err = zttest.Start(zttest.Command{
-		Name: s.name, Path: d.program("ztd"), Dir: d.dir, Env: d.env, Log: d.log(s.name),
-		Args: []string{
-			"run", "--data-dir", s.name,
-			"--admin-listen", s.admin(), "--node-listen", s.node(), "--cluster-listen", s.address + ":7402", "--local-listen", s.local(),
-		},
-	})
-	if err != nil {
+func (d *demo) startServer(ctx context.Context, s *fleet.Server) error {
+	if err := s.Start(&d.Site); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return s.Await(ctx, "readiness", func(ctx context.Context) error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.local()+"/readyz", nil)
-		if err != nil {
-			return err
-		}
-		resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if resp.StatusCode != http.StatusOK {
-			return fmt.Errorf("%s: %s", resp.Status, body)
-		}
-		return err
-	})
+	return s.Ready(ctx)
 }
 
 // importContext takes over the admin's credential once it names so many servers.
@@ -131,10 +98,10 @@ func (d *demo) importContext(ctx context.Context, servers int) error {
 	defer cancel()
 	file := filepath.Join("ztd-1", "admin.yaml")
 	err := d.servers[0].Await(ctx, "the addresses of all servers in admin.yaml", func(context.Context) error {
-		b, err := os.ReadFile(filepath.Join(d.dir, file))
+		b, err := os.ReadFile(filepath.Join(d.Dir, file))
 		for _, s := range d.servers[:servers] {
-			if err == nil && !strings.Contains(string(b), s.admin()) {
-				err = fmt.Errorf("%s is missing", s.admin())
+			if err == nil && !strings.Contains(string(b), s.Admin()) {
+				err = fmt.Errorf("%s is missing", s.Admin())
 			}
 		}
 		return err
@@ -142,7 +109,7 @@ func (d *demo) importContext(ctx context.Context, servers int) error {
 	if err != nil {
 		return err
 	}
-	_, err = d.command(ctx, "ztctl", "context", "import", file)
+	_, err = d.Command(ctx, "ztctl", "context", "import", file)
 	return err
 }
 
@@ -193,20 +160,20 @@ func (d *demo) showMembers(ctx context.Context) error {
 		if s == leader {
 			role = "leader"
 		}
-		d.say("%s  %s  admin %s  nodes %s", s.name, role, s.admin(), s.node())
+		d.say("%s  %s  admin %s  nodes %s", s.Name, role, s.Admin(), s.Node())
 	}
 	return nil
 }
 
 // leader is the server that leads now.
-func (d *demo) leader(ctx context.Context) (*server, error) {
+func (d *demo) leader(ctx context.Context) (*fleet.Server, error) {
 	var m members
 	if err := d.ask(ctx, &m, "members", "list"); err != nil {
 		return nil, err
 	}
 	for _, member := range m.Members {
 		for _, s := range d.servers {
-			if member.Leader && member.AdminAddress == s.admin() {
+			if member.Leader && member.AdminAddress == s.Admin() {
 				return s, nil
 			}
 		}
@@ -227,15 +194,15 @@ func (d *demo) startProxies(ctx context.Context) error {
 	}
 	var nodes []string
 	for _, s := range d.servers {
-		nodes = append(nodes, s.node())
+		nodes = append(nodes, s.Node())
 	}
-	for n, f := range fleet {
+	for n, f := range proxies {
 		short := f.name[strings.LastIndexByte(f.name, '/')+1:]
 		p := &proxy{
-			name: f.name, agent: f.agent, address: d.block.At(21 + n), egress: d.block.At(11 + n), folder: filepath.Join(d.dir, short),
+			name: f.name, agent: f.agent, address: d.block.At(21 + n), egress: d.block.At(11 + n), folder: filepath.Join(d.Dir, short),
 		}
 		token := short + ".token"
-		if _, err := d.command(ctx, "ztctl", "token", "create", "--workload", f.name, "--out", token); err != nil {
+		if _, err := d.Command(ctx, "ztctl", "token", "create", "--workload", f.name, "--out", token); err != nil {
 			return err
 		}
 		start := d.startAlone
@@ -286,7 +253,7 @@ func (d *demo) startAgent(_ context.Context, p *proxy, short, token string, node
 	d.prompt(fmt.Sprintf("ztagent run --workload %s --token-file %s --address %s ...", p.name, token, p.address))
 	p.admin = envoy.NewAdmin(filepath.Join(p.folder, "envoy-admin.sock"))
 	p.Process, err = zttest.Start(zttest.Command{
-		Name: "ztagent of " + p.name, Path: d.program("ztagent"), Dir: d.dir, Env: d.env, Log: d.log(short), Args: args,
+		Name: "ztagent of " + p.name, Path: d.Program("ztagent"), Dir: d.Dir, Env: d.Env, Log: d.Log(short), Args: args,
 	})
 	return err
 }
@@ -301,12 +268,12 @@ func (d *demo) startAlone(ctx context.Context, p *proxy, short, token string, no
 	for _, n := range nodes {
 		args = append(args, "--server", n)
 	}
-	if _, err := d.command(ctx, "ztctl", args...); err != nil {
+	if _, err := d.Command(ctx, "ztctl", args...); err != nil {
 		return err
 	}
 	p.admin = envoy.NewAdmin(filepath.Join(p.folder, "admin.sock"))
 	p.Process, err = zttest.Start(zttest.Command{
-		Name: "envoy of " + p.name, Path: d.envoy, Dir: d.dir, Env: d.env, Log: d.log(short),
+		Name: "envoy of " + p.name, Path: d.envoy, Dir: d.Dir, Env: d.Env, Log: d.Log(short),
 		Args: []string{
 			"-c", filepath.Join(p.folder, "bootstrap.json"), "--concurrency", "1", "--disable-hot-restart",
 			"--log-level", "warning", "--file-flush-interval-msec", "1000",

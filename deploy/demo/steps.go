@@ -128,7 +128,7 @@ func (d *demo) killLeader(ctx context.Context) error {
 	if err := d.edit("web-uses-orders.yaml", "workloads: [web]", "workloads: [web, bank/payments]"); err != nil {
 		return err
 	}
-	d.prompt(fmt.Sprintf("kill -9 %d    # %s, the leader", leader.PID(), leader.name))
+	d.prompt(fmt.Sprintf("kill -9 %d    # %s, the leader", leader.PID(), leader.Name))
 	killed := time.Now()
 	leader.Kill()
 	if err := d.apply(ctx, "payments may ask for orders"); err != nil {
@@ -157,7 +157,7 @@ func (d *demo) killLeader(ctx context.Context) error {
 	if err := d.awaitMembers(ctx); err != nil {
 		return err
 	}
-	d.say("%s is started again and votes", leader.name)
+	d.say("%s is started again and votes", leader.Name)
 	return nil
 }
 
@@ -188,7 +188,7 @@ func (d *demo) revoke(ctx context.Context) error {
 		links = append(links, l)
 	}
 	d.prompt("rm spec/orders-pays.yaml")
-	if err := os.Remove(filepath.Join(d.dir, "spec", "orders-pays.yaml")); err != nil {
+	if err := os.Remove(filepath.Join(d.Dir, "spec", "orders-pays.yaml")); err != nil {
 		return err
 	}
 	if err := d.apply(ctx, "orders may not pay"); err != nil {
@@ -240,7 +240,7 @@ $EDITOR spec/web-uses-orders.yaml && ztctl apply -f spec
 ztctl revisions --changes --limit 3
 tail -f log/orders.log
 kill -9 %[4]d    # %[5]s
-`, d.dir, d.bin, web.out(15001), d.servers[0].PID(), d.servers[0].name)
+`, d.Dir, d.bin, web.out(15001), d.servers[0].PID(), d.servers[0].Name)
 	<-ctx.Done()
 	return nil
 }
