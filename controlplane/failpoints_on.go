@@ -14,8 +14,9 @@ import (
 
 // serveFailpoints is for the crash suite, on loopback, and exists in no build that
 // serves: POST /debug/failpoint?arm=NAME[:COUNT][=ACTION] arms, GET /debug/failpoint
-// tells how often each was passed, and GET /debug/state what the state comes to: the
-// index of its last entry and the SHA-256 of its snapshot.
+// tells how often each was passed, GET /debug/state what the state comes to: the index
+// of its last entry and the SHA-256 of its snapshot, and GET /debug/members who is of
+// the Raft group, as this server knows it.
 func serveFailpoints(mux *http.ServeMux, agreedOn *store.Store) {
 	mux.HandleFunc("POST /debug/failpoint", func(w http.ResponseWriter, r *http.Request) {
 		if err := failpoint.Arm(r.FormValue("arm")); err != nil {
@@ -24,6 +25,9 @@ func serveFailpoints(mux *http.ServeMux, agreedOn *store.Store) {
 	})
 	mux.HandleFunc("GET /debug/failpoint", func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(failpoint.Passed()) // the caller may have gone
+	})
+	mux.HandleFunc("GET /debug/members", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(agreedOn.Members())
 	})
 	mux.HandleFunc("GET /debug/state", func(w http.ResponseWriter, _ *http.Request) {
 		st, sum := agreedOn.State(), sha256.New()

@@ -1,0 +1,101 @@
+//go:build system
+
+package crash_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ztmesh/ztmesh/failpoint"
+)
+
+// number reads a variable of the environment.
+func number(t *testing.T, name string, standard uint64) uint64 {
+	t.Helper()
+	s := os.Getenv(name)
+	if s == "" {
+		return standard
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	return n
+}
+
+// TestCrash is the suite. Every failpoint has its turn before one has its second.
+func TestCrash(t *testing.T) {
+	cycles, seed := int(number(t, "ZT_CYCLES", 60)), number(t, "ZT_SEED", rand.Uint64())
+	var until time.Time // zero: all cycles
+	if s := os.Getenv("ZT_MINUTES"); s != "" {
+		until = time.Now().Add(time.Duration(number(t, "ZT_MINUTES", 0)) * time.Minute)
+	}
+	names := failpoint.Names()
+	if only := os.Getenv("ZT_FAILPOINTS"); only != "" {
+		names = strings.Split(only, ",")
+	}
+	for _, n := range names {
+		if scenarios[n] == nil {
+			t.Fatalf("failpoint %s has no scenario", n)
+		}
+	}
+	t.Logf("ZT_SEED=%d ZT_CYCLES=%d", seed, cycles)
+	r := begin(t, seed)
+	began := time.Now()
+	// The one that takes half a minute begins first.
+	if slices.Contains(names, "agent.renew.answered") {
+		r.renews("agent.renew.answered")
+	}
+	var order []string
+	n := 0
+	for ; n < cycles && (until.IsZero() || time.Now().Before(until)); n++ {
+		if len(order) == 0 {
+			order = slices.Clone(names)
+			r.rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+		}
+		point := order[0]
+		order = order[1:]
+		at := time.Now()
+		scenarios[point](r, point)
+		if testing.Verbose() {
+			fmt.Printf("cycle %d %s: %v, reached %d, missed %d\n", n+1, point, time.Since(at).Round(time.Millisecond), r.reached[point], r.missed[point])
+		}
+		if t.Failed() {
+			t.Fatalf("cycle %d, %s, of ZT_SEED=%d", n+1, point, seed)
+		}
+	}
+	took := time.Since(began)
+	r.renewed()
+	kills := 0
+	for _, k := range r.reached {
+		kills += k
+	}
+	t.Logf("%d cycles in %v, %d kills at %d of %d failpoints, %d kills where one was not reached in time (%v); %+v",
+		n, took.Round(time.Second), kills, len(r.reached), len(names), sum(r.missed), slices.Sorted(maps.Keys(r.missed)), r.ledger.Counts())
+	for _, name := range names {
+		// A short run may be too short for all of them.
+		if n >= 2*len(names) && r.reached[name] == 0 {
+			t.Errorf("%s was never reached", name)
+		}
+	}
+	if want := min(25, len(names)); n >= 60 && len(r.reached) < want {
+		t.Errorf("%d failpoints were reached, want %d", len(r.reached), want)
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.reached)) {
+		t.Logf("%4d %s", r.reached[name], name)
+	}
+}
+
+func sum(m map[string]int) (n int) {
+	for _, v := range m {
+		n += v
+	}
+	return n
+}

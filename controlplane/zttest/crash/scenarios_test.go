@@ -1,0 +1,559 @@
+//go:build system
+
+package crash_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/ztmesh/ztmesh/controlplane/zttest"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+)
+
+// scenarios are how a process comes to each failpoint. A failpoint without one fails
+// the suite.
+var scenarios = map[string]func(*run, string){
+	"controlplane.init.keys": (*run).initialises, "controlplane.init.committed": (*run).initialises,
+	"controlplane.join.enrolled": (*run).joins, "controlplane.join.saved": (*run).joins,
+	"identity.file.written": (*run).starts, "identity.file.placed": (*run).starts,
+
+	"store.open.locked": (*run).starts, "store.open.restored": (*run).starts,
+	"controlplane.start.identified": (*run).starts, "controlplane.start.opened": (*run).starts,
+	"controlplane.announce.asked": (*run).starts, "controlplane.announce.done": (*run).starts,
+
+	"api.apply.planned": (*run).leads, "api.apply.committed": (*run).leads,
+	"api.forward.answered": (*run).follows,
+	"store.propose.handed": (*run).leads, "store.propose.committed": (*run).leads,
+	"store.log.append": (*run).serves, "store.log.appended": (*run).serves,
+	"store.replicate.answered": (*run).leads,
+	"store.fsm.apply":          (*run).serves, "store.fsm.applied": (*run).serves,
+	"store.barrier.confirmed": (*run).leads,
+
+	"store.snapshot.begun": (*run).serves, "store.snapshot.half": (*run).serves,
+	"store.snapshot.written": (*run).serves, "store.snapshot.placed": (*run).serves,
+	"store.log.cut": (*run).serves, "store.log.uncut": (*run).serves,
+	"store.snapshot.received": (*run).isSeeded, "store.snapshot.installed": (*run).isSeeded,
+
+	"store.term.keep": (*run).isElected, "store.term.kept": (*run).isElected,
+	"store.leader.begin": (*run).isElected, "store.leader.begun": (*run).isElected,
+	"store.leader.ended": (*run).isDeposed,
+
+	"api.announce.put": (*run).grows, "store.member.add": (*run).grows, "store.member.added": (*run).grows,
+	"api.member.forgotten": (*run).shrinks, "store.member.remove": (*run).shrinks, "store.member.removed": (*run).shrinks,
+
+	"identity.journal.write": (*run).leads, "identity.journal.written": (*run).leads, "identity.journal.synced": (*run).leads,
+	"identity.sign.signed": (*run).leads,
+	"api.token.created":    (*run).leads, "api.enrol.redeemed": (*run).leads, "api.enrol.issued": (*run).leads,
+	"api.join.redeemed": (*run).admits, "api.join.issued": (*run).admits,
+	"api.renew.issued": (*run).serves, "api.deregister.done": (*run).leads, "api.admin.added": (*run).leads,
+	"agent.enrol.ask": (*run).enrols, "agent.enrol.answered": (*run).enrols, "agent.state.half": (*run).enrols,
+	"agent.enrol.saved": (*run).enrols, "agent.renew.answered": (*run).renews, "agent.deregister.agreed": (*run).leaves,
+
+	"store.stop.handover": (*run).hands, "store.stop.shutdown": (*run).stops, "store.stop.released": (*run).stops,
+}
+
+// often are failpoints that are passed many times a second: the kill need not come at
+// the first time.
+var often = map[string]int{
+	"api.apply.planned": 10, "api.apply.committed": 10, "api.forward.answered": 10, "store.propose.handed": 20,
+	"store.propose.committed": 20, "store.log.append": 20, "store.log.appended": 20, "store.replicate.answered": 40,
+	"store.fsm.apply": 20, "store.fsm.applied": 20, "store.barrier.confirmed": 20,
+	"identity.journal.write": 4, "identity.journal.written": 4, "identity.journal.synced": 4, "identity.sign.signed": 4,
+	"identity.file.written": 3, "identity.file.placed": 3, "store.term.keep": 3, "store.term.kept": 3,
+}
+
+// armed is what arms a failpoint: sometimes not the first time that it is passed.
+func (r *run) armed(point string) string {
+	return fmt.Sprintf("%s:%d", point, 1+r.rng.IntN(max(1, often[point])))
+}
+
+// underLoad arms a running server, which then comes to the failpoint by what the
+// clients do. In every fifth cycle a second server dies beside it.
+func (r *run) underLoad(point string, victim int) {
+	r.t.Helper()
+	l := r.startLoad()
+	s := r.servers[victim]
+	before := said(s.Log(), point)
+	r.arm(s, r.armed(point))
+	var second <-chan time.Time
+	other := r.servers[(victim+1+r.rng.IntN(2))%3]
+	if r.rng.IntN(5) == 0 {
+		second = time.After(time.Duration(r.rng.IntN(100)) * time.Millisecond)
+	}
+	give := time.NewTimer(reach)
+	defer give.Stop()
+	for waiting := true; waiting; {
+		select {
+		case <-second:
+			other.Kill()
+			second = nil
+			if r.rng.IntN(2) == 0 { // or without a quorum until the end of the cycle
+				r.check(other.Start(r.site))
+			}
+		case <-s.Exited():
+			waiting = second != nil
+		case <-give.C:
+			waiting = false
+		}
+	}
+	r.count(point, r.dies(s.Process, point, before, 0))
+	if r.running() > 1 {
+		r.moreWrites(2) // the others go on
+	}
+	r.restore()
+	r.settle(l)
+}
+
+func (r *run) running() int {
+	n := 0
+	for _, s := range r.servers {
+		if s.Running() {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *run) count(point string, hit bool) {
+	if !hit {
+		r.missed[point]++
+	}
+}
+
+func (r *run) arm(s *fleet.Server, what string) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	r.check(s.Post(ctx, "/debug/failpoint?arm="+what))
+}
+
+func (r *run) leads(point string)   { r.underLoad(point, r.leader()) }
+func (r *run) follows(point string) { r.underLoad(point, r.follower()) }
+func (r *run) serves(point string)  { r.underLoad(point, r.rng.IntN(3)) }
+
+// starts kills a server anywhere, and it dies again on its way up.
+func (r *run) starts(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	s := r.servers[r.rng.IntN(3)]
+	s.Kill()
+	before := said(s.Log(), point)
+	r.check(s.Start(r.site, "ZT_FAILPOINT="+r.armed(point)))
+	r.count(point, r.dies(s.Process, point, before, reach))
+	r.restore()
+	r.settle(l)
+}
+
+// isElected kills the leader: one of the others dies as it becomes, or makes, the next.
+func (r *run) isElected(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	leader := r.leader()
+	followers := []*fleet.Server{r.servers[(leader+1)%3], r.servers[(leader+2)%3]}
+	before := said(followers[0].Log(), point) + said(followers[1].Log(), point)
+	for _, s := range followers {
+		r.arm(s, r.armed(point))
+	}
+	r.servers[leader].Kill()
+	give := time.NewTimer(reach)
+	defer give.Stop()
+	var first *fleet.Server
+	select {
+	case <-followers[0].Exited():
+		first = followers[0]
+	case <-followers[1].Exited():
+		first = followers[1]
+	case <-give.C:
+		first = followers[0]
+	}
+	_ = r.dies(first.Process, point, said(first.Log(), point), 0)
+	after := said(followers[0].Log(), point) + said(followers[1].Log(), point)
+	r.reached[point] += after - before
+	r.count(point, after > before)
+	r.restore()
+	r.settle(l)
+}
+
+// isDeposed: a leader dies as it hears that it leads no more, since it hands over or
+// since it was stopped for longer than the others wait.
+func (r *run) isDeposed(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	s := r.servers[r.leader()]
+	before := said(s.Log(), point)
+	r.arm(s, point)
+	if r.rng.IntN(2) == 0 {
+		r.check(syscall.Kill(s.PID(), syscall.SIGTERM))
+	} else {
+		r.check(syscall.Kill(s.PID(), syscall.SIGSTOP))
+		r.moreWrites(2) // there is another
+		r.check(syscall.Kill(s.PID(), syscall.SIGCONT))
+	}
+	r.count(point, r.dies(s.Process, point, before, reach))
+	r.restore()
+	r.settle(l)
+}
+
+// isSeeded keeps a follower away until its peers have no log for it any more, and it
+// dies over the snapshot that it is sent.
+func (r *run) isSeeded(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	leader := r.leader()
+	away, other := r.servers[(leader+1)%3], r.servers[(leader+2)%3]
+	away.Kill()
+	// A log is cut where its files begin, and only when it is opened again.
+	r.moreWrites(150)
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	for _, s := range []*fleet.Server{other, r.servers[leader]} {
+		s.Kill()
+		r.check(s.Start(r.site))
+		r.check(s.Ready(ctx))
+		r.moreWrites(2)
+	}
+	before := said(away.Log(), point)
+	r.check(away.Start(r.site, "ZT_FAILPOINT="+point))
+	r.count(point, r.dies(away.Process, point, before, reach))
+	r.restore()
+	r.settle(l)
+}
+
+// stops ends a server in good order, and it dies on its way down.
+func (r *run) stops(point string) { r.stopping(point, r.rng.IntN(3)) }
+
+// hands is stops of the leader.
+func (r *run) hands(point string) { r.stopping(point, r.leader()) }
+
+func (r *run) stopping(point string, victim int) {
+	r.t.Helper()
+	l := r.startLoad()
+	s := r.servers[victim]
+	before := said(s.Log(), point)
+	r.arm(s, point)
+	r.check(syscall.Kill(s.PID(), syscall.SIGTERM))
+	r.count(point, r.dies(s.Process, point, before, reach))
+	r.moreWrites(2)
+	r.restore()
+	r.settle(l)
+}
+
+// initialises: what an interrupted init has left is refused, by init and by run, with
+// what to do; and then done again.
+func (r *run) initialises(point string) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	r.joined++
+	name := fmt.Sprintf("init-%d", r.joined)
+	args := []string{"init", "--trust-domain", "other.example", "--data-dir", name}
+	p := r.dying("ztd", name, point, args...)
+	r.count(point, r.dies(p, point, 0, reach))
+	if out, err := r.site.Command(ctx, "ztd", args...); err == nil || !strings.Contains(err.Error(), "interrupted") {
+		r.t.Errorf("init after one that was interrupted at %s: %s, %v", point, out, err)
+	}
+	if out, err := r.site.Command(ctx, "ztd", "run", "--data-dir", name); err == nil || !strings.Contains(err.Error(), "is not the data directory of a server") {
+		r.t.Errorf("run after an init that was interrupted at %s: %s, %v", point, out, err)
+	}
+	r.check(os.RemoveAll(filepath.Join(r.site.Dir, name)))
+	_, err := r.site.Command(ctx, "ztd", args...)
+	r.check(err)
+	r.check(os.RemoveAll(filepath.Join(r.site.Dir, name)))
+}
+
+// dying starts a program that is to end at a failpoint.
+func (r *run) dying(program, name, point string, args ...string) *zttest.Process {
+	r.t.Helper()
+	p, err := zttest.Start(zttest.Command{
+		Name: name, Path: r.site.Program(program), Args: args, Dir: r.site.Dir,
+		Env: append(r.site.Env[:len(r.site.Env):len(r.site.Env)], "ZT_FAILPOINT="+point), Log: r.site.Log(name),
+	})
+	r.check(err)
+	return p
+}
+
+// newcomer is a fourth server that has not joined.
+func (r *run) newcomer() *fleet.Server {
+	r.joined++
+	return r.newServer(fmt.Sprintf("new-%d", r.joined), 4)
+}
+
+// joins: a server dies while it joins. Its token is used up, and the folder is no
+// server's; with a new token it joins.
+func (r *run) joins(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	s := r.newcomer()
+	args := r.joinArgs(s, r.token(""))
+	p := r.dying("ztd", s.Name, point, args...)
+	r.count(point, r.dies(p, point, 0, reach))
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	if _, err := r.site.Command(ctx, "ztd", args...); err == nil || !strings.Contains(err.Error(), "token refused") {
+		r.t.Errorf("a server token that was used by a join that died at %s: %v", point, err)
+	}
+	r.comeAndGo(s)
+	r.settle(l)
+}
+
+func (r *run) joinArgs(s *fleet.Server, token string) []string {
+	return []string{"join", "--server", r.servers[r.rng.IntN(3)].Node(), "--token-file", r.tokenFile(s.Name, token), "--data-dir", s.Name}
+}
+
+// admits: the leader dies while a server joins.
+func (r *run) admits(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	leader := r.servers[r.leader()]
+	s := r.newcomer()
+	args := r.joinArgs(s, r.token(""))
+	before := said(leader.Log(), point)
+	r.arm(leader, point)
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	if _, err := r.site.Command(ctx, "ztd", args...); err == nil {
+		r.t.Errorf("a join by a leader that died at %s succeeded", point)
+	}
+	r.count(point, r.dies(leader.Process, point, before, reach))
+	r.restore()
+	r.comeAndGo(s)
+	r.settle(l)
+}
+
+// comeAndGo joins a server with a new token, waits until it votes, and removes it. What
+// was left of earlier tries is removed with it.
+func (r *run) comeAndGo(s *fleet.Server) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	r.check(r.until(s.Name+" joins", func() error {
+		_, err := r.site.Command(ctx, "ztd", r.joinArgs(s, r.token(""))...)
+		return err
+	}))
+	r.check(s.Start(r.site))
+	defer s.Kill()
+	r.check(s.Ready(ctx))
+	id := r.idOf(s)
+	r.check(r.until("the newcomer votes", func() error { return r.votes(s, id, true) }))
+	r.remove(id)
+	r.gone(s, id)
+}
+
+// votes wants a server to be, or not to be, of the group as another knows it.
+func (r *run) votes(by *fleet.Server, id string, want bool) error {
+	of, err := r.group(by)
+	if err != nil {
+		return err
+	}
+	if _, is := of[id]; is != want {
+		return fmt.Errorf("%s is of the group: %v, as %s knows it", id, is, by.Name)
+	}
+	return nil
+}
+
+// remove takes a server out, and asks again until that is clear.
+func (r *run) remove(id string) {
+	r.t.Helper()
+	r.check(r.until("a removal", func() error {
+		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := r.admin(r.rng.IntN(3)).RemoveMember(ctx, &ztv1.RemoveMemberRequest{Id: id})
+		if status.Code(err) == codes.NotFound {
+			return nil
+		}
+		return err
+	}))
+}
+
+// gone wants a removed server to have ended by itself, and nobody to count on its vote;
+// and removes what failed joins have left of records.
+func (r *run) gone(s *fleet.Server, id string) {
+	r.t.Helper()
+	for _, by := range r.servers {
+		r.check(r.until("the vote is gone", func() error { return r.votes(by, id, false) }))
+	}
+	give := time.NewTimer(patience)
+	defer give.Stop()
+	select {
+	case <-s.Exited():
+	case <-give.C:
+		r.t.Errorf("%s was removed and goes on", s.Name)
+		s.Kill()
+	}
+	r.check(os.RemoveAll(s.Dir(r.site)))
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	var all *ztv1.ListMembersResponse
+	r.check(r.until("the members", func() (err error) {
+		all, err = r.admin(r.leader()).ListMembers(ctx, &ztv1.ListMembersRequest{})
+		return err
+	}))
+	for _, m := range all.Members {
+		if m.ClusterAddress == "" {
+			r.remove(m.Id) // it has joined and was never started
+		}
+	}
+}
+
+// grows: the leader dies while it makes a newcomer a voter; the newcomer asks the next.
+func (r *run) grows(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	s := r.newcomer()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	r.join(ctx, s, r.token(""))
+	leader := r.servers[r.leader()]
+	before := said(leader.Log(), point)
+	r.arm(leader, point)
+	r.check(s.Start(r.site))
+	defer s.Kill()
+	r.count(point, r.dies(leader.Process, point, before, reach))
+	r.restore()
+	r.check(s.Ready(ctx))
+	id := r.idOf(s)
+	r.check(r.until("the newcomer votes", func() error { return r.votes(s, id, true) }))
+	r.remove(id)
+	r.gone(s, id)
+	r.settle(l)
+}
+
+// shrinks: the leader dies while it removes a server; asked again, the next leader
+// ends what was begun.
+func (r *run) shrinks(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	s := r.newcomer()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	r.join(ctx, s, r.token(""))
+	r.check(s.Start(r.site))
+	defer s.Kill()
+	r.check(s.Ready(ctx))
+	id := r.idOf(s)
+	r.check(r.until("the newcomer votes", func() error { return r.votes(s, id, true) }))
+	leader := r.servers[r.leader()]
+	before := said(leader.Log(), point)
+	r.arm(leader, point)
+	call, stop := context.WithTimeout(ctx, reach)
+	defer stop()
+	if _, err := r.admin(r.leader()).RemoveMember(call, &ztv1.RemoveMemberRequest{Id: id}); err == nil {
+		r.t.Errorf("a removal by a leader that died at %s succeeded", point)
+	}
+	r.count(point, r.dies(leader.Process, point, before, reach))
+	r.restore()
+	r.remove(id)
+	r.gone(s, id)
+	r.settle(l)
+}
+
+// agentArgs run an agent without an Envoy.
+func (r *run) agentArgs(name, token string) []string {
+	return []string{
+		"run", "--no-envoy", "--workload", workload, "--token-file", r.tokenFile(name, token), "--data-dir", name,
+		"--server", r.servers[0].Node() + "," + r.servers[1].Node() + "," + r.servers[2].Node(),
+	}
+}
+
+// enrols: an agent dies while it enrols; started again, with the same token, it is the
+// same instance.
+func (r *run) enrols(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	name := r.nextAgent()
+	token := r.token(workload)
+	p := r.dying("ztagent", name, point, r.agentArgs(name, token)...)
+	r.count(point, r.dies(p, point, 0, reach))
+	r.agentServes(name, token).Stop(patience)
+	r.deregister(name)
+	r.settle(l)
+}
+
+func (r *run) nextAgent() string {
+	r.joined++
+	return fmt.Sprintf("agent-%d", r.joined)
+}
+
+// agentServes runs an agent and waits until it serves.
+func (r *run) agentServes(name, token string) *zttest.Process {
+	r.t.Helper()
+	p, err := zttest.Start(zttest.Command{
+		Name: name, Path: r.site.Program("ztagent"), Args: r.agentArgs(name, token), Dir: r.site.Dir, Env: r.site.Env, Log: r.site.Log(name),
+	})
+	r.check(err)
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	r.check(p.Await(ctx, "its certificates", func(context.Context) error {
+		if b, err := os.ReadFile(p.Log()); err != nil || !strings.Contains(string(b), `"msg":"serving"`) {
+			return errors.Join(errors.New("it does not serve"), err)
+		}
+		return nil
+	}))
+	return p
+}
+
+func (r *run) deregister(name string) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	r.check(r.until("an agent deregisters", func() error {
+		_, err := r.site.Command(ctx, "ztagent", "deregister", "--data-dir", name)
+		return err
+	}))
+	r.check(os.RemoveAll(filepath.Join(r.site.Dir, name)))
+}
+
+// leaves: an agent dies when the cluster has forgotten its instance; asked again, it
+// forgets it, too.
+func (r *run) leaves(point string) {
+	r.t.Helper()
+	l := r.startLoad()
+	name := r.nextAgent()
+	r.agentServes(name, r.token(workload)).Stop(patience)
+	p := r.dying("ztagent", name, point, "deregister", "--data-dir", name)
+	r.count(point, r.dies(p, point, 0, reach))
+	r.deregister(name)
+	r.settle(l)
+}
+
+// renewal is an agent that dies when it renews, half a minute after it has enrolled;
+// the cycles go on meanwhile.
+type renewal struct {
+	*zttest.Process
+	name, token string
+}
+
+// renews starts such an agent, if there is none.
+func (r *run) renews(point string) {
+	r.t.Helper()
+	if r.renewal != nil {
+		return
+	}
+	a := &renewal{name: r.nextAgent(), token: r.token(workload)}
+	a.Process = r.dying("ztagent", a.name, point, r.agentArgs(a.name, a.token)...)
+	r.renewal = a
+}
+
+// renewed waits for its end, and sees that it goes on with what it has.
+func (r *run) renewed() {
+	r.t.Helper()
+	const point = "agent.renew.answered"
+	a := r.renewal
+	if a == nil {
+		return
+	}
+	r.renewal = nil
+	r.count(point, r.dies(a.Process, point, 0, 90*time.Second))
+	r.agentServes(a.name, a.token).Stop(patience)
+	r.deregister(a.name)
+}
