@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -175,13 +176,15 @@ func (c *cluster) LeaderConn() (grpc.ClientConnInterface, error) {
 	return c.conn(address)
 }
 
-// Members is api.Cluster: the servers, sorted by id.
+// Members is api.Cluster: the servers, sorted by id. One that still has a vote, but no
+// record any more, is a removal that was cut short: it is there until it is removed
+// again.
 func (c *cluster) Members() []*ztv1.Member {
 	st := c.store.State()
 	leader, _ := c.store.Leader()
-	voters := map[string]bool{}
+	group := map[string]store.Member{}
 	for _, m := range c.store.Members() {
-		voters[m.ID] = m.Voter
+		group[m.ID] = m
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -189,8 +192,9 @@ func (c *cluster) Members() []*ztv1.Member {
 	for s := range st.Servers() {
 		m := &ztv1.Member{
 			Id: s.Id, AdminAddress: s.AdminAddress, NodeAddress: s.NodeAddress, ClusterAddress: s.ClusterAddress,
-			Version: s.Version, Leader: s.Id == leader, Voter: voters[s.Id],
+			Version: s.Version, Leader: s.Id == leader, Voter: group[s.Id].Voter,
 		}
+		delete(group, s.Id)
 		if s.Id == c.self {
 			m.Reachable, m.Revision = true, st.Revision()
 		} else if p := c.peers[s.Id]; p != nil {
@@ -198,6 +202,10 @@ func (c *cluster) Members() []*ztv1.Member {
 		}
 		out = append(out, m)
 	}
+	for id, g := range group {
+		out = append(out, &ztv1.Member{Id: id, ClusterAddress: g.Address, Leader: g.Leader, Voter: g.Voter})
+	}
+	slices.SortFunc(out, func(a, b *ztv1.Member) int { return strings.Compare(a.Id, b.Id) })
 	return out
 }
 
