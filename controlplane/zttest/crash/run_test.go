@@ -161,7 +161,7 @@ func (r *run) end() {
 // newServer is a server with short elections and many snapshots.
 func (r *run) newServer(name string, at int) *fleet.Server {
 	return &fleet.Server{Name: name, Host: r.block.At(at), Flags: []string{
-		"--election-timeout", "200ms", "--snapshot-entries", "64", "--snapshot-interval", "200ms", "--trailing-entries", "32",
+		"--election-timeout", "200ms", "--snapshot-entries", "32", "--snapshot-interval", "200ms", "--trailing-entries", "16",
 	}}
 }
 

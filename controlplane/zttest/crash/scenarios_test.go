@@ -4,6 +4,7 @@ package crash_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -209,24 +210,37 @@ func (r *run) isDeposed(point string) {
 func (r *run) isSeeded(point string) {
 	r.t.Helper()
 	l := r.startLoad()
-	leader := r.leader()
-	away, other := r.servers[(leader+1)%3], r.servers[(leader+2)%3]
+	leader := r.servers[r.leader()]
+	away := r.servers[r.follower()]
 	away.Kill()
-	// A log is cut where its files begin, and only when it is opened again.
-	r.moreWrites(150)
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	for _, s := range []*fleet.Server{other, r.servers[leader]} {
-		s.Kill()
-		r.check(s.Start(r.site))
-		r.check(s.Ready(ctx))
-		r.moreWrites(2)
-	}
+	r.awaitCut(leader)
 	before := said(away.Log(), point)
 	r.check(away.Start(r.site, "ZT_FAILPOINT="+point))
 	r.count(point, r.dies(away.Process, point, before, reach))
 	r.restore()
 	r.settle(l)
+}
+
+// awaitCut waits until a server has cut entries from its log that it has now.
+func (r *run) awaitCut(s *fleet.Server) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	cuts := func() (n int) {
+		var passed map[string]int
+		body, err := s.Get(ctx, "/debug/failpoint")
+		r.check(err)
+		r.check(json.Unmarshal([]byte(body), &passed))
+		return passed["store.log.uncut"]
+	}
+	// The first may cut what the one who is away has.
+	before := cuts()
+	r.check(r.until("a cut", func() error {
+		if n := cuts(); n < before+2 {
+			return fmt.Errorf("%d of 2", n-before)
+		}
+		return nil
+	}))
 }
 
 // stops ends a server in good order, and it dies on its way down.

@@ -10,25 +10,49 @@ import (
 	"os"
 	"slices"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
+// said is what the cluster says.
+type said struct {
+	history   []*ztv1.Revision // since the last check, newest first
+	documents map[string]*ztv1.StoredDocument
+	admins    map[string]bool
+	instances map[string]bool
+}
+
 // Check holds the cluster to what was told. Nobody may write meanwhile, and a quorum
-// must be up. Every fault is told, not the first alone.
+// must be up, or come up: it asks until ctx ends. Every fault is told, not the first
+// alone.
 func (l *Ledger) Check(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.counts.Checks++
-	admin := ztv1.NewAdminServiceClient(l.ports[l.clock%uint64(len(l.ports))].Admin)
+	var now said
+	for at := l.clock; ; at++ {
+		var err error
+		if now, err = l.ask(ctx, ztv1.NewAdminServiceClient(l.ports[at%uint64(len(l.ports))].Admin)); err == nil {
+			break
+		}
+		if status.Code(err) != codes.Unavailable || ctx.Err() != nil {
+			return err
+		}
+		if err := pause(ctx); err != nil {
+			return err
+		}
+	}
 	floor := l.newest // every write since the last check began after it
 	errs := []error{
-		l.readHistory(ctx, admin),
+		l.checkHistory(now.history),
 		l.checkWrites(floor),
 		l.checkReads(),
-		l.checkDocuments(ctx, admin),
-		l.checkPeople(ctx, admin),
-		l.checkInstances(ctx, admin),
+		l.checkDocuments(now.documents),
+		differ("admin", l.people, now.admins),
+		differ("instance", l.fleet, now.instances),
 	}
 	// What is settled and was found right is settled for good: only the history can
 	// show it again.
@@ -37,43 +61,75 @@ func (l *Ledger) Check(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// readHistory reads the revisions since the last check.
-func (l *Ledger) readHistory(ctx context.Context, admin ztv1.AdminServiceClient) error {
-	var errs []error
-	newest := l.newest
+// ask reads all of it.
+func (l *Ledger) ask(ctx context.Context, admin ztv1.AdminServiceClient) (now said, err error) {
 	for before := uint64(0); ; {
 		resp, err := admin.ListRevisions(ctx, &ztv1.ListRevisionsRequest{PageSize: 1000, Before: before})
 		if err != nil {
-			return errors.Join(append(errs, err)...)
+			return now, err
 		}
 		for _, r := range resp.Revisions {
-			before = r.Revision
-			if r.Revision <= l.newest {
-				continue
-			}
-			newest = max(newest, r.Revision)
-			if r.Message == "" {
-				continue // not of this ledger
-			}
-			w, known := l.keys[r.Message]
-			had, twice := l.revision[r.Message]
-			l.revision[r.Message] = r.Revision
-			switch {
-			case !known:
-				errs = append(errs, fmt.Errorf("revision %d is of %q, which nobody wrote", r.Revision, r.Message))
-			case twice:
-				errs = append(errs, fmt.Errorf("%s is twice in the history, at %d and at %d", r.Message, had, r.Revision))
-			case w.Refused:
-				errs = append(errs, fmt.Errorf("%s is at %d, and every answer to it said that nothing was changed", r.Message, r.Revision))
-			case w.Revision != 0 && w.Revision != r.Revision:
-				errs = append(errs, fmt.Errorf("%s was acknowledged at %d and is at %d", r.Message, w.Revision, r.Revision))
+			if before = r.Revision; before > l.newest {
+				now.history = append(now.history, r)
 			}
 		}
 		if len(resp.Revisions) == 0 || before <= l.newest {
-			l.newest = newest
-			return errors.Join(errs...)
+			break
 		}
 	}
+	now.documents = map[string]*ztv1.StoredDocument{}
+	for token := ""; ; {
+		resp, err := admin.ListDocuments(ctx, &ztv1.ListDocumentsRequest{Kind: "Workload", PageToken: token})
+		if err != nil {
+			return now, err
+		}
+		for _, d := range resp.Documents {
+			m := d.GetDocument().GetMetadata()
+			now.documents[m.GetNamespace()+"/"+m.GetName()] = d
+		}
+		if token = resp.NextPageToken; token == "" {
+			break
+		}
+	}
+	admins, err := admin.ListAdmins(ctx, &ztv1.ListAdminsRequest{})
+	if err != nil {
+		return now, err
+	}
+	now.admins, now.instances = map[string]bool{}, map[string]bool{}
+	for _, a := range admins.Admins {
+		now.admins[a.Name] = true
+	}
+	proxies, err := admin.GetStatus(ctx, &ztv1.GetStatusRequest{})
+	for _, p := range proxies.GetProxies() {
+		now.instances[p.Instance] = true
+	}
+	return now, err
+}
+
+// checkHistory takes the revisions since the last check: each key has one, and each is
+// what its writer was told.
+func (l *Ledger) checkHistory(history []*ztv1.Revision) error {
+	var errs []error
+	for _, r := range history {
+		l.newest = max(l.newest, r.Revision)
+		if r.Message == "" {
+			continue // not of this ledger
+		}
+		w, known := l.keys[r.Message]
+		had, twice := l.revision[r.Message]
+		l.revision[r.Message] = r.Revision
+		switch {
+		case !known:
+			errs = append(errs, fmt.Errorf("revision %d is of %q, which nobody wrote", r.Revision, r.Message))
+		case twice:
+			errs = append(errs, fmt.Errorf("%s is twice in the history, at %d and at %d", r.Message, had, r.Revision))
+		case w.Refused:
+			errs = append(errs, fmt.Errorf("%s is at %d, and every answer to it said that nothing was changed", r.Message, r.Revision))
+		case w.Revision != 0 && w.Revision != r.Revision:
+			errs = append(errs, fmt.Errorf("%s was acknowledged at %d and is at %d", r.Message, w.Revision, r.Revision))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // checkWrites: each acknowledged write is in the history, and in the order of time.
@@ -156,22 +212,8 @@ func (l *Ledger) checkReads() error {
 }
 
 // checkDocuments: every document is as its last settled write left it.
-func (l *Ledger) checkDocuments(ctx context.Context, admin ztv1.AdminServiceClient) error {
+func (l *Ledger) checkDocuments(there map[string]*ztv1.StoredDocument) error {
 	var errs []error
-	there := map[string]*ztv1.StoredDocument{}
-	for token := ""; ; {
-		resp, err := admin.ListDocuments(ctx, &ztv1.ListDocumentsRequest{Kind: "Workload", PageToken: token})
-		if err != nil {
-			return err
-		}
-		for _, d := range resp.Documents {
-			m := d.GetDocument().GetMetadata()
-			there[m.GetNamespace()+"/"+m.GetName()] = d
-		}
-		if token = resp.NextPageToken; token == "" {
-			break
-		}
-	}
 	for name, w := range l.current {
 		d := there[name]
 		if d == nil {
@@ -183,30 +225,6 @@ func (l *Ledger) checkDocuments(ctx context.Context, admin ztv1.AdminServiceClie
 		}
 	}
 	return errors.Join(errs...)
-}
-
-func (l *Ledger) checkPeople(ctx context.Context, admin ztv1.AdminServiceClient) error {
-	resp, err := admin.ListAdmins(ctx, &ztv1.ListAdminsRequest{})
-	if err != nil {
-		return err
-	}
-	there := map[string]bool{}
-	for _, a := range resp.Admins {
-		there[a.Name] = true
-	}
-	return differ("admin", l.people, there)
-}
-
-func (l *Ledger) checkInstances(ctx context.Context, admin ztv1.AdminServiceClient) error {
-	resp, err := admin.GetStatus(ctx, &ztv1.GetStatusRequest{})
-	if err != nil {
-		return err
-	}
-	there := map[string]bool{}
-	for _, p := range resp.Proxies {
-		there[p.Instance] = true
-	}
-	return differ("instance", l.fleet, there)
 }
 
 func differ(what string, want, there map[string]bool) error {

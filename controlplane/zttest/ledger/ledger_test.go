@@ -1,9 +1,26 @@
 package ledger
 
 import (
+	"errors"
 	"strings"
 	"testing"
+
+	"github.com/ztmesh/ztmesh/controlplane/spec"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
+
+// stored is a document as a cluster holds it.
+func stored(t *testing.T, value int) *ztv1.Document {
+	t.Helper()
+	docs, problems := spec.Parse([]spec.File{{Name: "w", Content: document("w0/d0", value)}})
+	if len(docs) != 1 || len(problems) > 0 {
+		t.Fatalf("%v", problems)
+	}
+	if got, err := valueOf(docs[0].Document); got != value || err != nil {
+		t.Fatalf("%d is read as %d, %v", value, got, err)
+	}
+	return docs[0].Document
+}
 
 // TestFaultsAreSeen: what a cluster may not do is told, each fault by its name; and
 // what it may do is not.
@@ -12,9 +29,35 @@ func TestFaultsAreSeen(t *testing.T) {
 		return &Write{Key: key, Document: "w0/d0", Value: value, Revision: revision, began: began, ended: ended}
 	}
 	for name, tt := range map[string]struct {
-		l    *Ledger
-		want string // "": no fault
+		l       *Ledger
+		history []*ztv1.Revision
+		docs    map[string]*ztv1.StoredDocument
+		want    string // "": no fault
 	}{
+		"twice": {
+			l:       &Ledger{keys: map[string]*Write{"a": write("a", 1, 10, 1, 2)}, revision: map[string]uint64{"a": 10}},
+			history: []*ztv1.Revision{{Revision: 12, Message: "a"}}, want: "twice in the history",
+		},
+		"of nobody": {
+			l:       &Ledger{revision: map[string]uint64{}},
+			history: []*ztv1.Revision{{Revision: 12, Message: "a"}}, want: "nobody wrote",
+		},
+		"refused, and there": {
+			l:       &Ledger{keys: map[string]*Write{"a": {Key: "a", Refused: true}}, revision: map[string]uint64{}},
+			history: []*ztv1.Revision{{Revision: 12, Message: "a"}}, want: "said that nothing was changed",
+		},
+		"at another revision": {
+			l:       &Ledger{keys: map[string]*Write{"a": write("a", 1, 10, 1, 2)}, revision: map[string]uint64{}},
+			history: []*ztv1.Revision{{Revision: 12, Message: "a"}}, want: "acknowledged at 10 and is at 12",
+		},
+		"not there": {
+			l: &Ledger{current: map[string]*Write{"w0/d0": write("a", 1, 10, 1, 2)}}, want: "is not there",
+		},
+		"as it was": {
+			l:    &Ledger{current: map[string]*Write{"w0/d0": write("b", 2, 10, 1, 2)}},
+			docs: map[string]*ztv1.StoredDocument{"w0/d0": {Revision: 9, Document: stored(t, 1)}},
+			want: "is 1 at 9",
+		},
 		"in order": {l: &Ledger{
 			writes:   []*Write{write("a", 1, 10, 1, 4), write("b", 2, 11, 2, 3), write("c", 5, 12, 5, 6)},
 			revision: map[string]uint64{"a": 10, "b": 11, "c": 12},
@@ -50,10 +93,12 @@ func TestFaultsAreSeen(t *testing.T) {
 			want: "written after the read",
 		},
 	} {
-		err := tt.l.checkWrites(tt.l.newest)
-		if err == nil {
-			err = tt.l.checkReads()
+		floor := tt.l.newest
+		errs := []error{tt.l.checkHistory(tt.history), tt.l.checkWrites(floor), tt.l.checkReads()}
+		if tt.docs != nil || tt.want == "is not there" {
+			errs = append(errs, tt.l.checkDocuments(tt.docs))
 		}
+		err := errors.Join(errs...)
 		if got := ""; err != nil {
 			got = err.Error()
 			if tt.want == "" || !strings.Contains(got, tt.want) {
