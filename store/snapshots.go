@@ -31,8 +31,9 @@ type snapshots struct {
 	fail  func(error)              // the disk has refused
 	note  func(index uint64) error // there is a durable one; set by open
 
-	mu    sync.Mutex           // guards known
+	mu    sync.Mutex           // guards what follows
 	known []*raft.SnapshotMeta // newest first
+	made  uint64               // sinks so far
 }
 
 const (
@@ -218,12 +219,17 @@ func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, con
 	if err != nil {
 		return nil, err
 	}
+	// A follower may take a snapshot while its leader sends it the very same one.
+	s.mu.Lock()
+	s.made++
 	name := s.path(meta.ID)
-	f, err := s.files.Create(name + newSuffix)
+	unfinished := fmt.Sprintf("%s-%d%s", name, s.made, newSuffix)
+	s.mu.Unlock()
+	f, err := s.files.Create(unfinished)
 	if err != nil {
 		return nil, err
 	}
-	k := &sink{store: s, meta: meta, file: f, name: name}
+	k := &sink{store: s, meta: meta, file: f, name: name, unfinished: unfinished}
 	head := binary.LittleEndian.AppendUint32([]byte(snapshotMagic), uint32(len(description)))
 	if _, err := k.write(append(head, description...)); err != nil {
 		return nil, errors.Join(err, k.Cancel())
@@ -233,13 +239,14 @@ func (s *snapshots) Create(version raft.SnapshotVersion, index, term uint64, con
 
 // sink is a raft.SnapshotSink, used by one goroutine.
 type sink struct {
-	store  *snapshots
-	meta   *raft.SnapshotMeta
-	file   File
-	name   string
-	at     int64
-	sum    uint32
-	closed bool
+	store      *snapshots
+	meta       *raft.SnapshotMeta
+	file       File
+	name       string
+	unfinished string // its name until it is durable
+	at         int64
+	sum        uint32
+	closed     bool
 }
 
 // ID is part of raft.SnapshotSink.
@@ -266,7 +273,7 @@ func (k *sink) Cancel() error {
 		return nil
 	}
 	k.closed = true
-	return errors.Join(k.file.Close(), k.store.files.Remove(k.name+newSuffix))
+	return errors.Join(k.file.Close(), k.store.files.Remove(k.unfinished))
 }
 
 // Close is part of raft.SnapshotSink. It returns once the snapshot is durable.
@@ -294,7 +301,7 @@ func (k *sink) Close() error {
 
 // keep gives a finished snapshot its name, and drops the oldest.
 func (s *snapshots) keep(k *sink) error {
-	if err := s.files.Rename(k.name+newSuffix, k.name); err != nil {
+	if err := s.files.Rename(k.unfinished, k.name); err != nil {
 		return err
 	}
 	if err := s.files.SyncDir(s.dir); err != nil {

@@ -1,0 +1,56 @@
+package store
+
+import (
+	"io"
+	"testing"
+
+	"github.com/hashicorp/raft"
+)
+
+// TestSnapshotTwiceAtOnce: a follower takes a snapshot while its leader sends it the one
+// of the same entry. Each is whole, whichever ends first or is given up.
+func TestSnapshotTwiceAtOnce(t *testing.T) {
+	for name, end := range map[string]func(raft.SnapshotSink) error{
+		"both are kept": raft.SnapshotSink.Close, "one is given up": raft.SnapshotSink.Cancel,
+	} {
+		failed := func(err error) { t.Errorf("%s: the store ends: %v", name, err) }
+		s, _, err := openSnapshots(osFiles{}, t.TempDir(), failed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.note = func(uint64) error { return nil }
+		var sinks [2]raft.SnapshotSink
+		for i := range sinks {
+			if sinks[i], err = s.Create(raft.SnapshotVersionMax, 7, 2, raft.Configuration{}, 1, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, half := range []string{"one ", "state"} {
+			for _, sink := range sinks {
+				if _, err := io.WriteString(sink, half); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := end(sinks[0]); err != nil {
+			t.Errorf("%s: the first: %v", name, err)
+		}
+		if err := sinks[1].Close(); err != nil {
+			t.Errorf("%s: the second: %v", name, err)
+		}
+		known, err := s.List()
+		if err != nil || len(known) != 1 {
+			t.Fatalf("%s: %d snapshots, %v", name, len(known), err)
+		}
+		_, r, err := s.Open(known[0].ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(r); string(b) != "one state" || err != nil {
+			t.Errorf("%s: it holds %q, %v", name, b, err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
