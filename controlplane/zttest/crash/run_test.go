@@ -4,16 +4,14 @@ package crash_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,16 +45,11 @@ spec: {}
 
 // run is one run of the suite, over one cluster of three servers.
 type run struct {
+	*fleet.Cluster
 	t       *testing.T
-	site    *fleet.Site
 	block   zttest.Block
-	servers []*fleet.Server
-	ids     []string // of the servers
-	cred    *fleet.Credential
-	ports   []ledger.Ports
 	ledger  *ledger.Ledger
 	rng     *rand.Rand
-	seed    uint64
 	reached map[string]int // kills, by failpoint
 	missed  map[string]int // kills at no failpoint: it was not reached in time
 	renewal *renewal
@@ -74,14 +67,11 @@ func (r *run) check(err error) {
 	}
 }
 
-// build makes the programs with failpoints in them.
-func build(t *testing.T, bin string) {
-	t.Helper()
-	cmd := exec.Command("go", "build", "-tags", "failpoints", "-o", bin+"/", "./cmd/ztd", "./cmd/ztagent")
-	cmd.Dir = filepath.Join("..", "..", "..")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+// ctx ends with the test, or when patience does.
+func (r *run) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	r.t.Cleanup(cancel)
+	return ctx
 }
 
 // begin makes the cluster.
@@ -96,66 +86,40 @@ func begin(t *testing.T, seed uint64) *run {
 		t.Fatal(err)
 	}
 	r := &run{
-		t: t, block: block, site: &fleet.Site{Bin: filepath.Join(dir, "bin"), Dir: dir, Env: fleet.Environment()},
-		seed: seed, rng: rand.New(rand.NewPCG(seed, 0)), reached: map[string]int{}, missed: map[string]int{},
+		Cluster: &fleet.Cluster{Site: &fleet.Site{Bin: filepath.Join(dir, "bin"), Dir: dir, Env: fleet.Environment()}},
+		t:       t, block: block, rng: rand.New(rand.NewPCG(seed, 0)), reached: map[string]int{}, missed: map[string]int{},
 	}
 	t.Cleanup(r.end)
-	build(t, r.site.Bin)
-	if err := os.Mkdir(filepath.Join(dir, "log"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	for n := range 3 {
-		s := r.newServer(fmt.Sprintf("ztd-%d", n+1), n+1)
-		if n == 0 {
-			_, err := r.site.Command(ctx, "ztd", "init", "--trust-domain", trustDomain, "--data-dir", s.Name)
-			r.check(err)
-		} else {
-			r.join(ctx, s, r.token(""))
-		}
-		r.servers = append(r.servers, s)
-		r.check(s.Start(r.site))
-		r.check(s.Ready(ctx))
-		if n == 0 {
-			r.cred, err = fleet.LoadCredential(filepath.Join(s.Dir(r.site), "admin.yaml"))
-			r.check(err)
-		}
-		r.ports, err = ledger.Connect(r.cred, r.servers)
-		r.check(err)
-		r.ids = append(r.ids, r.idOf(s))
-		r.together()
-	}
-	r.check(r.until("the mesh", func() error {
-		_, err := r.admin(0).Apply(ctx, &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: "m", Content: []byte(mesh)}}})
+	r.check(r.Build(t.Context(), filepath.Join("..", "..", ".."), "ztd", "ztagent"))
+	r.check(r.Begin(r.ctx(), trustDomain, []*fleet.Server{r.newServer("ztd-1", 1), r.newServer("ztd-2", 2), r.newServer("ztd-3", 3)}))
+	r.check(fleet.Until(r.ctx(), "the mesh", func(ctx context.Context) error {
+		_, err := r.API(0).Apply(ctx, &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: "m", Content: []byte(mesh)}}})
 		return err
 	}))
-	r.ledger = ledger.New(r.ports, 4)
+	r.ledger = ledger.New(r.Ports, 4)
 	return r
 }
 
 // end ends everything, and keeps the folder of a run that failed.
 func (r *run) end() {
-	for _, s := range r.servers {
-		if s.Process != nil {
-			s.Kill()
-		}
+	for _, s := range r.Servers {
+		s.Kill()
 	}
-	if r.renewal != nil && r.renewal.Process != nil {
+	if r.renewal != nil {
 		r.renewal.Kill()
 	}
 	if !r.t.Failed() {
-		if err := os.RemoveAll(r.site.Dir); err != nil {
+		if err := os.RemoveAll(r.Dir); err != nil {
 			r.t.Error(err)
 		}
 		return
 	}
 	if r.ledger != nil {
-		if err := r.ledger.Save(filepath.Join(r.site.Dir, "ledger")); err != nil {
+		if err := r.ledger.Save(filepath.Join(r.Dir, "ledger")); err != nil {
 			r.t.Error(err)
 		}
 	}
-	r.t.Logf("logs, data directories and ledger are in %s", r.site.Dir)
+	r.t.Logf("logs, data directories and ledger are in %s", r.Dir)
 }
 
 // newServer is a server with short elections and many snapshots.
@@ -165,127 +129,19 @@ func (r *run) newServer(name string, at int) *fleet.Server {
 	}}
 }
 
-func (r *run) idOf(s *fleet.Server) string {
-	r.t.Helper()
-	b, err := os.ReadFile(filepath.Join(s.Dir(r.site), "server.json"))
-	r.check(err)
-	var f struct {
-		ID string `json:"id"`
-	}
-	r.check(json.Unmarshal(b, &f))
-	return f.ID
-}
-
-func (r *run) admin(n int) ztv1.AdminServiceClient {
-	return ztv1.NewAdminServiceClient(r.ports[n].Admin)
-}
-
-// until asks again until there is no error.
-func (r *run) until(what string, ok func() error) error {
-	give := time.NewTimer(patience)
-	defer give.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := ok()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-give.C:
-			return fmt.Errorf("waited in vain: %s: %w", what, err)
-		case <-tick.C:
-		}
-	}
-}
-
 // token makes a token for a workload, or for a server if that is "".
-func (r *run) token(workload string) (token string) {
+func (r *run) token(workload string) string {
 	r.t.Helper()
-	r.check(r.until("a token", func() error {
-		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-		defer cancel()
-		resp, err := r.admin(r.rng.IntN(len(r.ports))).CreateToken(ctx, &ztv1.CreateTokenRequest{Workload: workload, Server: workload == ""})
-		token = resp.GetToken()
-		return err
-	}))
+	token, err := r.Token(r.ctx(), workload)
+	r.check(err)
 	return token
 }
 
-func (r *run) tokenFile(name, token string) string {
-	r.t.Helper()
-	file := filepath.Join(r.site.Dir, name+".token")
-	r.check(os.WriteFile(file, []byte(token), 0o600))
-	return file
-}
-
-func (r *run) join(ctx context.Context, s *fleet.Server, token string) {
-	r.t.Helper()
-	r.check(r.until(s.Name+" joins", func() error {
-		_, err := r.site.Command(ctx, "ztd", "join", "--server", r.servers[0].Node(), "--token-file", r.tokenFile(s.Name, token), "--data-dir", s.Name)
-		return err
-	}))
-}
-
-// together waits until every server votes and all know each other.
-func (r *run) together() {
-	r.t.Helper()
-	r.check(r.until("all servers vote", func() error {
-		for _, s := range r.servers {
-			of, err := r.group(s)
-			if err != nil {
-				return err
-			}
-			for _, id := range r.ids {
-				if !of[id] {
-					return fmt.Errorf("%s does not know that %s votes: %v", s.Name, id, of)
-				}
-			}
-		}
-		return nil
-	}))
-}
-
-// group is who is of the Raft group, and votes, as a server knows it.
-func (r *run) group(s *fleet.Server) (votes map[string]bool, err error) {
-	ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-	defer cancel()
-	body, err := s.Get(ctx, "/debug/members")
-	if err != nil {
-		return nil, err
-	}
-	var all []struct {
-		ID    string
-		Voter bool
-	}
-	if err := json.Unmarshal([]byte(body), &all); err != nil {
-		return nil, err
-	}
-	votes = map[string]bool{}
-	for _, m := range all {
-		votes[m.ID] = m.Voter
-	}
-	return votes, nil
-}
-
 // leader is the index of the server that leads now.
-func (r *run) leader() (n int) {
+func (r *run) leader() int {
 	r.t.Helper()
-	r.check(r.until("a leader", func() error {
-		for i, s := range r.servers {
-			if !s.Running() {
-				continue
-			}
-			ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-			info, err := r.admin(i).GetServerInfo(ctx, &ztv1.GetServerInfoRequest{})
-			cancel()
-			if err == nil && info.Leader == r.ids[i] {
-				n = i
-				return nil
-			}
-		}
-		return errors.New("none leads")
-	}))
+	n, err := r.Leader(r.ctx())
+	r.check(err)
 	return n
 }
 
@@ -296,52 +152,20 @@ func (r *run) follower() int { return (r.leader() + 1 + r.rng.IntN(2)) % 3 }
 // all serve.
 func (r *run) restore() {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	for _, s := range r.servers {
+	ctx := r.ctx()
+	for _, s := range r.Servers {
 		if s.Running() && s.Post(ctx, "/debug/failpoint?arm=") == nil {
 			continue
 		}
 		if s.Running() { // on its way out
 			s.Kill()
 		}
-		r.check(s.Start(r.site))
+		r.check(s.Start(r.Site))
 	}
-	for _, s := range r.servers {
+	for _, s := range r.Servers {
 		r.check(s.Ready(ctx))
 	}
-	r.together()
-}
-
-// converge waits until the states of all servers are equal bit by bit. Two states of
-// one index that differ are a fault that no waiting mends.
-func (r *run) converge() {
-	r.t.Helper()
-	r.check(r.until("equal states", func() error {
-		states := make([]string, len(r.servers))
-		for i, s := range r.servers {
-			ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-			body, err := s.Get(ctx, "/debug/state")
-			cancel()
-			if err != nil {
-				return err
-			}
-			states[i] = strings.TrimSpace(body)
-		}
-		if len(slices.Compact(slices.Clone(states))) == 1 {
-			return nil
-		}
-		for i := range states {
-			for j := range i {
-				a, _, _ := strings.Cut(states[i], " ")
-				b, _, _ := strings.Cut(states[j], " ")
-				if a == b && states[i] != states[j] {
-					r.t.Fatalf("%s and %s disagree at entry %s: %v", r.servers[i].Name, r.servers[j].Name, a, states)
-				}
-			}
-		}
-		return fmt.Errorf("%v", states)
-	}))
+	r.check(r.Together(ctx))
 }
 
 // load is the clients at work.
@@ -379,7 +203,7 @@ func (r *run) startLoad() *load {
 func (r *run) moreWrites(n int) {
 	r.t.Helper()
 	from := r.ledger.Acknowledged()
-	r.check(r.until("writes", func() error {
+	r.check(fleet.Until(r.ctx(), "writes", func(context.Context) error {
 		if now := r.ledger.Acknowledged(); now < from+n {
 			return fmt.Errorf("%d of %d", now-from, n)
 		}
@@ -393,15 +217,9 @@ func (r *run) settle(l *load) {
 	l.stop()
 	l.wg.Wait()
 	r.check(errors.Join(l.errs...))
-	r.converge()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	r.check(r.ledger.Check(ctx))
-	var journals []string
-	for _, s := range r.servers {
-		journals = append(journals, filepath.Join(s.Dir(r.site), "issuance.log"))
-	}
-	r.check(r.ledger.CheckJournals(journals...))
+	r.check(r.Converge(r.ctx()))
+	r.check(r.ledger.Check(r.ctx()))
+	r.check(r.ledger.CheckJournals(r.Journals()...))
 }
 
 // said is how often a process has said that it is at a failpoint.
@@ -419,18 +237,26 @@ func said(log, point string) int {
 	return n
 }
 
-// dies waits until a process has ended at a failpoint, or else ends it.
-func (r *run) dies(p *zttest.Process, point string, before int, within time.Duration) bool {
+// dies waits until a process has ended at a failpoint, or else ends it, and has it say
+// where it is.
+func (r *run) dies(p *zttest.Process, point string, before int, within time.Duration) {
+	r.t.Helper()
 	give := time.NewTimer(within)
 	defer give.Stop()
 	select {
 	case <-p.Exited():
 	case <-give.C:
+		if syscall.Kill(p.PID(), syscall.SIGQUIT) == nil {
+			select {
+			case <-p.Exited():
+			case <-time.After(2 * time.Second):
+			}
+		}
 		p.Kill()
 	}
-	if said(p.Log(), point) == before {
-		return false
+	if said(p.Log(), point) > before {
+		r.reached[point]++
+	} else {
+		r.missed[point]++
 	}
-	r.reached[point]++
-	return true
 }

@@ -83,11 +83,11 @@ func (r *run) armed(point string) string {
 func (r *run) underLoad(point string, victim int) {
 	r.t.Helper()
 	l := r.startLoad()
-	s := r.servers[victim]
+	s := r.Servers[victim]
 	before := said(s.Log(), point)
 	r.arm(s, r.armed(point))
 	var second <-chan time.Time
-	other := r.servers[(victim+1+r.rng.IntN(2))%3]
+	other := r.Servers[(victim+1+r.rng.IntN(2))%3]
 	if r.rng.IntN(5) == 0 {
 		second = time.After(time.Duration(r.rng.IntN(100)) * time.Millisecond)
 	}
@@ -99,7 +99,7 @@ func (r *run) underLoad(point string, victim int) {
 			other.Kill()
 			second = nil
 			if r.rng.IntN(2) == 0 { // or without a quorum until the end of the cycle
-				r.check(other.Start(r.site))
+				r.check(other.Start(r.Site))
 			}
 		case <-s.Exited():
 			waiting = second != nil
@@ -107,7 +107,7 @@ func (r *run) underLoad(point string, victim int) {
 			waiting = false
 		}
 	}
-	r.count(point, r.dies(s.Process, point, before, 0))
+	r.dies(s.Process, point, before, 0)
 	if r.running() > 1 {
 		r.moreWrites(2) // the others go on
 	}
@@ -117,7 +117,7 @@ func (r *run) underLoad(point string, victim int) {
 
 func (r *run) running() int {
 	n := 0
-	for _, s := range r.servers {
+	for _, s := range r.Servers {
 		if s.Running() {
 			n++
 		}
@@ -125,16 +125,9 @@ func (r *run) running() int {
 	return n
 }
 
-func (r *run) count(point string, hit bool) {
-	if !hit {
-		r.missed[point]++
-	}
-}
-
 func (r *run) arm(s *fleet.Server, what string) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
+	ctx := r.ctx()
 	r.check(s.Post(ctx, "/debug/failpoint?arm="+what))
 }
 
@@ -146,11 +139,11 @@ func (r *run) serves(point string)  { r.underLoad(point, r.rng.IntN(3)) }
 func (r *run) starts(point string) {
 	r.t.Helper()
 	l := r.startLoad()
-	s := r.servers[r.rng.IntN(3)]
+	s := r.Servers[r.rng.IntN(3)]
 	s.Kill()
 	before := said(s.Log(), point)
-	r.check(s.Start(r.site, "ZT_FAILPOINT="+r.armed(point)))
-	r.count(point, r.dies(s.Process, point, before, reach))
+	r.check(s.Start(r.Site, "ZT_FAILPOINT="+r.armed(point)))
+	r.dies(s.Process, point, before, reach)
 	r.restore()
 	r.settle(l)
 }
@@ -160,27 +153,24 @@ func (r *run) isElected(point string) {
 	r.t.Helper()
 	l := r.startLoad()
 	leader := r.leader()
-	followers := []*fleet.Server{r.servers[(leader+1)%3], r.servers[(leader+2)%3]}
+	followers := []*fleet.Server{r.Servers[(leader+1)%3], r.Servers[(leader+2)%3]}
 	before := said(followers[0].Log(), point) + said(followers[1].Log(), point)
 	for _, s := range followers {
 		r.arm(s, r.armed(point))
 	}
-	r.servers[leader].Kill()
+	r.Servers[leader].Kill()
 	give := time.NewTimer(reach)
 	defer give.Stop()
-	var first *fleet.Server
 	select {
 	case <-followers[0].Exited():
-		first = followers[0]
 	case <-followers[1].Exited():
-		first = followers[1]
 	case <-give.C:
-		first = followers[0]
 	}
-	_ = r.dies(first.Process, point, said(first.Log(), point), 0)
-	after := said(followers[0].Log(), point) + said(followers[1].Log(), point)
-	r.reached[point] += after - before
-	r.count(point, after > before)
+	if n := said(followers[0].Log(), point) + said(followers[1].Log(), point) - before; n > 0 {
+		r.reached[point] += n
+	} else {
+		r.missed[point]++
+	}
 	r.restore()
 	r.settle(l)
 }
@@ -190,7 +180,7 @@ func (r *run) isElected(point string) {
 func (r *run) isDeposed(point string) {
 	r.t.Helper()
 	l := r.startLoad()
-	s := r.servers[r.leader()]
+	s := r.Servers[r.leader()]
 	before := said(s.Log(), point)
 	r.arm(s, point)
 	if r.rng.IntN(2) == 0 {
@@ -200,7 +190,7 @@ func (r *run) isDeposed(point string) {
 		r.moreWrites(2) // there is another
 		r.check(syscall.Kill(s.PID(), syscall.SIGCONT))
 	}
-	r.count(point, r.dies(s.Process, point, before, reach))
+	r.dies(s.Process, point, before, reach)
 	r.restore()
 	r.settle(l)
 }
@@ -210,13 +200,13 @@ func (r *run) isDeposed(point string) {
 func (r *run) isSeeded(point string) {
 	r.t.Helper()
 	l := r.startLoad()
-	leader := r.servers[r.leader()]
-	away := r.servers[r.follower()]
+	leader := r.Servers[r.leader()]
+	away := r.Servers[r.follower()]
 	away.Kill()
 	r.awaitCut(leader)
 	before := said(away.Log(), point)
-	r.check(away.Start(r.site, "ZT_FAILPOINT="+point))
-	r.count(point, r.dies(away.Process, point, before, reach))
+	r.check(away.Start(r.Site, "ZT_FAILPOINT="+point))
+	r.dies(away.Process, point, before, reach)
 	r.restore()
 	r.settle(l)
 }
@@ -224,9 +214,8 @@ func (r *run) isSeeded(point string) {
 // awaitCut waits until a server has cut entries from its log that it has now.
 func (r *run) awaitCut(s *fleet.Server) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	cuts := func() (n int) {
+	ctx := r.ctx()
+	cuts := func() int {
 		var passed map[string]int
 		body, err := s.Get(ctx, "/debug/failpoint")
 		r.check(err)
@@ -235,7 +224,7 @@ func (r *run) awaitCut(s *fleet.Server) {
 	}
 	// The first may cut what the one who is away has.
 	before := cuts()
-	r.check(r.until("a cut", func() error {
+	r.check(fleet.Until(r.ctx(), "a cut", func(ctx context.Context) error {
 		if n := cuts(); n < before+2 {
 			return fmt.Errorf("%d of 2", n-before)
 		}
@@ -252,11 +241,11 @@ func (r *run) hands(point string) { r.stopping(point, r.leader()) }
 func (r *run) stopping(point string, victim int) {
 	r.t.Helper()
 	l := r.startLoad()
-	s := r.servers[victim]
+	s := r.Servers[victim]
 	before := said(s.Log(), point)
 	r.arm(s, point)
 	r.check(syscall.Kill(s.PID(), syscall.SIGTERM))
-	r.count(point, r.dies(s.Process, point, before, reach))
+	r.dies(s.Process, point, before, reach)
 	r.moreWrites(2)
 	r.restore()
 	r.settle(l)
@@ -266,31 +255,30 @@ func (r *run) stopping(point string, victim int) {
 // what to do; and then done again.
 func (r *run) initialises(point string) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
+	ctx := r.ctx()
 	r.joined++
 	name := fmt.Sprintf("init-%d", r.joined)
 	args := []string{"init", "--trust-domain", "other.example", "--data-dir", name}
 	p := r.dying("ztd", name, point, args...)
-	r.count(point, r.dies(p, point, 0, reach))
-	if out, err := r.site.Command(ctx, "ztd", args...); err == nil || !strings.Contains(err.Error(), "interrupted") {
+	r.dies(p, point, 0, reach)
+	if out, err := r.Command(ctx, "ztd", args...); err == nil || !strings.Contains(err.Error(), "interrupted") {
 		r.t.Errorf("init after one that was interrupted at %s: %s, %v", point, out, err)
 	}
-	if out, err := r.site.Command(ctx, "ztd", "run", "--data-dir", name); err == nil || !strings.Contains(err.Error(), "is not the data directory of a server") {
+	if out, err := r.Command(ctx, "ztd", "run", "--data-dir", name); err == nil || !strings.Contains(err.Error(), "is not the data directory of a server") {
 		r.t.Errorf("run after an init that was interrupted at %s: %s, %v", point, out, err)
 	}
-	r.check(os.RemoveAll(filepath.Join(r.site.Dir, name)))
-	_, err := r.site.Command(ctx, "ztd", args...)
+	r.check(os.RemoveAll(filepath.Join(r.Dir, name)))
+	_, err := r.Command(ctx, "ztd", args...)
 	r.check(err)
-	r.check(os.RemoveAll(filepath.Join(r.site.Dir, name)))
+	r.check(os.RemoveAll(filepath.Join(r.Dir, name)))
 }
 
 // dying starts a program that is to end at a failpoint.
 func (r *run) dying(program, name, point string, args ...string) *zttest.Process {
 	r.t.Helper()
 	p, err := zttest.Start(zttest.Command{
-		Name: name, Path: r.site.Program(program), Args: args, Dir: r.site.Dir,
-		Env: append(r.site.Env[:len(r.site.Env):len(r.site.Env)], "ZT_FAILPOINT="+point), Log: r.site.Log(name),
+		Name: name, Path: r.Program(program), Args: args, Dir: r.Dir,
+		Env: append(r.Env[:len(r.Env):len(r.Env)], "ZT_FAILPOINT="+point), Log: r.Log(name),
 	})
 	r.check(err)
 	return p
@@ -310,10 +298,9 @@ func (r *run) joins(point string) {
 	s := r.newcomer()
 	args := r.joinArgs(s, r.token(""))
 	p := r.dying("ztd", s.Name, point, args...)
-	r.count(point, r.dies(p, point, 0, reach))
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	if _, err := r.site.Command(ctx, "ztd", args...); err == nil || !strings.Contains(err.Error(), "token refused") {
+	r.dies(p, point, 0, reach)
+	ctx := r.ctx()
+	if _, err := r.Command(ctx, "ztd", args...); err == nil || !strings.Contains(err.Error(), "token refused") {
 		r.t.Errorf("a server token that was used by a join that died at %s: %v", point, err)
 	}
 	r.comeAndGo(s)
@@ -321,24 +308,33 @@ func (r *run) joins(point string) {
 }
 
 func (r *run) joinArgs(s *fleet.Server, token string) []string {
-	return []string{"join", "--server", r.servers[r.rng.IntN(3)].Node(), "--token-file", r.tokenFile(s.Name, token), "--data-dir", s.Name}
+	r.t.Helper()
+	args, err := r.JoinArgs(s, token, r.rng.IntN(3))
+	r.check(err)
+	return args
+}
+
+func (r *run) idOf(s *fleet.Server) string {
+	r.t.Helper()
+	id, err := r.ID(s)
+	r.check(err)
+	return id
 }
 
 // admits: the leader dies while a server joins.
 func (r *run) admits(point string) {
 	r.t.Helper()
 	l := r.startLoad()
-	leader := r.servers[r.leader()]
+	leader := r.Servers[r.leader()]
 	s := r.newcomer()
 	args := r.joinArgs(s, r.token(""))
 	before := said(leader.Log(), point)
 	r.arm(leader, point)
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	if _, err := r.site.Command(ctx, "ztd", args...); err == nil {
+	ctx := r.ctx()
+	if _, err := r.Command(ctx, "ztd", args...); err == nil {
 		r.t.Errorf("a join by a leader that died at %s succeeded", point)
 	}
-	r.count(point, r.dies(leader.Process, point, before, reach))
+	r.dies(leader.Process, point, before, reach)
 	r.restore()
 	r.comeAndGo(s)
 	r.settle(l)
@@ -348,24 +344,20 @@ func (r *run) admits(point string) {
 // was left of earlier tries is removed with it.
 func (r *run) comeAndGo(s *fleet.Server) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	r.check(r.until(s.Name+" joins", func() error {
-		_, err := r.site.Command(ctx, "ztd", r.joinArgs(s, r.token(""))...)
-		return err
-	}))
-	r.check(s.Start(r.site))
+	ctx := r.ctx()
+	r.check(r.Join(ctx, s))
+	r.check(s.Start(r.Site))
 	defer s.Kill()
 	r.check(s.Ready(ctx))
 	id := r.idOf(s)
-	r.check(r.until("the newcomer votes", func() error { return r.votes(s, id, true) }))
+	r.check(fleet.Until(r.ctx(), "the newcomer votes", func(ctx context.Context) error { return r.votes(ctx, s, id, true) }))
 	r.remove(id)
 	r.gone(s, id)
 }
 
 // votes wants a server to be, or not to be, of the group as another knows it.
-func (r *run) votes(by *fleet.Server, id string, want bool) error {
-	of, err := r.group(by)
+func (r *run) votes(ctx context.Context, by *fleet.Server, id string, want bool) error {
+	of, err := by.Group(ctx)
 	if err != nil {
 		return err
 	}
@@ -378,10 +370,8 @@ func (r *run) votes(by *fleet.Server, id string, want bool) error {
 // remove takes a server out, and asks again until that is clear.
 func (r *run) remove(id string) {
 	r.t.Helper()
-	r.check(r.until("a removal", func() error {
-		ctx, cancel := context.WithTimeout(r.t.Context(), 5*time.Second)
-		defer cancel()
-		_, err := r.admin(r.rng.IntN(3)).RemoveMember(ctx, &ztv1.RemoveMemberRequest{Id: id})
+	r.check(fleet.Until(r.ctx(), "a removal", func(ctx context.Context) error {
+		_, err := r.API(r.rng.IntN(3)).RemoveMember(ctx, &ztv1.RemoveMemberRequest{Id: id})
 		if status.Code(err) == codes.NotFound {
 			return nil
 		}
@@ -393,8 +383,8 @@ func (r *run) remove(id string) {
 // and removes what failed joins have left of records.
 func (r *run) gone(s *fleet.Server, id string) {
 	r.t.Helper()
-	for _, by := range r.servers {
-		r.check(r.until("the vote is gone", func() error { return r.votes(by, id, false) }))
+	for _, by := range r.Servers {
+		r.check(fleet.Until(r.ctx(), "the vote is gone", func(ctx context.Context) error { return r.votes(ctx, by, id, false) }))
 	}
 	give := time.NewTimer(patience)
 	defer give.Stop()
@@ -404,12 +394,10 @@ func (r *run) gone(s *fleet.Server, id string) {
 		r.t.Errorf("%s was removed and goes on", s.Name)
 		s.Kill()
 	}
-	r.check(os.RemoveAll(s.Dir(r.site)))
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
+	r.check(os.RemoveAll(s.Dir(r.Site)))
 	var all *ztv1.ListMembersResponse
-	r.check(r.until("the members", func() (err error) {
-		all, err = r.admin(r.leader()).ListMembers(ctx, &ztv1.ListMembersRequest{})
+	r.check(fleet.Until(r.ctx(), "the members", func(ctx context.Context) (err error) {
+		all, err = r.API(r.leader()).ListMembers(ctx, &ztv1.ListMembersRequest{})
 		return err
 	}))
 	for _, m := range all.Members {
@@ -424,19 +412,18 @@ func (r *run) grows(point string) {
 	r.t.Helper()
 	l := r.startLoad()
 	s := r.newcomer()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	r.join(ctx, s, r.token(""))
-	leader := r.servers[r.leader()]
+	ctx := r.ctx()
+	r.check(r.Join(ctx, s))
+	leader := r.Servers[r.leader()]
 	before := said(leader.Log(), point)
 	r.arm(leader, point)
-	r.check(s.Start(r.site))
+	r.check(s.Start(r.Site))
 	defer s.Kill()
-	r.count(point, r.dies(leader.Process, point, before, reach))
+	r.dies(leader.Process, point, before, reach)
 	r.restore()
 	r.check(s.Ready(ctx))
 	id := r.idOf(s)
-	r.check(r.until("the newcomer votes", func() error { return r.votes(s, id, true) }))
+	r.check(fleet.Until(r.ctx(), "the newcomer votes", func(ctx context.Context) error { return r.votes(ctx, s, id, true) }))
 	r.remove(id)
 	r.gone(s, id)
 	r.settle(l)
@@ -448,23 +435,22 @@ func (r *run) shrinks(point string) {
 	r.t.Helper()
 	l := r.startLoad()
 	s := r.newcomer()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	r.join(ctx, s, r.token(""))
-	r.check(s.Start(r.site))
+	ctx := r.ctx()
+	r.check(r.Join(ctx, s))
+	r.check(s.Start(r.Site))
 	defer s.Kill()
 	r.check(s.Ready(ctx))
 	id := r.idOf(s)
-	r.check(r.until("the newcomer votes", func() error { return r.votes(s, id, true) }))
-	leader := r.servers[r.leader()]
+	r.check(fleet.Until(r.ctx(), "the newcomer votes", func(ctx context.Context) error { return r.votes(ctx, s, id, true) }))
+	leader := r.Servers[r.leader()]
 	before := said(leader.Log(), point)
 	r.arm(leader, point)
 	call, stop := context.WithTimeout(ctx, reach)
 	defer stop()
-	if _, err := r.admin(r.leader()).RemoveMember(call, &ztv1.RemoveMemberRequest{Id: id}); err == nil {
+	if _, err := r.API(r.leader()).RemoveMember(call, &ztv1.RemoveMemberRequest{Id: id}); err == nil {
 		r.t.Errorf("a removal by a leader that died at %s succeeded", point)
 	}
-	r.count(point, r.dies(leader.Process, point, before, reach))
+	r.dies(leader.Process, point, before, reach)
 	r.restore()
 	r.remove(id)
 	r.gone(s, id)
@@ -473,9 +459,12 @@ func (r *run) shrinks(point string) {
 
 // agentArgs run an agent without an Envoy.
 func (r *run) agentArgs(name, token string) []string {
+	r.t.Helper()
+	file, err := r.TokenFile(name, token)
+	r.check(err)
 	return []string{
-		"run", "--no-envoy", "--workload", workload, "--token-file", r.tokenFile(name, token), "--data-dir", name,
-		"--server", r.servers[0].Node() + "," + r.servers[1].Node() + "," + r.servers[2].Node(),
+		"run", "--no-envoy", "--workload", workload, "--token-file", file, "--data-dir", name,
+		"--server", r.Servers[0].Node() + "," + r.Servers[1].Node() + "," + r.Servers[2].Node(),
 	}
 }
 
@@ -487,7 +476,7 @@ func (r *run) enrols(point string) {
 	name := r.nextAgent()
 	token := r.token(workload)
 	p := r.dying("ztagent", name, point, r.agentArgs(name, token)...)
-	r.count(point, r.dies(p, point, 0, reach))
+	r.dies(p, point, 0, reach)
 	r.agentServes(name, token).Stop(patience)
 	r.deregister(name)
 	r.settle(l)
@@ -502,11 +491,10 @@ func (r *run) nextAgent() string {
 func (r *run) agentServes(name, token string) *zttest.Process {
 	r.t.Helper()
 	p, err := zttest.Start(zttest.Command{
-		Name: name, Path: r.site.Program("ztagent"), Args: r.agentArgs(name, token), Dir: r.site.Dir, Env: r.site.Env, Log: r.site.Log(name),
+		Name: name, Path: r.Program("ztagent"), Args: r.agentArgs(name, token), Dir: r.Dir, Env: r.Env, Log: r.Log(name),
 	})
 	r.check(err)
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
+	ctx := r.ctx()
 	r.check(p.Await(ctx, "its certificates", func(context.Context) error {
 		if b, err := os.ReadFile(p.Log()); err != nil || !strings.Contains(string(b), `"msg":"serving"`) {
 			return errors.Join(errors.New("it does not serve"), err)
@@ -518,13 +506,11 @@ func (r *run) agentServes(name, token string) *zttest.Process {
 
 func (r *run) deregister(name string) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
-	defer cancel()
-	r.check(r.until("an agent deregisters", func() error {
-		_, err := r.site.Command(ctx, "ztagent", "deregister", "--data-dir", name)
+	r.check(fleet.Until(r.ctx(), "an agent deregisters", func(ctx context.Context) error {
+		_, err := r.Command(ctx, "ztagent", "deregister", "--data-dir", name)
 		return err
 	}))
-	r.check(os.RemoveAll(filepath.Join(r.site.Dir, name)))
+	r.check(os.RemoveAll(filepath.Join(r.Dir, name)))
 }
 
 // leaves: an agent dies when the cluster has forgotten its instance; asked again, it
@@ -535,7 +521,7 @@ func (r *run) leaves(point string) {
 	name := r.nextAgent()
 	r.agentServes(name, r.token(workload)).Stop(patience)
 	p := r.dying("ztagent", name, point, "deregister", "--data-dir", name)
-	r.count(point, r.dies(p, point, 0, reach))
+	r.dies(p, point, 0, reach)
 	r.deregister(name)
 	r.settle(l)
 }
@@ -567,7 +553,7 @@ func (r *run) renewed() {
 		return
 	}
 	r.renewal = nil
-	r.count(point, r.dies(a.Process, point, 0, 90*time.Second))
+	r.dies(a.Process, point, 0, 90*time.Second)
 	r.agentServes(a.name, a.token).Stop(patience)
 	r.deregister(a.name)
 }

@@ -35,8 +35,14 @@ func Environment() []string {
 	return out
 }
 
-// Program is the path of one of the programs.
-func (s *Site) Program(name string) string { return filepath.Join(s.Bin, name) }
+// Program is the path of one of the programs; what is a path stays, and so does what
+// is of the system.
+func (s *Site) Program(name string) string {
+	if strings.HasPrefix(name, "zt") {
+		return filepath.Join(s.Bin, name)
+	}
+	return name
+}
 
 // Log is the file with what a process says.
 func (s *Site) Log(name string) string { return filepath.Join(s.Dir, "log", name+".log") }

@@ -52,7 +52,7 @@ func (l *Ledger) Check(ctx context.Context) error {
 		l.checkReads(),
 		l.checkDocuments(now.documents),
 		differ("admin", l.people, now.admins),
-		differ("instance", l.fleet, now.instances),
+		differ("instance", l.enrolled, now.instances),
 	}
 	// What is settled and was found right is settled for good: only the history can
 	// show it again.

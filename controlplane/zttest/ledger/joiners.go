@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -47,11 +48,11 @@ type joiner struct {
 
 // until asks servers, at random, until call has an answer that is clear: no error, or
 // one that says that it is not to be asked again.
-func (j *joiner) until(what string, call func(ctx context.Context, at Ports, opt grpc.CallOption) error) error {
+func (j *joiner) until(what string, call func(ctx context.Context, at fleet.Ports, opt grpc.CallOption) error) error {
 	return until(what, j.ports, j.rng.IntN, j.patience, call)
 }
 
-func until(what string, ports []Ports, choose func(int) int, patience time.Duration, call func(context.Context, Ports, grpc.CallOption) error) error {
+func until(what string, ports []fleet.Ports, choose func(int) int, patience time.Duration, call func(context.Context, fleet.Ports, grpc.CallOption) error) error {
 	give := time.NewTimer(patience)
 	defer give.Stop()
 	for {
@@ -77,7 +78,7 @@ func (j *joiner) admin() error {
 		return err
 	}
 	var chain [][]byte
-	err = j.until("add admin "+j.name, func(ctx context.Context, at Ports, opt grpc.CallOption) error {
+	err = j.until("add admin "+j.name, func(ctx context.Context, at fleet.Ports, opt grpc.CallOption) error {
 		resp, err := ztv1.NewAdminServiceClient(at.Admin).AddAdmin(ctx, &ztv1.AddAdminRequest{Name: j.name, Role: "viewer", Csr: csr}, opt)
 		chain = resp.GetChain()
 		return err
@@ -92,7 +93,7 @@ func (j *joiner) admin() error {
 	if j.rng.IntN(2) == 0 {
 		return nil
 	}
-	err = j.until("remove admin "+j.name, func(ctx context.Context, at Ports, opt grpc.CallOption) error {
+	err = j.until("remove admin "+j.name, func(ctx context.Context, at fleet.Ports, opt grpc.CallOption) error {
 		_, err := ztv1.NewAdminServiceClient(at.Admin).RemoveAdmin(ctx, &ztv1.RemoveAdminRequest{Name: j.name}, opt)
 		return err
 	})
@@ -116,7 +117,7 @@ func (l *Ledger) person(name string, there bool) {
 // that one of them is enrolled; that one renews, and gives up every other time.
 func (j *joiner) instance(racers int) error {
 	token := ""
-	err := j.until("make a token", func(ctx context.Context, at Ports, opt grpc.CallOption) error {
+	err := j.until("make a token", func(ctx context.Context, at fleet.Ports, opt grpc.CallOption) error {
 		resp, err := ztv1.NewAdminServiceClient(at.Admin).CreateToken(ctx, &ztv1.CreateTokenRequest{Workload: j.workload}, opt)
 		token = resp.GetToken()
 		return err
@@ -158,7 +159,7 @@ func (j *joiner) instance(racers int) error {
 func (l *Ledger) instanceIs(id string, there bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.fleet[id] = there
+	l.enrolled[id] = there
 	if there {
 		l.counts.Enrolments++
 	}
@@ -177,7 +178,7 @@ func (j *joiner) race(token string, rng *rand.Rand) (*racer, error) {
 		return nil, err
 	}
 	var issued *ztv1.Issued
-	err = until("enrol "+r.id, j.ports, rng.IntN, j.patience, func(ctx context.Context, at Ports, opt grpc.CallOption) error {
+	err = until("enrol "+r.id, j.ports, rng.IntN, j.patience, func(ctx context.Context, at fleet.Ports, opt grpc.CallOption) error {
 		resp, err := ztv1.NewNodeServiceClient(at.Node).Enrol(ctx, &ztv1.EnrolRequest{
 			Token: token, Workload: j.workload, Instance: r.id, NodeCsr: csr, SvidCsr: csr,
 		}, opt)
@@ -215,7 +216,7 @@ func (j *joiner) live(r *racer) error {
 		return err
 	}
 	var issued *ztv1.Issued
-	err = j.until("renew "+r.id, func(ctx context.Context, _ Ports, opt grpc.CallOption) error {
+	err = j.until("renew "+r.id, func(ctx context.Context, _ fleet.Ports, opt grpc.CallOption) error {
 		resp, err := node.Renew(ctx, &ztv1.RenewRequest{SvidCsr: csr}, opt)
 		issued = resp.GetCertificates()
 		if status.Code(err) == codes.PermissionDenied {
@@ -233,7 +234,7 @@ func (j *joiner) live(r *racer) error {
 	if j.rng.IntN(2) == 0 {
 		return nil
 	}
-	err = j.until("deregister "+r.id, func(ctx context.Context, _ Ports, opt grpc.CallOption) error {
+	err = j.until("deregister "+r.id, func(ctx context.Context, _ fleet.Ports, opt grpc.CallOption) error {
 		_, err := node.Deregister(ctx, &ztv1.DeregisterRequest{}, opt)
 		return err
 	})

@@ -38,55 +38,15 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
-	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
-
-// Ports are where one server is reached.
-type Ports struct {
-	Admin *grpc.ClientConn // as the first admin
-	Node  *grpc.ClientConn // as nobody
-	// AsNode connects to the node port as an instance.
-	AsNode func(*identity.KeyPair) (*grpc.ClientConn, error)
-}
-
-// Connect makes the connections to servers.
-func Connect(c *fleet.Credential, servers []*fleet.Server, more ...grpc.DialOption) ([]Ports, error) {
-	var out []Ports
-	for _, s := range servers {
-		asAdmin, err := c.TLS(c.Pair)
-		if err != nil {
-			return nil, err
-		}
-		asNobody, err := c.TLS(nil)
-		if err != nil {
-			return nil, err
-		}
-		var p Ports
-		if p.Admin, err = fleet.Connect(s.Admin(), asAdmin, more...); err != nil {
-			return nil, err
-		}
-		if p.Node, err = fleet.Connect(s.Node(), asNobody, more...); err != nil {
-			return nil, err
-		}
-		p.AsNode = func(pair *identity.KeyPair) (*grpc.ClientConn, error) {
-			config, err := c.TLS(pair)
-			if err != nil {
-				return nil, err
-			}
-			return fleet.Connect(s.Node(), config, more...)
-		}
-		out = append(out, p)
-	}
-	return out, nil
-}
 
 // callTimeout bounds one call: the outcome of a call that takes longer is unknown.
 const callTimeout = 3 * time.Second
 
 // Ledger is what the clients of one cluster know.
 type Ledger struct {
-	ports []Ports
+	ports []fleet.Ports
 	docs  int // of each writer
 
 	mu       sync.Mutex // guards what follows
@@ -98,7 +58,7 @@ type Ledger struct {
 	current  map[string]*Write // the last settled write of each document
 	reads    []read
 	people   map[string]bool // admins that are there, by name
-	fleet    map[string]bool // instances that are there, by id
+	enrolled map[string]bool // instances that are there, by id
 	issued   []string        // serials of certificates that were handed out
 	counts   Counts
 }
@@ -138,10 +98,10 @@ type read struct {
 }
 
 // New makes a ledger for a cluster whose writers have so many documents each.
-func New(ports []Ports, documents int) *Ledger {
+func New(ports []fleet.Ports, documents int) *Ledger {
 	return &Ledger{
 		ports: ports, docs: documents, keys: map[string]*Write{}, revision: map[string]uint64{},
-		current: map[string]*Write{}, people: map[string]bool{}, fleet: map[string]bool{},
+		current: map[string]*Write{}, people: map[string]bool{}, enrolled: map[string]bool{},
 	}
 }
 
