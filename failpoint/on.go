@@ -6,11 +6,14 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Variable is the environment variable that arms a process from its start, as Arm does.
@@ -71,7 +74,11 @@ func act(name, action string) {
 	case Leave:
 		os.Exit(Exit)
 	case Pause:
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		// To this thread: what is sent to the process stops whichever thread has time,
+		// and the others only then.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		_ = unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP)
 	}
 }
 

@@ -1,0 +1,382 @@
+//go:build system
+
+package netsplit_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
+	"github.com/ztmesh/ztmesh/identity"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+)
+
+// followerIsolated: the others write on, nobody elects, then or when it is back, and it
+// catches up. A machine that stalls for a second elects, too: this is asked three times.
+func (s *split) followerIsolated() {
+	s.t.Helper()
+	const tries = 3
+	for try := 1; ; try++ {
+		l := s.startLoad()
+		term := s.newest()
+		away := others(s.leader())[s.rng.IntN(2)]
+		s.net.part(away+1, ends(others(away))...)
+		s.wait(s.last(4 * time.Second))
+		s.moreWrites(10)
+		s.net.heal()
+		s.wait(2 * time.Second)
+		s.settle(l)
+		if now := s.newest(); now == term {
+			return
+		} else if try == tries {
+			s.t.Fatalf("%s was isolated %d times, and each time somebody was elected: term %d, then %d", s.Servers[away].Name, tries, term, now)
+		}
+	}
+}
+
+// leaderInMinority: whoever asks the old leader gets no answer that is not true.
+func (s *split) leaderInMinority() {
+	s.t.Helper()
+	l := s.startLoad()
+	old := s.leader()
+	instance, at := s.instance(), s.Ports[old]
+	token, err := s.Token(s.ctx(), workload)
+	s.check(err)
+	s.net.part(old+1, ends(others(old))...)
+
+	// From now on nothing can be agreed on there.
+	call, cancel := context.WithTimeout(s.ctx(), 10*time.Second)
+	defer cancel()
+	if _, err := s.API(old).CreateToken(call, &ztv1.CreateTokenRequest{Workload: workload}); err == nil {
+		s.t.Error("a leader in the minority made a token")
+	}
+	lost := s.enrol(call, old, token)
+	if lost.err == nil {
+		s.t.Error("a leader in the minority enrolled an instance")
+	}
+	s.check(s.renew(instance, at)) // it has heard a leader within five minutes: itself
+
+	// The others go on, and what they agree on shows in no answer of the old one but
+	// a true one; the readers ask it all the time, and the ledger judges.
+	s.moreWrites(5)
+	next := s.leaderBut(old)
+	name := "w0/d0"
+	before := s.ledger.Counts().Reads
+	for range 20 {
+		s.check(s.ledger.Read(name, next))
+		answered, err := s.ledger.TryRead(name, old)
+		s.check(err)
+		if answered {
+			s.t.Error("a server without a quorum answered a read that was to be newest")
+			break
+		}
+		if stale, err := s.API(old).GetDocument(s.ctx(), &ztv1.GetDocumentRequest{
+			Kind: "Workload", Namespace: "load", Name: "agent", Stale: true,
+		}); err != nil || stale.GetDocument().GetRevision() == 0 {
+			s.t.Errorf("a stale read of a server without a quorum: %v, %v", stale, err)
+			break
+		}
+	}
+	if s.ledger.Counts().Reads == before {
+		s.t.Error("nobody read")
+	}
+	s.check(s.renew(instance, at))
+
+	// The token is worth one instance, whoever comes first where it counts.
+	if won := s.enrol(s.ctx(), next, token); won.err != nil {
+		s.t.Errorf("the majority does not enrol: %v", won.err)
+	}
+	s.net.heal()
+	s.check(fleet.Until(s.ctx(), "the first to ask is refused", func(ctx context.Context) error {
+		again := s.ask(ctx, old, lost.req)
+		if again == nil {
+			s.t.Error("one token made two instances")
+			return nil
+		}
+		if status.Code(again) != codes.PermissionDenied {
+			return again
+		}
+		return nil
+	}))
+	s.settle(l)
+}
+
+// enrolment is a try to enrol, and how it ended.
+type enrolment struct {
+	req *ztv1.EnrolRequest
+	key identity.PrivateKey
+	err error
+	ztv1.Issued
+}
+
+func (s *split) enrol(ctx context.Context, server int, token string) *enrolment {
+	s.t.Helper()
+	key, err := identity.NewKey()
+	s.check(err)
+	csr, err := identity.NewCSR(key)
+	s.check(err)
+	e := &enrolment{key: key, req: &ztv1.EnrolRequest{
+		Token: token, Workload: workload, Instance: identity.NewID(), NodeCsr: csr, SvidCsr: csr,
+	}}
+	e.err = s.ask(ctx, server, e.req)
+	return e
+}
+
+func (s *split) ask(ctx context.Context, server int, req *ztv1.EnrolRequest) error {
+	_, err := ztv1.NewNodeServiceClient(s.Ports[server].Node).Enrol(ctx, req)
+	return err
+}
+
+// instance enrols one.
+func (s *split) instance() *identity.KeyPair {
+	s.t.Helper()
+	token, err := s.Token(s.ctx(), workload)
+	s.check(err)
+	key, err := identity.NewKey()
+	s.check(err)
+	csr, err := identity.NewCSR(key)
+	s.check(err)
+	req := &ztv1.EnrolRequest{Token: token, Workload: workload, Instance: identity.NewID(), NodeCsr: csr, SvidCsr: csr}
+	var chain [][]byte
+	s.check(fleet.Until(s.ctx(), "an enrolment", func(ctx context.Context) error {
+		resp, err := ztv1.NewNodeServiceClient(s.Ports[s.leader()].Node).Enrol(ctx, req)
+		chain = resp.GetCertificates().GetNodeChain()
+		return err
+	}))
+	certs, err := identity.ParseDER(chain)
+	s.check(err)
+	pair, err := identity.NewKeyPair(key, certs)
+	s.check(err)
+	return pair
+}
+
+// renew renews as an instance, at one server.
+func (s *split) renew(as *identity.KeyPair, at fleet.Ports) error {
+	conn, err := at.AsNode(as)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	key, err := identity.NewKey()
+	if err != nil {
+		return err
+	}
+	csr, err := identity.NewCSR(key)
+	if err != nil {
+		return err
+	}
+	return fleet.Until(s.ctx(), "a renewal", func(ctx context.Context) error {
+		_, err := ztv1.NewNodeServiceClient(conn).Renew(ctx, &ztv1.RenewRequest{SvidCsr: csr})
+		return err
+	})
+}
+
+// leaderBut waits for a leader that is not one of before.
+func (s *split) leaderBut(old int) (n int) {
+	s.t.Helper()
+	s.check(fleet.Until(s.ctx(), "another leader", func(ctx context.Context) error {
+		for _, i := range others(old) {
+			info, err := s.API(i).GetServerInfo(ctx, &ztv1.GetServerInfoRequest{})
+			if err == nil && info.Leader == s.IDs[i] {
+				n = i
+				return nil
+			}
+		}
+		return errors.New("there is none")
+	}))
+	return n
+}
+
+// oneWay: what one server sends to another is lost, while answers would come; for every
+// pair.
+func (s *split) oneWay() {
+	s.t.Helper()
+	l := s.startLoad()
+	for from := range 3 {
+		for _, to := range others(from) {
+			s.net.cut(from+1, to+1)
+			s.wait(s.last(1500 * time.Millisecond))
+			s.moreWrites(3)
+			s.net.heal()
+			s.moreWrites(3)
+		}
+	}
+	s.settle(l)
+}
+
+// leaderHearsNobody: it speaks, and so keeps the others from electing, until it has
+// noticed that nobody answers.
+func (s *split) leaderHearsNobody() {
+	s.t.Helper()
+	l := s.startLoad()
+	old := s.leader()
+	for _, o := range others(old) {
+		s.net.cut(o+1, old+1)
+	}
+	next := s.leaderBut(old)
+	s.moreWrites(5)
+	s.wait(s.last(2 * time.Second))
+	if now := s.leaderBut(old); now != next {
+		s.t.Logf("%s took over from %s", s.Servers[now].Name, s.Servers[next].Name)
+	}
+	s.settle(l)
+}
+
+// bridge: two servers do not hear each other, and both hear the third.
+func (s *split) bridge() {
+	s.t.Helper()
+	for _, middle := range []int{0, 1, 2} {
+		l := s.startLoad()
+		apart := others(middle)
+		s.net.part(apart[0]+1, apart[1]+1)
+		s.wait(s.last(2 * time.Second))
+		s.moreWrites(5)
+		s.settle(l)
+	}
+}
+
+// flapping: links come and go faster than anybody elects.
+func (s *split) flapping() {
+	s.t.Helper()
+	l := s.startLoad()
+	for end := time.Now().Add(s.last(6 * time.Second)); time.Now().Before(end); {
+		from := s.rng.IntN(3)
+		to := others(from)[s.rng.IntN(2)]
+		if s.rng.IntN(2) == 0 {
+			s.net.part(from+1, to+1)
+		} else {
+			s.net.cut(from+1, to+1)
+		}
+		s.wait(time.Duration(50+s.rng.IntN(400)) * time.Millisecond)
+		s.net.heal()
+		s.wait(time.Duration(s.rng.IntN(300)) * time.Millisecond)
+	}
+	s.moreWrites(5)
+	s.settle(l)
+}
+
+// leaderStopped: a leader that was stopped, and does not know how long, answers no read
+// by what it knew, also those that lay before it when it went on.
+func (s *split) leaderStopped() {
+	s.t.Helper()
+	l := s.startLoad()
+	old := s.leader()
+	process := s.Servers[old].PID()
+	s.check(syscall.Kill(process, syscall.SIGSTOP))
+	defer syscall.Kill(process, syscall.SIGCONT)
+	s.leaderBut(old)
+	s.moreWrites(5)
+	s.wait(s.last(5 * time.Second))
+	answers := make(chan error)
+	const readers = 16
+	for i := range readers {
+		go func() {
+			var err error
+			for n := 0; n < 5 && err == nil; n++ {
+				err = s.ledger.Read(fmt.Sprintf("w%d/d%d", i%writers, n%2), old)
+			}
+			answers <- err
+		}()
+	}
+	s.moreWrites(5)
+	s.check(syscall.Kill(process, syscall.SIGCONT))
+	for range readers {
+		s.check(<-answers)
+	}
+	s.moreWrites(5)
+	s.settle(l)
+}
+
+// black: an administrator's answer is lost on its way. What ztctl says is true: that it
+// does not know, and what to run next; and that tells.
+func (s *split) black() {
+	s.t.Helper()
+	leader := s.leader()
+	server := s.Servers[leader]
+	contexts := filepath.Join(s.Dir, "one.yaml")
+	s.check(s.onlyServer(contexts, server))
+	spec := filepath.Join(s.Dir, fmt.Sprintf("black-%d.yaml", s.rng.IntN(1<<30)))
+	name := fmt.Sprintf("n%d", s.rng.IntN(1<<30))
+	s.check(os.WriteFile(spec, fmt.Appendf(nil, `apiVersion: ztmesh.dev/v1alpha1
+kind: Workload
+metadata: {namespace: dark, name: %s}
+spec: {}
+`, name), 0o600))
+
+	// Nobody answers at all: nothing was sent.
+	s.net.cut(leader+1, client)
+	out, code := s.ztctl(contexts, "apply", "-f", spec, "--request-timeout", "3s")
+	if code != 1 || !strings.Contains(out, "no server can be reached") {
+		s.t.Errorf("in the dark from the start, ztctl ends with %d: %s", code, out)
+	}
+	s.net.heal()
+
+	// The answer is lost: the server stops when it has committed, and what it says when
+	// it goes on does not arrive.
+	s.check(server.Post(s.ctx(), "/debug/failpoint?arm=api.apply.committed=pause"))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		out, code = s.ztctl(contexts, "apply", "-f", spec, "--request-timeout", "4s")
+	}()
+	s.check(fleet.Until(s.ctx(), "the commit", func(context.Context) error {
+		b, err := os.ReadFile(server.Log())
+		if err == nil && !strings.Contains(string(b), "failpoint api.apply.committed") {
+			err = errors.New("not yet")
+		}
+		return err
+	}))
+	s.net.cut(leader+1, client)
+	s.check(syscall.Kill(server.PID(), syscall.SIGCONT))
+	<-done
+	s.unknown(out, code)
+	s.net.heal()
+	s.check(fleet.Until(s.ctx(), "what was not known to be there", func(ctx context.Context) error {
+		_, err := s.API(s.leader()).GetDocument(ctx, &ztv1.GetDocumentRequest{Kind: "Workload", Namespace: "dark", Name: name})
+		return err
+	}))
+	s.check(s.Converge(s.ctx()))
+}
+
+// onlyServer writes a context that knows one server.
+func (s *split) onlyServer(path string, server *fleet.Server) error {
+	all, err := identity.LoadContexts(filepath.Join(s.Servers[0].Dir(s.Site), "admin.yaml"))
+	if err != nil {
+		return err
+	}
+	for i := range all.Contexts {
+		all.Contexts[i].Servers = []string{server.Admin()}
+	}
+	return identity.SaveContexts(path, all)
+}
+
+// ztctl returns what a command says, and its exit code.
+func (s *split) ztctl(contexts string, args ...string) (string, int) {
+	cmd := exec.Command(s.Program("ztctl"), append(args, "--config", contexts)...)
+	cmd.Dir, cmd.Env = s.Dir, s.Env
+	out, err := cmd.CombinedOutput()
+	var failed *exec.ExitError
+	if err != nil && !errors.As(err, &failed) {
+		return err.Error(), -1
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// unknown wants ztctl to say that it does not know, and what to do.
+func (s *split) unknown(out string, code int) {
+	s.t.Helper()
+	s.t.Logf("the answer was lost: exit code %d\n%s", code, out)
+	if code == 0 || strings.Contains(out, "nothing was") {
+		s.t.Errorf("the answer was lost, and ztctl ends with %d: %s", code, out)
+	}
+}
