@@ -111,6 +111,18 @@ SEED ?=
 fuzz-authz: envoy ## Judge N random requests by evaluator and Envoy; SEED replays
 	ZT_PAIRS='$(N)' ZT_SEED='$(SEED)' $(GO) test -count 1 -timeout 0 -v $(TESTFLAGS) -run '^TestRandom$$' ./controlplane/zttest/judge
 
+# The long forms of two suites of make test-system. CYCLES and ROUNDS bound them, and so
+# does MINUTES where it is given.
+CYCLES = $(if $(filter file,$(origin N)),10000,$(N))
+ROUNDS = $(if $(filter file,$(origin N)),20,$(N))
+MINUTES ?=
+.PHONY: crash netsplit
+crash: ## Kill real servers at every failpoint, N times; SEED replays
+	ZT_CYCLES='$(CYCLES)' ZT_MINUTES='$(MINUTES)' ZT_SEED='$(SEED)' $(GO) test -tags system -count 1 -timeout 0 -v $(TESTFLAGS) ./controlplane/zttest/crash
+
+netsplit: ## Cut links between real servers, N rounds of each fault; SEED replays
+	ZT_ROUNDS='$(ROUNDS)' ZT_SEED='$(SEED)' $(GO) test -tags system -count 1 -timeout 0 -v $(TESTFLAGS) ./controlplane/zttest/netsplit
+
 # A benchmark reports against a goal of the project by printing a line
 #   figure NAME VALUE UNIT goal <=|>= LIMIT met|short
 # once per round; the last round counts. The goals inform, they fail nothing.

@@ -89,9 +89,11 @@ func again(t *testing.T) {
 	cmd.Env = append(os.Environ(), within+"=1")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
-	t.Logf("%s", out.Bytes())
-	if err != nil {
+	if testing.Verbose() { // long runs are watched
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	}
+	if err := cmd.Run(); err != nil {
+		t.Logf("%s", out.Bytes())
 		t.Fatalf("in the namespaces: %v (this test needs root)", err)
 	}
 }
