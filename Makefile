@@ -123,6 +123,12 @@ crash: ## Kill real servers at every failpoint, N times; SEED replays
 netsplit: ## Cut links between real servers, N rounds of each fault; SEED replays
 	ZT_ROUNDS='$(ROUNDS)' ZT_SEED='$(SEED)' $(GO) test -tags system -count 1 -timeout 0 -v $(TESTFLAGS) ./controlplane/zttest/netsplit
 
+# How many operations; make test does 20,000.
+OPS ?= 5000000
+.PHONY: lin
+lin: ## Judge the histories of clusters under faults; OPS operations, SEED replays
+	ZT_OPS='$(OPS)' ZT_SEED='$(SEED)' $(GO) test -count 1 -timeout 0 -v $(TESTFLAGS) -run '^TestLinearizable$$' ./store
+
 # A benchmark reports against a goal of the project by printing a line
 #   figure NAME VALUE UNIT goal <=|>= LIMIT met|short
 # once per round; the last round counts. The goals inform, they fail nothing.

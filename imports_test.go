@@ -104,6 +104,7 @@ type place struct {
 
 var places = []place{
 	{dependency: "github.com/hashicorp/raft", row: "store"},
+	{dependency: "github.com/anishathalye/porcupine", row: "store"},
 	{dependency: "github.com/envoyproxy/go-control-plane/pkg/server", row: "xds/serve"},
 	{dependency: "github.com/spiffe/spire-api-sdk", row: "identity"},
 	{dependency: "k8s.io/client-go", row: "controlplane/kube"},

@@ -40,7 +40,8 @@ func (l *leadership) set(r reign) {
 	l.changed = make(chan struct{})
 }
 
-// runLeadership follows what raft says about leadership until the store closes.
+// runLeadership follows what raft says about leadership until the store closes, and
+// then stops raft and its transport and waits for them.
 func (s *Store) runLeadership() {
 	for {
 		select {
@@ -57,9 +58,7 @@ func (s *Store) runLeadership() {
 				s.end.set(ErrRemoved)
 			}
 		case <-s.end.ch:
-			if err := s.shutdown(); err != nil { // A server that has failed must not lead.
-				s.cfg.Logger.Error("shut down", "error", err)
-			}
+			s.down = s.raft.Shutdown().Error() // A server that has failed must not lead.
 			s.lead.set(reign{})
 			return
 		}

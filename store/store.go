@@ -133,7 +133,7 @@ type Store struct {
 	notify    chan bool      // raft → runLeadership
 	member    atomic.Bool    // the last committed configuration has this server
 	removed   chan struct{}  // fsm → runLeadership: a committed configuration lacks this server; holds one
-	shutdown  func() error   // stops raft and its transport once, and waits for them
+	down      error          // what raft's shutdown returned; set when runLeadership ends
 	stopped   func() error   // waits for everything and gives back what open has taken, once
 	end       *end           // set once: by Close, or by whoever finds that the store cannot go on
 	tasks     sync.WaitGroup // runLeadership
@@ -218,11 +218,9 @@ func open(cfg Config) (_ *Store, err error) {
 	if s.isMember() {
 		s.member.Store(true) // by a configuration that this start may not apply again
 	}
-	s.shutdown = sync.OnceValue(func() error { return s.raft.Shutdown().Error() })
 	s.stopped = sync.OnceValue(func() error {
-		err := s.shutdown()
 		s.tasks.Wait()
-		return errors.Join(err, s.release())
+		return errors.Join(s.down, s.release())
 	})
 	s.log.running.Store(true)
 	s.tasks.Go(s.runLeadership)

@@ -165,6 +165,59 @@ func (t *transport) confirmations(servers []raft.ServerID, term, after uint64) (
 	return n, t.changed
 }
 
+// AppendEntriesPipeline is called by raft for each follower that has caught up.
+func (t *transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	inner, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	p := &pipeline{AppendPipeline: inner, answers: make(chan raft.AppendFuture), closed: make(chan struct{})}
+	p.forwarding.Go(p.forward)
+	return p, nil
+}
+
+// pipeline is raft's own, without its deadlock. raft reads no answer after one that
+// refuses or brings a newer term, and may send once more before it notices. In its
+// own pipeline that call waits for the reader, for ever: the follower gets heartbeats
+// and no entries, and a shutdown waits for the call. Here the pipeline is closed
+// behind such an answer, which ends the call.
+type pipeline struct {
+	raft.AppendPipeline
+	answers    chan raft.AppendFuture
+	closed     chan struct{}
+	once       sync.Once
+	forwarding sync.WaitGroup
+}
+
+// Consumer is part of raft.AppendPipeline.
+func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.answers }
+
+// Close is part of raft.AppendPipeline.
+func (p *pipeline) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	p.forwarding.Wait()
+	return p.AppendPipeline.Close()
+}
+
+func (p *pipeline) forward() {
+	for {
+		select {
+		case answer := <-p.AppendPipeline.Consumer():
+			select {
+			case p.answers <- answer:
+			case <-p.closed:
+				return
+			}
+			if !answer.Response().Success || answer.Response().Term > answer.Request().Term {
+				_ = p.AppendPipeline.Close() // It is closed again, and then tells.
+				return
+			}
+		case <-p.closed:
+			return
+		}
+	}
+}
+
 // SetHeartbeatHandler is called by raft when it starts.
 func (t *transport) SetHeartbeatHandler(handle func(raft.RPC)) {
 	t.NetworkTransport.SetHeartbeatHandler(func(rpc raft.RPC) {

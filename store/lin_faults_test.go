@@ -1,0 +1,278 @@
+package store
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// A fault befalls the servers for a while and is over when it returns. d is how long
+// it is to last.
+type fault struct {
+	name string
+	run  func(w *world, r *rand.Rand, d time.Duration)
+}
+
+var faults = []fault{
+	{"partition", func(w *world, r *rand.Rand, d time.Duration) {
+		a, rest := w.split(r)
+		w.during(d, w.between(a, rest, w.mesh.hold)...)
+	}},
+	{"reset", func(w *world, r *rand.Rand, d time.Duration) {
+		a, rest := w.split(r)
+		w.during(d, w.between(a, rest, w.mesh.sever)...)
+	}},
+	{"one-way", func(w *world, r *rand.Rand, d time.Duration) {
+		a, rest := w.split(r)
+		if r.IntN(2) == 0 {
+			a, rest = rest, a
+		}
+		var undo []func()
+		for _, from := range a {
+			for _, to := range rest {
+				undo = append(undo, w.mesh.hold(from, to))
+			}
+		}
+		w.during(d, undo...)
+	}},
+	{"bridge", func(w *world, r *rand.Rand, d time.Duration) {
+		names := w.shuffled(r)
+		if len(names) < 3 {
+			return
+		}
+		middle := 1 + (len(names)-1)/2 // names[0] sees all
+		w.during(d, w.between(names[1:middle], names[middle:], w.mesh.hold)...)
+	}},
+	{"flapping", func(w *world, r *rand.Rand, d time.Duration) {
+		a, rest := w.split(r)
+		for end := time.Now().Add(d); time.Now().Before(end); {
+			w.during(within(r, time.Second), w.between(a, rest, w.mesh.hold)...)
+			time.Sleep(within(r, time.Second))
+		}
+	}},
+	{"slow", func(w *world, r *rand.Rand, d time.Duration) {
+		var undo []func()
+		names := w.shuffled(r)
+		for _, to := range names[1:] {
+			if r.IntN(2) == 0 {
+				undo = append(undo, w.mesh.slow(to, names[0], within(r, 400*time.Millisecond)))
+			}
+			if r.IntN(3) == 0 {
+				undo = append(undo, w.mesh.slow(names[0], to, within(r, 400*time.Millisecond)))
+			}
+		}
+		w.during(d, undo...)
+	}},
+	{"pause", func(w *world, r *rand.Rand, _ time.Duration) {
+		names := w.shuffled(r)
+		w.during(5*time.Second+within(r, 25*time.Second), w.between(names[:1], names[1:], w.mesh.hold)...)
+	}},
+	{"restart", func(w *world, r *rand.Rand, d time.Duration) {
+		w.restart(w.shuffled(r)[0], false, d/2)
+	}},
+	{"kill", func(w *world, r *rand.Rand, d time.Duration) {
+		w.restart(w.shuffled(r)[0], true, d/2)
+	}},
+	{"power-cut", func(w *world, r *rand.Rand, _ time.Duration) {
+		var all sync.WaitGroup
+		for _, name := range w.shuffled(r) {
+			after := within(r, time.Second)
+			all.Go(func() { w.restart(name, true, after) })
+		}
+		all.Wait()
+	}},
+	{"transfer", func(w *world, r *rand.Rand, d time.Duration) {
+		leader := w.leader()
+		if leader == nil {
+			return
+		}
+		// Whoever leads may hear of its successor late.
+		var undo []func()
+		if r.IntN(2) == 0 {
+			for _, name := range w.shuffled(r) {
+				undo = append(undo, w.mesh.slow(name, leader.cfg.ID, within(r, 800*time.Millisecond)))
+			}
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), d)
+		defer cancel()
+		_ = leader.TransferLeadership(ctx) // Under other faults it may fail.
+		w.during(d/4, undo...)
+	}},
+	{"voter", voterIsKilled},
+	{"membership", membersChange},
+}
+
+// voterIsKilled kills a server that has just voted, while the votes of others are
+// still to come: what it has promised must be on its disk.
+func voterIsKilled(w *world, r *rand.Rand, _ time.Duration) {
+	leader := w.leader()
+	names := w.shuffled(r)
+	if leader == nil || len(names) != 3 {
+		return
+	}
+	was, before := w.take(leader.cfg.ID)
+	if was == nil {
+		return
+	}
+	defer w.done(was)
+	type vote struct {
+		voter     string
+		candidate string
+	}
+	votes := make(chan vote, 1)
+	for _, s := range w.running() {
+		o := raft.NewObserver(nil, false, func(o *raft.Observation) bool {
+			if req, ok := o.Data.(raft.RequestVoteRequest); ok {
+				select {
+				case votes <- vote{s.cfg.ID, string(req.ID)}:
+				default:
+				}
+			}
+			return false
+		})
+		s.raft.RegisterObserver(o)
+		defer s.raft.DeregisterObserver(o)
+	}
+	w.stop(was, before, true)
+	select {
+	case v := <-votes:
+		time.Sleep(2*time.Millisecond + within(r, time.Millisecond)) // The vote gets there; what comes of it does not.
+		undo := w.between([]string{v.candidate}, []string{v.voter, was.name}, w.mesh.hold)
+		w.restart(v.voter, true, 0)
+		w.start(was)
+		w.during(4*time.Second, undo...)
+	case <-time.After(5 * time.Second):
+		w.start(was)
+	}
+}
+
+// membersChange makes a new server a member, or takes one out. Who is out may come
+// back, with what it has.
+func membersChange(w *world, r *rand.Rand, d time.Duration) {
+	leader := w.leader()
+	if leader == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second+d)
+	defer cancel()
+	members := leader.Members()
+	if len(members) <= 3 || len(members) < 5 && r.IntN(2) == 0 {
+		s := w.comer(r)
+		w.start(s)
+		_ = leader.AddVoter(ctx, s.name, s.name) // If it is not known to be a member, it is there all the same.
+		w.done(s)
+		return
+	}
+	name := members[r.IntN(len(members))].ID
+	if leader.RemoveServer(ctx, name) != nil {
+		return
+	}
+	s, store := w.take(name)
+	if s == nil {
+		return
+	}
+	defer w.done(s)
+	time.Sleep(within(r, 2*time.Second))
+	w.stop(s, store, r.IntN(2) == 0)
+	w.mu.Lock()
+	s.removed = true
+	w.mu.Unlock()
+}
+
+// comer is a server that was removed, or a new one; it is busy.
+func (w *world) comer(r *rand.Rand) *server {
+	w.mu.Lock()
+	var out []*server
+	for _, s := range w.servers {
+		if s.removed && !s.busy {
+			out = append(out, s)
+		}
+	}
+	slices.SortFunc(out, func(a, b *server) int { return int(a.name[0]) - int(b.name[0]) })
+	if len(out) > 0 && (w.names >= 8 || r.IntN(2) == 0) {
+		s := out[r.IntN(len(out))]
+		s.removed, s.busy = false, true
+		w.mu.Unlock()
+		return s
+	}
+	w.mu.Unlock()
+	s := w.make()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s.busy = true
+	return s
+}
+
+// befall lets faults follow one another, and overlap, until ctx is done, and waits
+// for them.
+func (w *world) befall(ctx context.Context) {
+	var under sync.WaitGroup
+	defer under.Wait()
+	for ctx.Err() == nil {
+		f := faults[w.random.IntN(len(faults))]
+		r := rand.New(rand.NewPCG(w.random.Uint64(), 0))
+		d := 500*time.Millisecond + within(r, 8*time.Second)
+		if len(w.running()) > 0 {
+			w.fault(f.name)
+			under.Go(func() { f.run(w, r, d) })
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(within(w.random, 6*time.Second)):
+		}
+	}
+}
+
+func (w *world) during(d time.Duration, undo ...func()) {
+	time.Sleep(d)
+	for _, u := range undo {
+		u()
+	}
+}
+
+// shuffled are the names of the servers that run.
+func (w *world) shuffled(r *rand.Rand) []string {
+	var names []string
+	for _, s := range w.running() {
+		names = append(names, s.cfg.ID)
+	}
+	r.Shuffle(len(names), func(i, j int) { names[i], names[j] = names[j], names[i] })
+	if len(names) == 0 {
+		names = []string{"a"}
+	}
+	return names
+}
+
+// split parts a few servers from the rest; half the time the leader is one of them.
+func (w *world) split(r *rand.Rand) (few, rest []string) {
+	names := w.shuffled(r)
+	if leader := w.leader(); leader != nil && r.IntN(2) == 0 {
+		i := slices.Index(names, leader.cfg.ID)
+		if i > 0 {
+			names[0], names[i] = names[i], names[0]
+		}
+	}
+	n := 1
+	if len(names) > 3 {
+		n += r.IntN(2)
+	}
+	n = min(n, len(names))
+	return names[:n], names[n:]
+}
+
+// between does something to each direction, or pair, between two groups.
+func (w *world) between(a, b []string, do func(x, y string) func()) (undo []func()) {
+	for _, x := range a {
+		for _, y := range b {
+			undo = append(undo, do(x, y), do(y, x))
+		}
+	}
+	return undo
+}
+
+// within is a random duration.
+func within(r *rand.Rand, d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
