@@ -20,6 +20,22 @@ func (a agreed) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 	return r, storeError(err)
 }
 
+func (a agreed) Submit(ctx context.Context, e *logv1.Entry) (api.Submitted, error) {
+	p, err := a.Store.Submit(ctx, e)
+	if err != nil {
+		return nil, storeError(err)
+	}
+	return submitted{p}, nil
+}
+
+// submitted is a proposal with the API's own errors.
+type submitted struct{ *store.Proposal }
+
+func (s submitted) Wait(ctx context.Context) (state.Result, error) {
+	r, err := s.Proposal.Wait(ctx)
+	return r, storeError(err)
+}
+
 func (a agreed) Barrier(ctx context.Context) error { return storeError(a.Store.Barrier(ctx)) }
 
 func (a agreed) HeardLeader() time.Time { return a.Store.LastContact() }

@@ -4,9 +4,10 @@
 // codes. It refuses to know how things are stored, streamed or signed: it asks
 // small interfaces of its own for that.
 //
-// A mutation is validated here, on the leader, against the newest state, by one
-// applier at a time; the state machine checks that nothing has changed since
-// and the applier tries again if so. Other servers forward such calls.
+// A mutation is validated here, on the leader, against the newest proposed state, one
+// at a time, without waiting for those before it to be agreed on; the state machine
+// checks that they were, and that nothing else came in between, and the applier
+// tries again if not. Other servers forward such calls.
 package api
 
 import (
@@ -39,6 +40,10 @@ type Log interface {
 	// Propose commits an entry. Its errors are ErrNoLeader and ErrUnknown; the
 	// answer of the state machine is in the result.
 	Propose(context.Context, *logv1.Entry) (state.Result, error)
+	// Submit hands an entry to the log and does not wait for its outcome. Those of
+	// one caller are taken in the order of its calls. Its errors are ErrNoLeader
+	// and ErrTooLarge: the entry has no effect.
+	Submit(context.Context, *logv1.Entry) (Submitted, error)
 	// Barrier returns when State is at least as new as any answer given before
 	// the call; ErrNoLeader where this server cannot know.
 	Barrier(context.Context) error
@@ -48,6 +53,16 @@ type Log interface {
 	IsLeader() bool
 	// HeardLeader is when this server last heard a leader; now on the leader.
 	HeardLeader() time.Time
+}
+
+// Submitted is an entry that the log was given. Any number of goroutines may wait
+// for its outcome.
+type Submitted interface {
+	// Wait returns what Propose does.
+	Wait(context.Context) (state.Result, error)
+	// Done is closed when the outcome is known: what the entry has changed is in
+	// the State that is read then.
+	Done() <-chan struct{}
 }
 
 // Cluster is the other servers.
@@ -135,7 +150,7 @@ type Server struct {
 	ztv1.UnimplementedPeerServiceServer
 
 	cfg     Config
-	applier chan struct{} // holds one token: whoever has it may validate and propose
+	applier *applier
 	// membership makes one of each look at the members and change of them.
 	membership sync.Mutex
 	refusals   *rate.Limiter // of log lines about refused calls
@@ -158,7 +173,7 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{
 		cfg:      cfg,
-		applier:  make(chan struct{}, 1),
+		applier:  newApplier(),
 		refusals: rate.NewLimiter(1, 20),
 		metrics: metrics{
 			calls: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -172,7 +187,6 @@ func New(cfg Config) *Server {
 			}),
 		},
 	}
-	s.applier <- struct{}{}
 	cfg.Metrics.MustRegister(s.metrics.calls, s.metrics.tokens, s.metrics.applies)
 	return s
 }
@@ -180,10 +194,16 @@ func New(cfg Config) *Server {
 // propose commits one operation on behalf of the caller and unites the two
 // kinds of refusal: not agreed, and agreed on but refused by the state.
 func (s *Server) propose(ctx context.Context, e *logv1.Entry) (state.Result, error) {
-	e.Who = callOf(ctx).principal.String()
+	s.sign(ctx, e)
 	r, err := s.cfg.Log.Propose(ctx, e)
 	if err != nil {
 		return r, err
 	}
 	return r, r.Err
+}
+
+// sign notes in an entry who asks for it.
+func (s *Server) sign(ctx context.Context, e *logv1.Entry) {
+	e.Who = callOf(ctx).principal.String()
+	e.Format = state.FormatOf(e)
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -64,13 +65,11 @@ func (s *Server) planFiles(st *state.State, d draft) (*plan, error) {
 	}
 	now := s.cfg.Now()
 	puts, deletes := diff(old, d, now)
-	next := old.With(puts, deletes)
-	all := merged(next, d.docs)
-	problems := spec.Join(d.unread, spec.Check(all, st.TrustDomain()), taken(st, old, d.docs, now))
-	if len(problems) > 0 {
+	next, sound, problems := validate(st, old, d, documentsOf(puts), deletes)
+	if problems = spec.Join(d.unread, problems, taken(st, old, d.docs, now)); len(problems) > 0 {
 		return nil, invalid(problems)
 	}
-	broken, open := judgeAssertions(next, all, now)
+	broken, open := judgeAssertions(next, d, now)
 	if len(broken) > 0 && !d.shadow {
 		return nil, invalid(broken)
 	}
@@ -78,7 +77,8 @@ func (s *Server) planFiles(st *state.State, d draft) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.warnings = problemsOf(spec.Join(broken, open, lint(lift(next, now), all, d.named)))
+	p.sound = sound
+	p.warnings = problemsOf(spec.Join(broken, open, lint(lift(next, now), d)))
 	if d.shadow {
 		p.proposal = proposalOf(next, d.named)
 		return p, compilesInShadow(lift(old, now), lift(next, now), p)
@@ -89,6 +89,20 @@ func (s *Server) planFiles(st *state.State, d draft) (*plan, error) {
 		}
 	}
 	return p, nil
+}
+
+// validate is the view that a change of a draft leads to, and what spec.Check has to
+// say of all its documents. They are looked at one by one only if it is not known
+// of old that they pass, or the change is of what all depend on, or does not pass.
+func validate(st *state.State, old *view.View, d draft, puts []*spec.Document, deletes []spec.Key) (next *view.View, sound bool, problems spec.Problems) {
+	next = old.With(puts, deletes)
+	if len(d.unread) == 0 {
+		if next, sound = old.Check(next, puts, deletes); sound {
+			return next, true, nil
+		}
+	}
+	problems = spec.Check(merged(next, d.docs), st.TrustDomain())
+	return next, len(problems)+len(d.unread) == 0, problems
 }
 
 // compilesInShadow runs the compiler dry for every workload that would judge by
@@ -112,18 +126,29 @@ func compilesInShadow(enforced, proposed *view.View, p *plan) error {
 // judgeAssertions are the assertions that are broken in a view, and what those that
 // hold leave open. They are the files', and judged as `ztctl test` does, by files
 // alone: a Block that an operator wrote in need is no reason to refuse an apply.
-func judgeAssertions(v *view.View, all []*spec.Document, now time.Time) (broken, open spec.Problems) {
+func judgeAssertions(v *view.View, d draft, now time.Time) (broken, open spec.Problems) {
 	var blocks []spec.Key
-	placed := make(map[spec.Key]*spec.Document)
-	for _, d := range all {
-		switch {
-		case d.Operator():
-			blocks = append(blocks, d.Key())
-		case d.GetAssertion() != nil:
-			placed[d.Key()] = d
+	for b := range v.OfKind(spec.KindBlock) {
+		if b.Operator() {
+			blocks = append(blocks, b.Key())
 		}
 	}
-	results := policy.RunTests(v.With(nil, blocks).Index, all, now)
+	placed := d.placed()
+	var assertions []*spec.Document
+	for a := range v.OfKind(spec.KindAssertion) {
+		if f, ok := placed[a.Key()]; ok {
+			a = f
+		}
+		assertions = append(assertions, a)
+		placed[a.Key()] = a
+	}
+	if len(assertions) == 0 {
+		return nil, nil
+	}
+	if len(blocks) > 0 {
+		v = v.With(nil, blocks)
+	}
+	results := policy.RunTests(v.Index, assertions, now)
 	for _, r := range results {
 		for _, note := range r.Notes {
 			open = append(open, problemAt(placed[r.Assertion], fmt.Sprintf("spec.%s[%d]", r.List, r.Index), policy.CodeUndecided, note, ""))
@@ -132,17 +157,27 @@ func judgeAssertions(v *view.View, all []*spec.Document, now time.Time) (broken,
 	return policy.TestProblems(results), open
 }
 
-// lint is what somebody should know of the documents of these namespaces.
-func lint(v *view.View, all []*spec.Document, named map[string]bool) (out spec.Problems) {
-	placed := make(map[spec.Key]*spec.Document)
-	for _, d := range all {
-		if named[d.Key().Namespace] {
-			placed[d.Key()] = d
-		}
+// placed are the documents of a draft, which know their places in the files.
+func (d draft) placed() map[spec.Key]*spec.Document {
+	out := make(map[spec.Key]*spec.Document, len(d.docs))
+	for _, doc := range d.docs {
+		out[doc.Key()] = doc
 	}
-	for _, w := range v.Index.Lint() {
-		if d := placed[w.Key]; d != nil {
-			out = append(out, problemAt(d, w.Path, w.Code, w.Message, w.Hint))
+	return out
+}
+
+// lint is what somebody should know of the documents of a draft's namespaces.
+func lint(v *view.View, d draft) (out spec.Problems) {
+	placed := d.placed()
+	for ns := range d.named {
+		for _, w := range v.Index.LintOf(ns) {
+			doc, ok := placed[w.Key]
+			if !ok {
+				doc, ok = v.Document(w.Key)
+			}
+			if ok {
+				out = append(out, problemAt(doc, w.Path, w.Code, w.Message, w.Hint))
+			}
 		}
 	}
 	return out
@@ -152,11 +187,14 @@ func lint(v *view.View, all []*spec.Document, named map[string]bool) (out spec.P
 // are no part of it: they hold beside any proposal.
 func proposalOf(v *view.View, named map[string]bool) *logv1.Propose {
 	p := &logv1.Propose{Namespaces: slices.Sorted(maps.Keys(named))}
-	for _, d := range v.Documents() {
-		if k := d.Key(); named[k.Namespace] && !d.Operator() {
-			p.Puts = append(p.Puts, &logv1.Put{Key: logKey(k), Document: spec.Canonical(d)})
+	for _, ns := range p.Namespaces {
+		for d := range v.OfNamespace(ns) {
+			if !d.Operator() {
+				p.Puts = append(p.Puts, &logv1.Put{Key: logKey(d.Key()), Document: spec.Canonical(d)})
+			}
 		}
 	}
+	slices.SortFunc(p.Puts, func(a, b *logv1.Put) int { return view.KeyOf(a.Key).Compare(view.KeyOf(b.Key)) })
 	return p
 }
 
@@ -210,24 +248,27 @@ func merged(v *view.View, fromFiles []*spec.Document) []*spec.Document {
 
 // diff is what a draft changes: it is the whole truth for every namespace that it
 // names, unless it is merged in.
-func diff(old *view.View, d draft, now time.Time) (puts []*spec.Document, deletes []spec.Key) {
+func diff(old *view.View, d draft, now time.Time) (puts []put, deletes []spec.Key) {
 	wanted := make(map[spec.Key]bool, len(d.docs))
 	for _, doc := range d.docs {
 		k := doc.Key()
 		wanted[k] = true
+		canonical := spec.Canonical(doc)
 		before, ok := old.Document(k)
-		if !ok || string(spec.Canonical(before)) != string(spec.Canonical(doc)) {
-			puts = append(puts, doc)
+		if !ok || !bytes.Equal(spec.Canonical(before), canonical) {
+			puts = append(puts, put{doc, canonical})
 		}
 	}
 	if !d.merge {
-		for _, doc := range old.Documents() {
-			if k := doc.Key(); d.named[k.Namespace] && !wanted[k] && !heldByOperator(doc, now) {
-				deletes = append(deletes, k)
+		for ns := range d.named {
+			for doc := range old.OfNamespace(ns) {
+				if k := doc.Key(); !wanted[k] && !heldByOperator(doc, now) {
+					deletes = append(deletes, k)
+				}
 			}
 		}
 	}
-	slices.SortFunc(puts, func(a, b *spec.Document) int { return a.Key().Compare(b.Key()) })
+	slices.SortFunc(puts, func(a, b put) int { return a.Key().Compare(b.Key()) })
 	slices.SortFunc(deletes, spec.Key.Compare)
 	return puts, deletes
 }

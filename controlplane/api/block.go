@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"slices"
 
@@ -103,9 +104,10 @@ func (s *Server) planBlock(st *state.State, b block) (*plan, error) {
 	if len(problems) > 0 {
 		return nil, invalid(spec.Join(problems))
 	}
-	var puts []*spec.Document
-	if !there || string(spec.Canonical(before)) != string(spec.Canonical(b.doc)) {
-		puts = append(puts, b.doc)
+	var puts []put
+	canonical := spec.Canonical(b.doc)
+	if !there || !bytes.Equal(spec.Canonical(before), canonical) {
+		puts = append(puts, put{b.doc, canonical})
 	}
 	return s.assemble(st, old, next, puts, nil)
 }

@@ -29,58 +29,102 @@ type wish struct {
 	plan func(*state.State) (*plan, error)
 }
 
-// change makes a wish come true, or says why not. Each is judged, rights
-// included, by what the one before has made: there is one applier at a time.
+// change makes a wish come true, or says why not. Each is judged, rights included,
+// by what the one before has made. What is proposed may rest on what is proposed
+// and not yet agreed on: the state machine takes it only if that came about. An
+// answer rests on what is agreed on alone.
 func (s *Server) change(ctx context.Context, w wish) (*ztv1.ApplyResponse, error) {
 	if err := s.mayAll(ctx, s.cfg.Log.State(), w.named); err != nil {
 		return nil, err
 	}
-	select {
-	case <-s.applier:
-		defer func() { s.applier <- struct{}{} }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	leave, err := s.applier.enter(ctx, w.dryRun)
+	if err != nil {
+		return nil, err
 	}
+	defer leave()
 	for {
-		if err := s.cfg.Log.Barrier(ctx); err != nil {
-			return nil, err
+		if w.dryRun {
+			a := s.agreedAnswer(ctx, w)
+			return a.resp, a.err
 		}
-		st := s.cfg.Log.State()
-		if err := s.mayAll(ctx, st, w.named); err != nil {
-			return nil, err
-		}
-		if resp, err := s.replay(ctx, st, w); resp != nil || err != nil {
-			return resp, err
-		}
-		if err := checkBases(st, w.bases); err != nil {
-			return nil, err
-		}
-		p, err := w.plan(st)
+		o, a, err := s.offer(ctx, w)
 		if err != nil {
 			return nil, err
 		}
-		if w.dryRun || p.empty() {
-			return p.response(st, w.named), nil
+		if o == nil {
+			if a = s.confirm(ctx, a, w); a.plan == nil {
+				return a.resp, a.err
+			}
+			continue // what it is to rest on did not come about, or something else has
 		}
-		failpoint.Hit("api.apply.planned")
-		result, err := s.propose(ctx, p.entry(st, w))
-		if errors.Is(err, state.ErrRevalidate) {
-			continue // an entry of an earlier leader came in between
-		}
+		result, err := o.submitted.Wait(ctx)
 		if err != nil {
 			return nil, err
 		}
-		if result.Replayed {
-			continue // the same wish, by an earlier leader, came in between
+		if result.Replayed || errors.Is(result.Err, state.ErrRevalidate) {
+			continue // the same wish, or a change of an earlier leader, came in between
+		}
+		if result.Err != nil {
+			return nil, result.Err
 		}
 		failpoint.Hit("api.apply.committed")
-		if result.Revision > st.Revision() {
+		if len(result.Changed.Keys) > 0 {
 			s.metrics.applies.Inc()
 		}
-		resp := p.response(s.cfg.Log.State(), w.named)
+		resp := o.plan.response(result.After, w.named)
 		resp.Revision = result.Revision
 		return resp, nil
 	}
+}
+
+// answer is what a wish comes to on a state: a plan that is to be proposed, or else
+// what the caller is told.
+type answer struct {
+	on   *state.State
+	plan *plan
+	resp *ztv1.ApplyResponse
+	err  error
+}
+
+// judge finds out what a wish comes to on a state.
+func (s *Server) judge(ctx context.Context, st *state.State, w wish) answer {
+	a := answer{on: st}
+	if a.err = s.mayAll(ctx, st, w.named); a.err != nil {
+		return a
+	}
+	if a.resp, a.err = s.replay(ctx, st, w); a.resp != nil || a.err != nil {
+		return a
+	}
+	if a.err = checkBases(st, w.bases); a.err != nil {
+		return a
+	}
+	p, err := w.plan(st)
+	switch {
+	case err != nil:
+		a.err = err
+	case w.dryRun || p.empty():
+		a.resp = p.response(st, w.named)
+	default:
+		a.plan = p
+	}
+	return a
+}
+
+// confirm returns an answer that rests on all that is agreed on by now: a, if it
+// does.
+func (s *Server) confirm(ctx context.Context, a answer, w wish) answer {
+	if err := s.cfg.Log.Barrier(ctx); err != nil {
+		return answer{err: err}
+	}
+	if st := s.cfg.Log.State(); st != a.on {
+		return s.judge(ctx, st, w)
+	}
+	return a
+}
+
+// agreedAnswer judges a wish by what is agreed on.
+func (s *Server) agreedAnswer(ctx context.Context, w wish) answer {
+	return s.confirm(ctx, answer{}, w)
 }
 
 func (s *Server) mayAll(ctx context.Context, st *state.State, namespaces map[string]bool) error {

@@ -2,8 +2,10 @@ package api
 
 import (
 	"errors"
+	"runtime"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -25,6 +27,20 @@ type plan struct {
 	changes  []*ztv1.Change
 	affected []*ztv1.InstanceRef
 	warnings []*ztv1.Problem
+	next     *view.View // what puts and deletes lead to
+	sound    bool       // next has passed spec.Check as a whole
+}
+
+// namespaces are those whose documents it changes.
+func (p *plan) namespaces() map[string]bool {
+	out := map[string]bool{}
+	for _, put := range p.puts {
+		out[put.GetKey().GetNamespace()] = true
+	}
+	for _, k := range p.deletes {
+		out[k.GetNamespace()] = true
+	}
+	return out
 }
 
 // empty tells whether nothing is to be agreed on.
@@ -43,42 +59,80 @@ func (p *plan) entry(st *state.State, w wish) *logv1.Entry {
 		e.Op = &logv1.Entry_Propose{Propose: p.proposal}
 		return e
 	}
+	lineage := st.Lineage()
 	e.Op = &logv1.Entry_Apply{Apply: &logv1.Apply{
-		Bases: w.bases, ValidatedAt: st.Revision(), Puts: p.puts, Deletes: p.deletes, Message: w.message,
+		Bases: w.bases, Lineage: lineage[:], Puts: p.puts, Deletes: p.deletes, Message: w.message,
 		Retired: p.retired, EndsProposals: p.ends,
 	}}
 	return e
 }
 
+// put is a document that is to be put, and its canonical form.
+type put struct {
+	*spec.Document
+	canonical []byte
+}
+
+func documentsOf(puts []put) []*spec.Document {
+	out := make([]*spec.Document, len(puts))
+	for i, p := range puts {
+		out[i] = p.Document
+	}
+	return out
+}
+
 // assemble is the plan that leads from one view to the next by puts and deletes.
 // The compiler is run dry for every workload that they touch.
-func (s *Server) assemble(st *state.State, old, next *view.View, puts []*spec.Document, deletes []spec.Key) (*plan, error) {
-	p := &plan{}
+func (s *Server) assemble(st *state.State, old, next *view.View, puts []put, deletes []spec.Key) (*plan, error) {
+	p := &plan{next: next}
+	now := s.cfg.Now()
 	changed := make([]spec.Key, 0, len(puts)+len(deletes))
 	for _, d := range puts {
 		k := d.Key()
 		changed = append(changed, k)
-		p.puts = append(p.puts, &logv1.Put{Key: logKey(k), Document: spec.Canonical(d)})
-		before, _ := old.Document(k)
-		p.changes = append(p.changes, change(k, before, d))
+		p.puts = append(p.puts, &logv1.Put{Key: logKey(k), Document: d.canonical})
 	}
+	changed = append(changed, deletes...)
+	var life time.Duration // of certificates of late; found once
 	for _, k := range deletes {
-		changed = append(changed, k)
 		p.deletes = append(p.deletes, logKey(k))
-		before, _ := old.Document(k)
-		p.changes = append(p.changes, change(k, before, nil))
-		if k.Kind == spec.KindWorkload {
-			ref := spec.Ref{Namespace: k.Namespace, Name: k.Name}
-			until := s.cfg.Now().Add(longestLife(st, old, ref, s.cfg.Now()) + retiredMargin)
-			p.retired = append(p.retired, &logv1.Retired{Workload: ref.String(), Until: timestamppb.New(until)})
+		if k.Kind != spec.KindWorkload {
+			continue
 		}
+		if life == 0 {
+			life = lifeOfLate(st, now)
+		}
+		ref := spec.Ref{Namespace: k.Namespace, Name: k.Name}
+		until := now.Add(max(life, old.Index.Settings(ref).SVIDTTL) + retiredMargin)
+		p.retired = append(p.retired, &logv1.Retired{Workload: ref.String(), Until: timestamppb.New(until)})
 	}
-	refs, err := touched(old, next, changed, s.cfg.Now())
+	p.changes = changesBetween(old, next, changed)
+	refs, err := touched(old, next, changed, now)
 	if err != nil {
 		return nil, notCompiled(err)
 	}
 	p.affected = instancesOf(st, refs)
 	return p, nil
+}
+
+// changesBetween shows documents before and after, on all processors.
+func changesBetween(old, next *view.View, changed []spec.Key) []*ztv1.Change {
+	const each = 256 // is worth a goroutine
+	out := make([]*ztv1.Change, len(changed))
+	var workers errgroup.Group
+	workers.SetLimit(runtime.GOMAXPROCS(0))
+	for from := 0; from < len(changed); from += each {
+		workers.Go(func() error {
+			for i, k := range changed[from:min(from+each, len(changed))] {
+				before, _ := old.Document(k)
+				after, _ := next.Document(k)
+				out[from+i] = change(k, before, after)
+			}
+			return nil
+		})
+	}
+	_ = workers.Wait() // they have no errors
+	return out
 }
 
 // touched are the workloads whose configuration differs between two views at a
@@ -112,11 +166,10 @@ const (
 	maxSVIDTTL    = 24 * time.Hour
 )
 
-// longestLife is how long a certificate of a workload that was issued until now may
-// live: as the settings say now, or as any said of late that are still kept. More
-// than needed does no harm.
-func longestLife(st *state.State, v *view.View, ref spec.Ref, now time.Time) time.Duration {
-	longest := v.Index.Settings(ref).SVIDTTL
+// lifeOfLate is how long a certificate that was issued until now may live by what
+// any settings said of late that are still kept: more than needed does no harm.
+func lifeOfLate(st *state.State, now time.Time) time.Duration {
+	longest := time.Second // never zero
 	for r := range st.Revisions(0) {
 		if now.Sub(r.When.AsTime()) > maxSVIDTTL {
 			break // what was issued before it has ended

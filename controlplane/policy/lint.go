@@ -36,13 +36,19 @@ const maxCounted = 1 << 20
 
 // Lint is what the spec itself shows that an audit would ask about, sorted by
 // document and code.
-func (ix *Index) Lint() []Warning {
+func (ix *Index) Lint() []Warning { return ix.lint(nil) }
+
+// LintOf is what Lint says of the documents of a namespace.
+func (ix *Index) LintOf(namespace string) []Warning { return ix.lint([]byte(namespace + "\x00")) }
+
+// lint is of the documents whose keys begin with prefix.
+func (ix *Index) lint(prefix []byte) []Warning {
 	var out []Warning
 	add := func(code, kind string, ref spec.Ref, path, message, hint string) {
 		key := spec.Key{Kind: kind, Namespace: ref.Namespace, Name: ref.Name}
 		out = append(out, Warning{Code: code, Key: key, Path: path, Message: message, Hint: hint})
 	}
-	ix.Workloads(func(w *Workload) bool {
+	walk(ix.workloads, prefix, func(w *Workload) bool {
 		for _, p := range w.Ports {
 			if p.Protocol == TCP {
 				continue
@@ -60,7 +66,7 @@ func (ix *Index) Lint() []Warning {
 		}
 		return true
 	})
-	walk(ix.services, nil, func(s *service) bool {
+	walk(ix.services, prefix, func(s *service) bool {
 		if e, ok := ix.externals(s.ref); ok {
 			if rules := ix.externalRules(e, false); len(rules) > 0 {
 				add(CodeEgress, spec.KindService, s.ref, "spec.external",
@@ -70,7 +76,7 @@ func (ix *Index) Lint() []Warning {
 		}
 		return true
 	})
-	walk(ix.grants, nil, func(g *grant) bool {
+	walk(ix.grants, prefix, func(g *grant) bool {
 		if g.wide() {
 			add(CodeWide, spec.KindGrant, g.ref, "spec.to", "the grant opens "+strings.Join(ix.opened(g), ", "),
 				"Let the owners of the services grant this, each in their own namespace.")
@@ -81,7 +87,7 @@ func (ix *Index) Lint() []Warning {
 		}
 		return true
 	})
-	walk(ix.exceptionByRef, nil, func(e *exception) bool {
+	walk(ix.exceptionByRef, prefix, func(e *exception) bool {
 		subject := e.subject.String()
 		if e.port != "" {
 			subject += ":" + e.port

@@ -60,6 +60,13 @@ const (
 	KindException        = "Exception"
 )
 
+// Kinds is all of them, sorted.
+func Kinds() []string {
+	return []string{
+		KindAssertion, KindBlock, KindException, KindGrant, KindIdentityProvider, KindMesh, KindSegment, KindService, KindWorkload,
+	}
+}
+
 // What an Exception keeps.
 const (
 	FindingPlaintext       = "plaintext"

@@ -8,8 +8,8 @@ package view
 
 import (
 	"fmt"
+	"iter"
 	"reflect"
-	"sync"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
@@ -17,7 +17,6 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
-	"github.com/ztmesh/ztmesh/store/state"
 	"github.com/ztmesh/ztmesh/xds"
 )
 
@@ -25,6 +24,8 @@ import (
 type View struct {
 	Index *policy.Index
 	docs  *iradix.Tree[*spec.Document]
+	// mentions is of docs; nil unless they have passed spec.Check all together.
+	mentions *mentions
 }
 
 // New is the view of no documents.
@@ -50,11 +51,53 @@ func (v *View) Document(k spec.Key) (*spec.Document, bool) { return v.docs.Get(r
 // Documents returns all documents, sorted by key. The slice is the caller's.
 func (v *View) Documents() []*spec.Document {
 	out := make([]*spec.Document, 0, v.docs.Len())
-	it := v.docs.Root().Iterator()
-	for _, d, ok := it.Next(); ok; _, d, ok = it.Next() {
+	for d := range v.all() {
 		out = append(out, d)
 	}
 	return out
+}
+
+// OfKind is the documents of a kind, sorted by key.
+func (v *View) OfKind(kind string) iter.Seq[*spec.Document] {
+	return under(v.docs, []byte(kind+"\x00"))
+}
+
+// OfNamespace is the documents of a namespace, those of each kind sorted by name.
+func (v *View) OfNamespace(namespace string) iter.Seq[*spec.Document] {
+	return func(yield func(*spec.Document) bool) {
+		for _, kind := range spec.Kinds() {
+			for d := range v.of(kind, namespace) {
+				if !yield(d) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// of is the documents of a kind in a namespace.
+func (v *View) of(kind, namespace string) iter.Seq[*spec.Document] {
+	return under(v.docs, []byte(kind+"\x00"+namespace+"\x00"))
+}
+
+func (v *View) all() iter.Seq[*spec.Document] { return under(v.docs, nil) }
+
+// mentioned is the documents that mention m; of a sound view only.
+func (v *View) mentioned(m spec.Mention) iter.Seq[*spec.Document] {
+	return under(v.mentions, mentionPrefix(m))
+}
+
+// under is what a tree has under keys that begin with prefix.
+func under(t *iradix.Tree[*spec.Document], prefix []byte) iter.Seq[*spec.Document] {
+	return func(yield func(*spec.Document) bool) {
+		it := t.Root().Iterator()
+		it.SeekPrefix(prefix)
+		for _, d, ok := it.Next(); ok; _, d, ok = it.Next() {
+			if !yield(d) {
+				return
+			}
+		}
+	}
 }
 
 // Undo is the view before a revision, of the view right after it.
@@ -133,44 +176,4 @@ func (v *View) config(ref spec.Ref) (*xds.Config, error) {
 		return nil, &CompileError{Workload: ref, Err: err}
 	}
 	return c, nil
-}
-
-// Cache holds the newest view that was asked for, so that the next one is made
-// from it. It is safe for concurrent use.
-type Cache struct {
-	mu    sync.Mutex // guards the rest; held while a view is made
-	state *state.State
-	view  *View
-}
-
-// NewCache makes an empty Cache.
-func NewCache() *Cache { return &Cache{} }
-
-// At is the view of a state. The error is that of a document which this version
-// cannot read (version skew): the state has no view here.
-func (c *Cache) At(st *state.State) (*View, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.view == nil || c.state.TrustDomain() != st.TrustDomain() {
-		c.state, c.view = state.New(), New(st.TrustDomain())
-	}
-	if c.state.Revision() == st.Revision() {
-		return c.view, nil
-	}
-	var puts []*spec.Document
-	var deletes []spec.Key
-	for _, k := range state.Diff(c.state, st).Keys {
-		stored, ok := st.Document(k)
-		if !ok {
-			deletes = append(deletes, spec.Key(k))
-			continue
-		}
-		d, err := spec.Decode(stored.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", k, err)
-		}
-		puts = append(puts, d)
-	}
-	c.state, c.view = st, c.view.With(puts, deletes)
-	return c.view, nil
 }

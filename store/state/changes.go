@@ -88,7 +88,8 @@ func (c Changes) Union(others ...Changes) Changes {
 }
 
 // Diff returns what differs between two states, exactly. Diff(New(), s) names
-// everything in s. It walks both.
+// everything in s. It walks those collections of both that differ; documents only
+// if s does not follow old.
 func Diff(old, s *State) Changes {
 	c := Changes{
 		Trust: old.trustDomain != s.trustDomain || old.clusterID != s.clusterID ||
@@ -97,16 +98,51 @@ func Diff(old, s *State) Changes {
 		Admins:  len(diff(old.admins, s.admins, sameMessage)) > 0,
 		Servers: len(diff(old.servers, s.servers, sameMessage)) > 0,
 	}
-	sameDocument := func(a, b *Document) bool {
-		return a == b || a.Revision == b.Revision && bytes.Equal(a.Bytes, b.Bytes)
-	}
-	for _, k := range diff(old.documents, s.documents, sameDocument) {
-		part := strings.SplitN(k, "\x00", 3)
-		c.Keys = append(c.Keys, Key{Kind: part[0], Namespace: part[1], Name: part[2]})
-	}
+	c.Keys = diffDocuments(old, s)
 	c.InstanceIDs = diff(old.instances, s.instances, sameMessage)
 	c.Proposals = diff(old.proposals, s.proposals, sameMessage)
 	return c
+}
+
+// Follows tells whether s has come from old by changes all of which s remembers, so
+// that what differs in documents can be told without looking at all of them. A
+// state that was read from a snapshot follows none from before.
+func (s *State) Follows(old *State) bool {
+	if s.documents == old.documents {
+		return true
+	}
+	k := revisionKey(old.revision)
+	then, had := old.history.Get(k)
+	now, has := s.history.Get(k)
+	return had && has && then == now
+}
+
+func diffDocuments(old, s *State) (keys []Key) {
+	same := func(a, b *Document) bool {
+		return a == b || a.Revision == b.Revision && bytes.Equal(a.Bytes, b.Bytes)
+	}
+	if old.documents == s.documents {
+		return nil
+	}
+	if !s.Follows(old) {
+		for _, k := range diff(old.documents, s.documents, same) {
+			part := strings.SplitN(k, "\x00", 3)
+			keys = append(keys, Key{Kind: part[0], Namespace: part[1], Name: part[2]})
+		}
+		return keys
+	}
+	later, _ := s.RevisionsAfter(old.revision)
+	for r := range later {
+		for _, c := range r.GetChanges() {
+			keys = append(keys, keyOf(c.GetKey()))
+		}
+	}
+	slices.SortFunc(keys, Key.Compare)
+	return slices.DeleteFunc(slices.Compact(keys), func(k Key) bool {
+		a, was := old.documents.Get(k.radix())
+		b, is := s.documents.Get(k.radix())
+		return was == is && (!was || same(a, b))
+	})
 }
 
 func sameMessage[M interface {
