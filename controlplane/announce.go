@@ -100,13 +100,13 @@ func (s *Server) announceOnce(ctx context.Context, self *ztv1.Server, door *api.
 }
 
 // keepAdminContext writes the admin ports of the cluster into the credential that
-// Init made, as long as it lies in the data directory.
+// Init made, as long as it lies where Init wrote it.
 func (s *Server) keepAdminContext(ctx context.Context, agreedOn *store.Store) error {
 	return agreedOn.Watch(ctx, func(st *state.State, changed state.Changes) error {
 		if !changed.Servers {
 			return nil
 		}
-		contexts, err := identity.LoadContexts(s.dir.adminContext())
+		contexts, err := identity.LoadContexts(s.cfg.AdminFile)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
@@ -120,10 +120,13 @@ func (s *Server) keepAdminContext(ctx context.Context, agreedOn *store.Store) er
 				servers = append(servers, e.AdminAddress)
 			}
 		}
+		roots := string(identity.EncodePEM(s.roots))
 		for i := range contexts.Contexts {
-			contexts.Contexts[i].Servers = servers
+			if contexts.Contexts[i].Roots == roots { // the file may hold those of other clusters
+				contexts.Contexts[i].Servers = servers
+			}
 		}
-		if err := identity.SaveContexts(s.dir.adminContext(), contexts); err != nil {
+		if err := identity.SaveContexts(s.cfg.AdminFile, contexts); err != nil {
 			s.cfg.Logger.Warn("admin context not kept up to date", "error", err)
 		}
 		return nil

@@ -33,6 +33,12 @@ var Version = "0.1.0-dev"
 type Config struct {
 	// DataDir was made by Init or Join.
 	DataDir string
+	// KEK is the source of the key-encryption key, as identity.KeySource reads it.
+	// Default: DefaultKEK.
+	KEK string
+	// AdminFile is the credential that Init made: as long as it is there, the admin
+	// ports of the cluster are kept up to date in it. Default: DefaultAdminFile.
+	AdminFile string
 	// Where to listen, host:port; port 0 is any free one, kept over restarts.
 	AdminListen, NodeListen, ClusterListen string
 	// LocalListen is for metrics, health and pprof: loopback only.
@@ -94,27 +100,35 @@ func isLoopback(host string) bool {
 
 // Server is one server of a cluster. New makes it, Run runs it once.
 type Server struct {
-	cfg       Config
-	dir       dataDir
-	id        string
-	td        string
-	peers     []string // cluster ports to be found by, until the log names them
-	roots     []*x509.Certificate
-	kek       identity.KEK
-	authority *identity.Authority
-	journal   *identity.Journal
-	current   identity.Current // what this server shows
-	metrics   *prometheus.Registry
-	agreedOn  atomic.Pointer[store.Store] // nil until it is open
-	ready     chan struct{}               // closed when it serves
-	addresses Addresses                   // set before ready is closed
+	cfg   Config
+	dir   dataDir
+	id    string
+	td    string
+	peers []string // cluster ports to be found by, until the log names them
+	roots []*x509.Certificate
+	epoch string
+	keys  *keyring
+	data  *identity.DataKeys
+	// intermediate is what the folder had at the start; later ones are the authority's.
+	intermediate *identity.KeyPair
+	authority    *identity.Authority
+	journal      *identity.Journal
+	current      identity.Current // what this server shows
+	metrics      *prometheus.Registry
+	agreedOn     atomic.Pointer[store.Store] // nil until it is open
+	ready        chan struct{}               // closed when it serves
+	addresses    Addresses                   // set before ready is closed
 }
 
-// New reads the data directory. The error says what is wrong with it or with the
-// configuration.
+// New reads the data directory, which it needs the key-encryption key for. The error
+// says what is wrong with it, with the key or with the configuration; nothing was
+// written then, and no port was opened.
 func New(cfg Config) (*Server, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if cfg.AdminFile == "" {
+		cfg.AdminFile = DefaultAdminFile(cfg.DataDir)
 	}
 	if cfg.Handshake == 0 {
 		cfg.Handshake = 10 * time.Second
@@ -125,16 +139,25 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		cfg: cfg, dir: d, id: who.ID, td: who.TrustDomain, peers: who.Peers,
+		cfg: cfg, dir: d, id: who.ID, td: who.TrustDomain, epoch: who.Epoch, peers: who.Peers,
 		metrics: prometheus.NewRegistry(), ready: make(chan struct{}),
 	}
 	if s.roots, err = d.loadRoots(); err != nil {
 		return nil, err
 	}
-	if s.kek, err = identity.LoadKEK(d.kek()); err != nil {
-		return nil, err
+	return s, s.unseal()
+}
+
+// unseal opens what the key-encryption key seals. It writes nothing.
+func (s *Server) unseal() (err error) {
+	if s.keys, err = openKeyring(context.Background(), s.cfg.KEK, s.dir); err != nil {
+		return fmt.Errorf("this server stays sealed: %w", err)
 	}
-	return s, nil
+	if s.data, err = identity.OpenDataKeys(s.dir.dataKeys(), s.td, s.id, s.keys.get()); err != nil {
+		return fmt.Errorf("this server stays sealed: %w (keys are from %s)", err, s.keys.source)
+	}
+	s.intermediate, err = identity.LoadSealedKeyPair(s.dir.intermediate(), s.data)
+	return err
 }
 
 // ID is this server's, 32 hex digits.
@@ -154,17 +177,14 @@ func (s *Server) trust() identity.Trust {
 	}
 }
 
-// openIdentity loads the intermediate and makes this server's certificate.
+// openIdentity makes this server's certificate.
 func (s *Server) openIdentity() error {
 	journal, err := identity.OpenJournal(s.dir.journal())
 	if err != nil {
 		return err
 	}
 	s.journal = journal
-	pair, err := identity.LoadKeyPair(s.dir.intermediate())
-	if err != nil {
-		return err
-	}
+	pair := s.intermediate
 	if !s.cfg.Now().Before(pair.NotAfter()) {
 		ended := pair.NotAfter()
 		if pair, err = s.lateIntermediate(); err != nil {
@@ -190,7 +210,7 @@ func (s *Server) lateIntermediate() (*identity.KeyPair, error) {
 	if err != nil {
 		return nil, err
 	}
-	root, err := identity.OpenRoot(s.roots[0], sealed, s.kek, s.signing())
+	root, err := identity.OpenRoot(s.roots[0], sealed, s.keys.get(), s.signing())
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +218,7 @@ func (s *Server) lateIntermediate() (*identity.KeyPair, error) {
 	if err != nil {
 		return nil, err
 	}
-	return pair, pair.Save(s.dir.intermediate())
+	return pair, pair.SaveSealed(s.dir.intermediate(), s.data)
 }
 
 func (s *Server) signIntermediate(root *identity.Root) (*identity.KeyPair, error) {
@@ -236,7 +256,7 @@ func (s *Server) renewer(i *issuer) *identity.Renewer {
 			if err != nil {
 				return notBefore, notAfter, err
 			}
-			if err := errors.Join(pair.Save(s.dir.intermediate()), s.authority.Replace(s.roots[0], pair)); err != nil {
+			if err := errors.Join(pair.SaveSealed(s.dir.intermediate(), s.data), s.authority.Replace(s.roots[0], pair)); err != nil {
 				return notBefore, notAfter, err
 			}
 			own, err := s.authority.MakeServer()

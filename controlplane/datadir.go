@@ -16,26 +16,56 @@ import (
 )
 
 // dataDir is the folder that makes a server what it is. Everything in it is of
-// mode 0600, the folder of 0700.
+// mode 0600, the folder of 0700. What is secret in it is encrypted by the data keys,
+// which are sealed by a key that lies elsewhere: who has the folder alone has nothing.
 type dataDir string
 
 func (d dataDir) path(name string) string { return filepath.Join(string(d), name) }
 
 func (d dataDir) identityFile() string { return d.path("server.json") }
-func (d dataDir) kek() string          { return d.path("kek") }
+func (d dataDir) dataKeys() string     { return d.path("data-keys.sealed") }
 func (d dataDir) roots() string        { return d.path("roots.pem") }
 func (d dataDir) sealedRoot() string   { return d.path("root-key.sealed") }
-func (d dataDir) intermediate() string { return d.path("intermediate.pem") }
+func (d dataDir) intermediate() string { return d.path("intermediate.sealed") }
 func (d dataDir) journal() string      { return d.path("issuance.log") }
 func (d dataDir) raft() string         { return d.path("raft") }
 func (d dataDir) addresses() string    { return d.path("addresses.json") }
-func (d dataDir) adminContext() string { return d.path("admin.yaml") }
+
+// DefaultKEK is the source of a server's key-encryption key where none is named: a
+// file beside its data directory.
+func DefaultKEK(dataDir string) string { return identity.KeyFile(beside(dataDir, ".kek")).String() }
+
+// DefaultAdminFile is where Init writes the first admin's credential where nothing
+// else is said: beside the data directory.
+func DefaultAdminFile(dataDir string) string { return beside(dataDir, ".admin.yaml") }
+
+func beside(dir, suffix string) string {
+	dir = filepath.Clean(dir)
+	switch filepath.Base(dir) {
+	case ".", "..": // not a name that could have a suffix
+		if abs, err := filepath.Abs(dir); err == nil {
+			dir = abs
+		}
+	}
+	return dir + suffix
+}
+
+// outside refuses a path in the data directory: a copy of the folder would be a copy
+// of what opens it.
+func (d dataDir) outside(what, path string) error {
+	in, err := identity.Within(string(d), path)
+	if err == nil && in {
+		err = fmt.Errorf("%s %s lies in the data directory: keep it elsewhere, or whoever copies the directory has all", what, path)
+	}
+	return err
+}
 
 // serverFile is server.json: who this server is. It is written last, so that a
 // folder with it is complete.
 type serverFile struct {
 	ID          string   `json:"id"`
 	TrustDomain string   `json:"trustDomain"`
+	Epoch       string   `json:"epoch"`           // of the cluster that the folder is of; never changes
 	Peers       []string `json:"peers,omitempty"` // cluster ports, to be found by at first
 }
 

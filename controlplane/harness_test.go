@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -124,8 +123,7 @@ func (c *cluster) enrol(workload string) (id string, pair *identity.KeyPair) {
 // identityOf is what a server shows to others.
 func (c *cluster) identityOf(s *mesh.Server) *identity.KeyPair {
 	c.t.Helper()
-	by, err := identity.LoadKeyPair(filepath.Join(s.Dir, "intermediate.pem"))
-	c.check(err)
+	by := s.Intermediate()
 	a, err := identity.NewAuthority(c.Roots()[0], by, s.ID(), identity.Signing{Now: time.Now, Log: func(identity.Issuance) error { return nil }})
 	c.check(err)
 	pair, err := a.MakeServer()

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -29,32 +30,50 @@ const FirstAdmin = "admin"
 type InitConfig struct {
 	DataDir     string
 	TrustDomain string // of the workloads: "shop.example"; fixed for the life of the cluster
-	Logger      *slog.Logger
-	Now         func() time.Time // default time.Now
+	// KEK is the source of the key-encryption key, as identity.KeySource reads it.
+	// Default: DefaultKEK. A file that is not there is made.
+	KEK string
+	// AdminFile gets the first admin's credential. Default: DefaultAdminFile.
+	AdminFile string
+	Logger    *slog.Logger
+	Now       func() time.Time // default time.Now
 }
 
 // Init makes a new cluster with one server: its root, its first entry, and the
 // first admin's credential. It returns the path of that credential, a contexts
 // file of mode 0600 without addresses: a running server fills them in. The folder
 // must not be a server's already. Afterwards, New and Run serve from the folder.
-func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) {
+func Init(ctx context.Context, cfg InitConfig) (adminFile string, err error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.AdminFile == "" {
+		cfg.AdminFile = DefaultAdminFile(cfg.DataDir)
 	}
 	if err := identity.ValidTrustDomain(cfg.TrustDomain); err != nil {
 		return "", fmt.Errorf("trust domain: %w", err)
 	}
 	d := dataDir(cfg.DataDir)
+	if err := d.outside("admin file", cfg.AdminFile); err != nil {
+		return "", err
+	}
+	keys, err := firstKeys(ctx, cfg.KEK, d)
+	if err != nil {
+		return "", err
+	}
 	lock, err := d.create()
 	if err != nil {
 		return "", err
 	}
 	defer lock.Close()
-	for _, left := range []string{d.kek(), d.raft()} {
+	for _, left := range []string{d.dataKeys(), d.raft()} {
 		if _, err := os.Stat(left); err == nil {
 			return "", fmt.Errorf("%s is there: an earlier init was interrupted, or this is a server without its %s; if it is the former, remove %s and try again",
 				left, filepath.Base(d.identityFile()), cfg.DataDir)
 		}
+	}
+	if _, err := os.Lstat(cfg.AdminFile); !errors.Is(err, fs.ErrNotExist) {
+		return "", errors.Join(err, fmt.Errorf("%s is there, maybe the credential of another cluster: move it, or name another with --admin-file", cfg.AdminFile))
 	}
 	journal, err := identity.OpenJournal(d.journal())
 	if err != nil {
@@ -62,8 +81,12 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 	}
 	defer func() { err = errors.Join(err, journal.Close()) }()
 
-	id := identity.NewID()
-	kek := identity.NewKEK()
+	id, clusterID := identity.NewID(), identity.NewID()
+	kek := keys.get().First()
+	data, err := identity.NewDataKeys(d.dataKeys(), cfg.TrustDomain, id, kek)
+	if err != nil {
+		return "", err
+	}
 	root, err := identity.NewRoot(cfg.TrustDomain, identity.Signing{Now: cfg.Now, Log: journal.Append})
 	if err != nil {
 		return "", err
@@ -79,17 +102,15 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 		return "", err
 	}
 	if err := errors.Join(
-		kek.Save(d.kek()),
-		intermediate.Save(d.intermediate()),
+		intermediate.SaveSealed(d.intermediate(), data),
 		identity.WriteFile(d.roots(), identity.EncodePEM([]*x509.Certificate{root.Certificate()})),
-		writeAdmin(d, root),
 	); err != nil {
 		return "", err
 	}
 	failpoint.Hit("controlplane.init.keys")
-	if err := bootstrap(ctx, cfg, d, id,
+	if err := bootstrap(ctx, cfg, d, id, data,
 		&logv1.Entry{Format: state.Format, Who: "init", Op: &logv1.Entry_Init{Init: &logv1.Init{
-			TrustDomain: cfg.TrustDomain, ClusterId: identity.NewID(),
+			TrustDomain: cfg.TrustDomain, ClusterId: clusterID,
 			Roots: [][]byte{root.Certificate().Raw}, SealedRootKey: sealed,
 			Admin: &logv1.Admin{Name: FirstAdmin, Role: "admin"},
 		}}},
@@ -100,7 +121,33 @@ func Init(ctx context.Context, cfg InitConfig) (adminContext string, err error) 
 		return "", err
 	}
 	failpoint.Hit("controlplane.init.committed")
-	return d.adminContext(), writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: cfg.TrustDomain})
+	if err := writeAdmin(cfg.AdminFile, root); err != nil {
+		return "", err
+	}
+	return cfg.AdminFile, writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: cfg.TrustDomain, Epoch: clusterID})
+}
+
+// firstKeys asks the source, and makes a key where a file is named that is not there.
+func firstKeys(ctx context.Context, text string, d dataDir) (*keyring, error) {
+	source, err := keySource(text, d)
+	if err != nil {
+		return nil, err
+	}
+	if path, ok := source.File(); ok {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			keys, err := identity.NewKeys(identity.NewKEK())
+			if err != nil {
+				return nil, err
+			}
+			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+				return nil, err
+			}
+			if err := identity.SaveKeys(path, keys); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return openKeyring(ctx, text, d)
 }
 
 func newIntermediate(sign func(identity.PrivateKey) (*x509.Certificate, error)) (*identity.KeyPair, error) {
@@ -116,7 +163,7 @@ func newIntermediate(sign func(identity.PrivateKey) (*x509.Certificate, error)) 
 }
 
 // writeAdmin makes the first admin's credential.
-func writeAdmin(d dataDir, root *identity.Root) error {
+func writeAdmin(path string, root *identity.Root) error {
 	key, err := identity.NewKey()
 	if err != nil {
 		return err
@@ -137,7 +184,7 @@ func writeAdmin(d dataDir, root *identity.Root) error {
 		Certificate: string(identity.EncodePEM(chain)),
 		Key:         identity.ContextKey(pem.Reveal()),
 	})
-	return identity.SaveContexts(d.adminContext(), contexts)
+	return identity.SaveContexts(path, contexts)
 }
 
 // defaultAdminContextServer stands in a new context until a server runs and
@@ -146,13 +193,13 @@ const defaultAdminContextServer = "127.0.0.1:7400"
 
 // bootstrap commits the first entries in a store of one server that nobody can
 // reach.
-func bootstrap(ctx context.Context, cfg InitConfig, d dataDir, id string, entries ...*logv1.Entry) error {
+func bootstrap(ctx context.Context, cfg InitConfig, d dataDir, id string, data *identity.DataKeys, entries ...*logv1.Entry) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	s, err := store.Open(store.Config{
-		ID: id, Dir: d.raft(), Bootstrap: true, Address: l.Addr().String(), Listener: l,
+		ID: id, Dir: d.raft(), Cipher: data, Bootstrap: true, Address: l.Addr().String(), Listener: l,
 		Dial: func(context.Context, string) (net.Conn, error) {
 			return nil, errors.New("a cluster in the making has no peers")
 		},
@@ -180,8 +227,12 @@ type JoinConfig struct {
 	DataDir string
 	Server  string // node port of any server of the cluster, host:port
 	Token   string // a server token
-	Logger  *slog.Logger
-	Now     func() time.Time // default time.Now
+	// KEK is the source of the key-encryption key, as identity.KeySource reads it.
+	// Default: DefaultKEK. A file that is not there is filled with the key that the
+	// cluster hands over.
+	KEK    string
+	Logger *slog.Logger
+	Now    func() time.Time // default time.Now
 }
 
 // Join makes a data directory for a new server of an existing cluster, with a
@@ -192,6 +243,10 @@ func Join(ctx context.Context, cfg JoinConfig) error {
 		cfg.Now = time.Now
 	}
 	d := dataDir(cfg.DataDir)
+	keys, err := joinKeys(ctx, cfg.KEK, d)
+	if err != nil {
+		return err
+	}
 	lock, err := d.create()
 	if err != nil {
 		return err
@@ -221,18 +276,33 @@ func Join(ctx context.Context, cfg JoinConfig) error {
 		return err
 	}
 	resp, err := ztv1.NewNodeServiceClient(conn).EnrolServer(ctx, &ztv1.EnrolServerRequest{
-		Token: token.Reveal(), Server: id, IntermediateCsr: csr,
+		Token: token.Reveal(), Server: id, IntermediateCsr: csr, KeyIds: keys.get().IDs(),
 	})
 	if err != nil {
 		return fmt.Errorf("join by %s: %w", cfg.Server, err)
 	}
 	failpoint.Hit("controlplane.join.enrolled")
-	return saveJoined(d, id, key, token.Pin, resp)
+	return saveJoined(d, id, key, token.Pin, keys, resp)
+}
+
+// joinKeys asks the source. A file that is not there yet gives none: the cluster
+// hands its key over.
+func joinKeys(ctx context.Context, text string, d dataDir) (*keyring, error) {
+	source, err := keySource(text, d)
+	if err != nil {
+		return nil, err
+	}
+	if path, ok := source.File(); ok {
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			return &keyring{source: source}, nil
+		}
+	}
+	return openKeyring(ctx, text, d)
 }
 
 // saveJoined writes what the cluster has answered, after checking that it is of
-// the cluster that the token pins.
-func saveJoined(d dataDir, id string, key identity.PrivateKey, pin identity.Pin, resp *ztv1.EnrolServerResponse) error {
+// the cluster that the token pins, and sealed with a key that is here.
+func saveJoined(d dataDir, id string, key identity.PrivateKey, pin identity.Pin, keys *keyring, resp *ztv1.EnrolServerResponse) error {
 	roots, err := identity.ParseDER(resp.Roots)
 	if err != nil {
 		return err
@@ -248,23 +318,50 @@ func saveJoined(d dataDir, id string, key identity.PrivateKey, pin identity.Pin,
 	if err != nil {
 		return err
 	}
-	kek, err := identity.KEKFrom(resp.KeyEncryptionKey)
-	if err != nil {
-		return err
+	if path, ok := keys.source.File(); ok && keys.get().IsZero() {
+		if err := takeKey(path, keys, resp.KeyEncryptionKey); err != nil {
+			return err
+		}
+	}
+	kek, ok := keys.get().Find(resp.KeyId)
+	if !ok {
+		return fmt.Errorf("the cluster's key-encryption key is %q; %s does not give it", resp.KeyId, keys.source)
 	}
 	// What an earlier try has left is of another enrolment.
-	for _, f := range []string{d.kek(), d.intermediate(), d.roots()} {
+	for _, f := range []string{d.dataKeys(), d.intermediate(), d.roots()} {
 		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
+	data, err := identity.NewDataKeys(d.dataKeys(), resp.TrustDomain, id, kek)
+	if err != nil {
+		return err
+	}
 	if err := errors.Join(
-		kek.Save(d.kek()),
-		intermediate.Save(d.intermediate()),
+		intermediate.SaveSealed(d.intermediate(), data),
 		identity.WriteFile(d.roots(), identity.EncodePEM(roots)),
 	); err != nil {
 		return err
 	}
 	failpoint.Hit("controlplane.join.saved")
-	return writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: resp.TrustDomain, Peers: resp.Peers})
+	return writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: resp.TrustDomain, Epoch: resp.Epoch, Peers: resp.Peers})
+}
+
+// takeKey keeps the key that the cluster has handed over.
+func takeKey(path string, keys *keyring, handed []byte) error {
+	kek, err := identity.KEKFrom(handed)
+	if err != nil {
+		return err
+	}
+	all, err := identity.NewKeys(kek)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	if err := identity.SaveKeys(path, all); err != nil {
+		return err
+	}
+	return keys.reload(context.Background())
 }

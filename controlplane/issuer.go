@@ -6,8 +6,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/ztmesh/ztmesh/controlplane/api"
 	"github.com/ztmesh/ztmesh/identity"
 	"github.com/ztmesh/ztmesh/store/state"
 )
@@ -17,7 +20,7 @@ import (
 // the one call.
 type issuer struct {
 	authority *identity.Authority
-	kek       identity.KEK
+	keys      *keyring
 	signing   identity.Signing
 	roots     []*x509.Certificate
 	state     func() *state.State
@@ -27,7 +30,24 @@ func (i *issuer) TrustDomain() string { return i.authority.TrustDomain() }
 
 func (i *issuer) Roots() [][]byte { return identity.DER(i.roots) }
 
-func (i *issuer) KeyEncryptionKey() []byte { return i.kek.Reveal() }
+// KeyFor is api.Issuer. A key that comes from a variable or a command is its source's
+// to give, not this server's.
+func (i *issuer) KeyFor(have []string) (id string, key []byte, err error) {
+	kek, err := i.keys.current(i.state())
+	if err != nil {
+		return "", nil, err
+	}
+	_, file := i.keys.source.File()
+	switch {
+	case slices.Contains(have, kek.ID()):
+		return kek.ID(), nil, nil
+	case len(have) > 0:
+		return "", nil, fmt.Errorf("%w: the cluster's key-encryption key is %s, and the server has %s", api.ErrOtherKey, kek.ID(), strings.Join(have, ", "))
+	case !file:
+		return "", nil, fmt.Errorf("%w: this cluster does not hand its key-encryption key over; name the source of %s with --kek", api.ErrOtherKey, kek.ID())
+	}
+	return kek.ID(), kek.Reveal(), nil
+}
 
 // root opens the root key that the log holds sealed.
 func (i *issuer) root() (*identity.Root, error) {
@@ -39,7 +59,7 @@ func (i *issuer) root() (*identity.Root, error) {
 	if len(roots) == 0 {
 		return nil, errors.New("this server has not learnt the cluster's root yet")
 	}
-	return identity.OpenRoot(roots[0], st.SealedRootKey(), i.kek, i.signing)
+	return identity.OpenRoot(roots[0], st.SealedRootKey(), i.keys.get(), i.signing)
 }
 
 // byRoot signs with the root, for the key of a request.

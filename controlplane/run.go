@@ -108,7 +108,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	agreedOn, err := store.Open(store.Config{
-		ID: s.id, Dir: s.dir.raft(), Address: s.addresses.Cluster, Listener: port.raft,
+		ID: s.id, Dir: s.dir.raft(), Cipher: s.data, Address: s.addresses.Cluster, Listener: port.raft,
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			return (&tls.Dialer{Config: raftTLS}).DialContext(ctx, "tcp", address)
 		},
@@ -237,7 +237,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 		return err
 	}
 	views := view.NewCache()
-	signer := &issuer{authority: s.authority, kek: s.kek, signing: s.signing(), roots: s.roots, state: agreedOn.State}
+	signer := &issuer{authority: s.authority, keys: s.keys, signing: s.signing(), roots: s.roots, state: agreedOn.State}
 	others := newCluster(s.id, agreedOn, peerTLS, s.cfg.Logger)
 
 	var loop *reconciler

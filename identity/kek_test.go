@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/x509"
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
@@ -26,7 +25,7 @@ func TestRootSealing(t *testing.T) {
 	if bytes.Contains(sealed, scalarOfRoot(t, c.root, kek)) {
 		t.Error("the key stands in what is sealed")
 	}
-	root, err := identity.OpenRoot(c.root.Certificate(), sealed, kek, c.signing())
+	root, err := identity.OpenRoot(c.root.Certificate(), sealed, keys(t, kek), c.signing())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,6 +38,16 @@ func TestRootSealing(t *testing.T) {
 	}
 }
 
+// keys is a set of keys.
+func keys(t testing.TB, list ...identity.KEK) identity.Keys {
+	t.Helper()
+	k, err := identity.NewKeys(list...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
 // scalarOfRoot unseals by hand, as OpenRoot does.
 func scalarOfRoot(t *testing.T, root *identity.Root, kek identity.KEK) []byte {
 	t.Helper()
@@ -46,7 +55,7 @@ func scalarOfRoot(t *testing.T, root *identity.Root, kek identity.KEK) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := kek.Open("root-key", root.TrustDomain(), sealed)
+	der, err := keys(t, kek).Open("root-key", root.TrustDomain(), sealed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,26 +71,28 @@ func TestSealedStaysSealed(t *testing.T) {
 		t.Fatal(err)
 	}
 	cert := c.root.Certificate()
-	_, err = identity.OpenRoot(cert, sealed, identity.NewKEK(), c.signing())
+	_, err = identity.OpenRoot(cert, sealed, keys(t, identity.NewKEK()), c.signing())
 	if !errors.Is(err, identity.ErrSealed) {
 		t.Errorf("opened by another key: %v", err)
 	}
-	_, err = identity.OpenRoot(other.root.Certificate(), sealed, kek, c.signing())
+	_, err = identity.OpenRoot(other.root.Certificate(), sealed, keys(t, kek), c.signing())
 	if !errors.Is(err, identity.ErrSealed) {
 		t.Errorf("opened for another trust domain: %v", err)
 	}
-	_, err = identity.OpenRoot(same.root.Certificate(), sealed, kek, c.signing())
+	_, err = identity.OpenRoot(same.root.Certificate(), sealed, keys(t, kek), c.signing())
 	wantErr(t, err, "for another key")
-	_, err = identity.OpenRoot(c.admin(t, "ada").Leaf(), sealed, kek, c.signing())
+	_, err = identity.OpenRoot(c.admin(t, "ada").Leaf(), sealed, keys(t, kek), c.signing())
 	wantErr(t, err, "not a certificate authority")
-	_, err = identity.OpenRoot(cert, sealed, identity.KEK{}, c.signing())
+	_, err = identity.OpenRoot(cert, sealed, identity.Keys{}, c.signing())
+	wantErr(t, err, "wants key "+kek.ID())
+	_, err = c.root.Seal(identity.KEK{})
 	wantErr(t, err, "no key-encryption key")
-	if _, err = kek.Open("secret", trustDomain, sealed); !errors.Is(err, identity.ErrSealed) {
+	if _, err = keys(t, kek).Open("secret", trustDomain, sealed); !errors.Is(err, identity.ErrSealed) {
 		t.Errorf("opened for another purpose: %v", err)
 	}
 	for i := range sealed {
 		for _, damaged := range [][]byte{flip(sealed, i), sealed[:i]} {
-			if _, err := kek.Open("root-key", trustDomain, damaged); !errors.Is(err, identity.ErrSealed) {
+			if _, err := keys(t, kek).Open("root-key", trustDomain, damaged); !errors.Is(err, identity.ErrSealed) {
 				t.Fatalf("damaged at %d: %v", i, err)
 			}
 		}
@@ -91,7 +102,7 @@ func TestSealedStaysSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := kek.Open("a", "bc", box); !errors.Is(err, identity.ErrSealed) {
+	if _, err := keys(t, kek).Open("a", "bc", box); !errors.Is(err, identity.ErrSealed) {
 		t.Errorf("opened: %v", err)
 	}
 }
@@ -100,51 +111,6 @@ func flip(b []byte, i int) []byte {
 	c := bytes.Clone(b)
 	c[i] ^= 1
 	return c
-}
-
-func TestKEKFile(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "kek")
-	if _, err := identity.LoadKEK(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("no file: %v", err)
-	}
-	kek, err := identity.LoadOrCreateKEK(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	st, err := os.Stat(path)
-	if err != nil || st.Mode() != 0o600 {
-		t.Errorf("mode %v, %v", st.Mode(), err)
-	}
-	for name, load := range map[string]func(string) (identity.KEK, error){"LoadKEK": identity.LoadKEK, "LoadOrCreateKEK": identity.LoadOrCreateKEK} {
-		if again, err := load(path); err != nil || !bytes.Equal(again.Reveal(), kek.Reveal()) {
-			t.Errorf("%s: another key, or %v", name, err)
-		}
-	}
-	if same, err := identity.KEKFrom(kek.Reveal()); err != nil || !bytes.Equal(same.Reveal(), kek.Reveal()) {
-		t.Errorf("KEKFrom: %v", err)
-	}
-	if err := identity.NewKEK().Save(path); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("a key file was replaced: %v", err)
-	}
-	wantErr(t, identity.KEK{}.Save(path+"2"), "there is none")
-	left, err := os.ReadDir(filepath.Dir(path))
-	if err != nil || len(left) != 1 {
-		t.Errorf("left behind: %v, %v", left, err)
-	}
-	// CVE-2023-0690: what others can read is no secret.
-	if err := os.Chmod(path, 0o640); err != nil {
-		t.Fatal(err)
-	}
-	_, err = identity.LoadOrCreateKEK(path)
-	wantErr(t, err, "must be a file of mode 0600")
-	for _, content := range []string{"", "ztkek1:", "ztkek1:00\n", "ztkek2:" + "00", "\x00"} {
-		if err := os.WriteFile(path+"3", []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := identity.LoadOrCreateKEK(path + "3"); err == nil {
-			t.Errorf("%q is taken for a key file", content)
-		}
-	}
 }
 
 func TestKeyPairFile(t *testing.T) {

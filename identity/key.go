@@ -122,14 +122,23 @@ func (p *KeyPair) TLS() *tls.Certificate {
 	return &tls.Certificate{Certificate: DER(p.Chain), PrivateKey: p.Key, Leaf: p.Chain[0]}
 }
 
+// PEM returns key and chain as ParseKeyPair reads them.
+func (p *KeyPair) PEM() (Secret, error) {
+	key, err := p.Key.PEM()
+	if err != nil {
+		return Secret{}, err
+	}
+	return NewSecret(append(key.Reveal(), EncodePEM(p.Chain)...)), nil
+}
+
 // Save writes key and chain into one PEM file of mode 0600, replacing what is
 // there at once, so that a reader never sees a key with another's certificate.
 func (p *KeyPair) Save(path string) error {
-	key, err := p.Key.PEM()
+	pem, err := p.PEM()
 	if err != nil {
 		return err
 	}
-	if err := WriteFile(path, append(key.Reveal(), EncodePEM(p.Chain)...)); err != nil {
+	if err := WriteFile(path, pem.Reveal()); err != nil {
 		return fmt.Errorf("save key pair: %w", err)
 	}
 	return nil
@@ -148,6 +157,38 @@ func LoadKeyPair(path string) (*KeyPair, error) {
 	}
 	return p, nil
 }
+
+// SaveSealed is Save for a file that only this server's data keys open.
+func (p *KeyPair) SaveSealed(path string, keys *DataKeys) error {
+	pem, err := p.PEM()
+	if err != nil {
+		return err
+	}
+	if err := WriteFile(path, keys.Seal(pem.Reveal(), []byte(keyPairPurpose))); err != nil {
+		return fmt.Errorf("save key pair: %w", err)
+	}
+	return nil
+}
+
+// LoadSealedKeyPair reads what SaveSealed wrote.
+func LoadSealedKeyPair(path string, keys *DataKeys) (*KeyPair, error) {
+	sealed, err := readPrivate(path)
+	if err != nil {
+		return nil, fmt.Errorf("load key pair: %w", err)
+	}
+	pem, err := keys.Open(sealed, []byte(keyPairPurpose))
+	if err != nil {
+		return nil, fmt.Errorf("load key pair: %s: %w", path, err)
+	}
+	p, err := ParseKeyPair(pem)
+	if err != nil {
+		return nil, fmt.Errorf("load key pair: %s: %w", path, err)
+	}
+	return p, nil
+}
+
+// keyPairPurpose is what a sealed key pair is about.
+const keyPairPurpose = "key pair"
 
 // ParseKeyPair reads a PKCS #8 key followed by certificates, leaf first, in PEM.
 func ParseKeyPair(b []byte) (*KeyPair, error) {

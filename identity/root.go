@@ -45,15 +45,15 @@ func NewRoot(td string, s Signing) (*Root, error) {
 	return &Root{td, issuer{cert, key}, s}, nil
 }
 
-// OpenRoot unseals the root key. A key-encryption key, certificate and sealed
-// key that do not belong together are an error (ErrSealed, or one that says that
-// the certificate is for another key).
-func OpenRoot(cert *x509.Certificate, sealed []byte, kek KEK, s Signing) (*Root, error) {
+// OpenRoot unseals the root key. Key-encryption keys, certificate and sealed key
+// that do not belong together are an error (ErrSealed, or one that says that the
+// certificate is for another key).
+func OpenRoot(cert *x509.Certificate, sealed []byte, keys Keys, s Signing) (*Root, error) {
 	td, err := RootTrustDomain(cert)
 	if err != nil {
 		return nil, fmt.Errorf("open root: %w", err)
 	}
-	der, err := kek.Open(rootPurpose, td, sealed)
+	der, err := keys.Open(rootPurpose, td, sealed)
 	if err != nil {
 		return nil, fmt.Errorf("open root: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ztmesh/ztmesh/identity"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	"github.com/ztmesh/ztmesh/store/state"
 )
@@ -93,12 +94,26 @@ type testCluster struct {
 	timing  Timing
 	now     func() time.Time
 	servers map[string]*Store
+	ciphers map[string]Cipher // each server has its own, for ever
 }
 
 func newTestCluster(t testing.TB, n *network) *testCluster {
-	c := &testCluster{t: t, net: n, dir: t.TempDir(), timing: fast, now: time.Now, servers: map[string]*Store{}}
+	c := &testCluster{
+		t: t, net: n, dir: t.TempDir(), timing: fast, now: time.Now,
+		servers: map[string]*Store{}, ciphers: map[string]Cipher{},
+	}
 	t.Cleanup(c.close)
 	return c
+}
+
+// newCipher is the one of production.
+func newCipher(t testing.TB) Cipher {
+	t.Helper()
+	keys, err := identity.NewDataKeys("", "shop.example", "", identity.NewKEK())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keys
 }
 
 func (c *testCluster) close() {
@@ -116,8 +131,11 @@ func (c *testCluster) config(name string) Config {
 	c.net.mu.Lock()
 	c.net.at[name] = l.Addr()
 	c.net.mu.Unlock()
+	if c.ciphers[name] == nil {
+		c.ciphers[name] = newCipher(c.t)
+	}
 	return Config{
-		ID: name, Dir: filepath.Join(c.dir, name), Bootstrap: name == "a", Address: name, Listener: l,
+		ID: name, Dir: filepath.Join(c.dir, name), Cipher: c.ciphers[name], Bootstrap: name == "a", Address: name, Listener: l,
 		Dial: c.net.dialFrom(name), Logger: slog.New(slog.DiscardHandler), Now: c.now, Timing: c.timing,
 	}
 }

@@ -13,14 +13,12 @@ import (
 	"sync"
 
 	"github.com/hashicorp/raft"
-
-	"github.com/ztmesh/ztmesh/store/state"
 )
 
 // snapshots is the raft.SnapshotStore. Each is one file:
 //
 //	magic, length of the description, description (a raft.SnapshotMeta as JSON)
-//	content (a state.State, as WriteTo writes it)
+//	content (a state.State, as WriteTo writes it, encrypted; see sealedSnapshots)
 //	length of the content, CRC-32C of everything before
 //
 // A file has its name once it is durable; two are kept. Whoever opens one gets it
@@ -83,22 +81,6 @@ func openSnapshots(files Files, dir string, fail func(error)) (s *snapshots, dam
 		}
 	}
 	return s, damaged, nil
-}
-
-// newest reads the newest snapshot, or makes the first state.
-func (s *snapshots) newest() (*state.State, uint64, error) {
-	if len(s.known) == 0 {
-		return state.New(), 0, nil
-	}
-	meta, r, err := s.open(s.known[0].ID)
-	if err != nil {
-		return nil, 0, err
-	}
-	st, err := state.Read(r)
-	if err = errors.Join(err, r.Close()); err != nil {
-		return nil, 0, fmt.Errorf("%s: %w", s.path(meta.ID), err)
-	}
-	return st, meta.Index, nil
 }
 
 // setAside gives those that are damaged a name by which nobody opens them.

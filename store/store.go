@@ -71,13 +71,15 @@ var (
 // the log adds to it.
 const MaxEntry = 64<<20 - 4<<10
 
-// Config is what a store needs. ID, Dir, Address, Listener, Dial, Logger and Now
+// Config is what a store needs. ID, Dir, Cipher, Address, Listener, Dial, Logger and Now
 // are required.
 type Config struct {
 	// ID is this server's, for ever.
 	ID string
 	// Dir holds log and snapshots. It is made (0700) if absent.
 	Dir string
+	// Cipher encrypts what the store writes to Dir.
+	Cipher Cipher
 	// Bootstrap makes a new cluster of this one server if Dir is empty. Otherwise
 	// it is ignored.
 	Bootstrap bool
@@ -163,6 +165,7 @@ func (c Config) validate() error {
 	}
 	require(c.ID != "", "ID")
 	require(c.Dir != "", "Dir")
+	require(c.Cipher != nil, "Cipher")
 	require(c.Address != "", "Address")
 	require(c.Listener != nil, "Listener")
 	require(c.Dial != nil, "Dial")
@@ -203,16 +206,16 @@ func open(cfg Config) (_ *Store, err error) {
 		fail: s.end.set, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
 	})
 	s.transport = newTransport(cfg, logger)
-	conf := raftConfig(cfg, logger, s.notify)
+	conf, log := raftConfig(cfg, logger, s.notify), &sealedLog{hitLog{s.log}, cfg.Cipher}
 	if cfg.Bootstrap {
-		err := raft.BootstrapCluster(conf, s.log, s.log, snapshots, s.transport, raft.Configuration{Servers: []raft.Server{
+		err := raft.BootstrapCluster(conf, log, log, snapshots, s.transport, raft.Configuration{Servers: []raft.Server{
 			{ID: raft.ServerID(cfg.ID), Address: raft.ServerAddress(cfg.Address), Suffrage: raft.Voter},
 		}})
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
 			return nil, errors.Join(err, s.transport.Close())
 		}
 	}
-	if s.raft, err = raft.NewRaft(conf, s.fsm, hitLog{s.log}, hitLog{s.log}, snapshots, s.transport); err != nil {
+	if s.raft, err = raft.NewRaft(conf, s.fsm, log, log, snapshots, s.transport); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnreadable, err), s.transport.Close())
 	}
 	if s.isMember() {
@@ -234,29 +237,33 @@ func open(cfg Config) (_ *Store, err error) {
 // openDisk opens snapshots and log, and checks that together they hold all that this
 // server is known to have had. A damaged snapshot is no loss if the log reaches back
 // to the one before it.
-func (s *Store) openDisk(cfg Config) (*state.State, *snapshots, error) {
+func (s *Store) openDisk(cfg Config) (*state.State, *sealedSnapshots, error) {
 	snapshots, damaged, err := openSnapshots(cfg.Files, cfg.Dir, s.end.set)
 	if err != nil {
 		return nil, nil, err
 	}
-	restored, covered, err := snapshots.newest()
+	sealed := &sealedSnapshots{SnapshotStore: snapshots, cipher: cfg.Cipher}
+	restored, covered, err := sealed.newest()
 	if err != nil {
 		return nil, nil, err
 	}
 	if s.log, err = openLog(cfg.Files, cfg.Dir, cfg.segment, covered, s.end.set); err != nil {
 		return nil, nil, errors.Join(append(damaged, fmt.Errorf("log: %w", err))...)
 	}
+	if err := (&sealedLog{s.log, cfg.Cipher}).readThrough(); err != nil {
+		return nil, nil, fmt.Errorf("log: %w", err)
+	}
 	snapshots.note = s.log.mark.snapshot
 	for _, err := range damaged {
 		cfg.Logger.Warn("a damaged snapshot is set aside; the log has what lies after the one before", "error", err)
 	}
-	return restored, snapshots, snapshots.setAside()
+	return restored, sealed, snapshots.setAside()
 }
 
 // isDamage says whether an error of opening is of what the disk holds, and not of
 // rights, room or a newer version.
 func isDamage(err error) bool {
-	return errors.Is(err, errDamaged) || errors.Is(err, state.ErrSnapshot) || errors.Is(err, unix.EIO)
+	return errors.Is(err, errDamaged) || errors.Is(err, errSealed) || errors.Is(err, state.ErrSnapshot) || errors.Is(err, unix.EIO)
 }
 
 func raftConfig(cfg Config, logger *raftLogger, notify chan<- bool) *raft.Config {

@@ -38,7 +38,7 @@ func startMesh(ctx context.Context, dir string) (*mesh, error) {
 	if err := m.start(ctx); err != nil {
 		return nil, err
 	}
-	contexts, err := identity.LoadContexts(filepath.Join(dir, "server", "admin.yaml"))
+	contexts, err := identity.LoadContexts(filepath.Join(dir, "server.admin.yaml"))
 	if err != nil {
 		return nil, err
 	}

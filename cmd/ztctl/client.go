@@ -65,7 +65,7 @@ func (a *app) currentContext() (identity.Context, error) {
 	case len(all.Contexts) > 0:
 		return x, withHint(fmt.Errorf("no context of %s is in use", path), "run ztctl context use NAME")
 	}
-	return x, withHint(errors.New("no context"), "run ztctl context import FILE; ztd init writes FILE as admin.yaml in its data directory")
+	return x, withHint(errors.New("no context"), "run ztctl context import FILE; ztd init writes FILE beside its data directory")
 }
 
 // contexts reads the contexts file; one that is missing is empty.

@@ -86,8 +86,9 @@ func server(ts *testscript.TestScript, neg bool, args []string) {
 func (w *world) started(ts *testscript.TestScript, name string, s *mesh.Server) {
 	w.servers[name] = s
 	ts.Check(os.Symlink(s.Dir, ts.MkAbs(name)))
+	ts.Check(os.Symlink(controlplane.DefaultAdminFile(s.Dir), controlplane.DefaultAdminFile(ts.MkAbs(name))))
 	ts.Setenv(name+"_NODE", s.Addresses().Node)
-	path := filepath.Join(s.Dir, "admin.yaml")
+	path := controlplane.DefaultAdminFile(s.Dir)
 	if _, err := os.Stat(path); err == nil {
 		w.mesh.Until("the credential names the server", func() bool {
 			all, err := identity.LoadContexts(path)

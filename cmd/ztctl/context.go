@@ -17,7 +17,7 @@ func (a *app) newContext() *cobra.Command {
 		Long: `A context is a credential for one cluster and where its servers are. They are
 kept in one file that only you can read (mode 0600): --config, ZTCTL_CONFIG or
 ~/.config/ztmesh/contexts.yaml.`,
-		Example: `  ztctl context import /var/lib/ztd/admin.yaml
+		Example: `  ztctl context import /var/lib/ztd.admin.yaml
   ztctl context list
   ztctl context use prod`,
 		Args: knownCommand,
@@ -48,7 +48,7 @@ kept in one file that only you can read (mode 0600): --config, ZTCTL_CONFIG or
 		Long: `import copies every context of FILE, as written by ztd init or ztctl admin add,
 into your contexts file, replaces those of the same name, and makes the first
 one the current one.`,
-		Example: "  ztctl context import admin.yaml\n  ztctl context import admin.yaml --name prod",
+		Example: "  ztctl context import ztd.admin.yaml\n  ztctl context import ztd.admin.yaml --name prod",
 		RunE:    func(_ *cobra.Command, args []string) error { return a.importContexts(args[0], as) },
 	}
 	imports.Flags().StringVar(&as, "name", "", "what to call it here (for a file with one context)")

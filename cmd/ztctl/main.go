@@ -130,7 +130,7 @@ func (a *app) root(environ []string) *cobra.Command {
 proxy has taken over, and answers whether a request is allowed. What needs no
 server (init, validate, lint, test -f, can -f) works offline.`,
 		Example: `  ztctl init shop && ztctl validate -f shop
-  ztctl context import admin.yaml
+  ztctl context import ztd.admin.yaml
   ztctl apply -f shop
   ztctl can shop/web "GET orders /orders/7"
   ztctl block shop/web --reason "INC-42" --for 1h

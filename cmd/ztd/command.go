@@ -58,9 +58,11 @@ func initCommand(stdout, stderr io.Writer) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init --trust-domain DOMAIN",
 		Short: "Make a new cluster with this server as its first",
-		Long: `init makes the cluster's root, this server's identity and the first admin's
-credential (admin.yaml, mode 0600) in the data directory. The trust domain is
-that of all workloads and cannot be changed. Nothing listens yet: ztd run does.`,
+		Long: `init makes the cluster's root and this server's identity in the data directory,
+and the first admin's credential (mode 0600) beside it. What is secret in the data
+directory is encrypted; the key for that comes from --kek, by default a file
+beside the data directory that init makes. The trust domain is that of all
+workloads and cannot be changed. Nothing listens yet: ztd run does.`,
 		Example: "  ztd init --trust-domain shop.example --data-dir /var/lib/ztd",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -74,9 +76,10 @@ that of all workloads and cannot be changed. Nothing listens yet: ztd run does.`
 			}
 			fmt.Fprintf(stdout, `cluster for trust domain %s made in %s
 admin credential: %s (mode 0600; keep it safe)
+key-encryption key: %s (without it the data directory is worth nothing: back it up apart)
 next: ztd run --data-dir %s
       ztctl context import %s
-`, trustDomain, c.DataDir, path, c.DataDir, path)
+`, trustDomain, c.DataDir, path, c.kek(), c.DataDir, path)
 			return nil
 		},
 	}
@@ -92,7 +95,9 @@ func initialise(ctx context.Context, c config, trustDomain string, stderr io.Wri
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	return controlplane.Init(ctx, controlplane.InitConfig{DataDir: c.DataDir, TrustDomain: trustDomain, Logger: log})
+	return controlplane.Init(ctx, controlplane.InitConfig{
+		DataDir: c.DataDir, TrustDomain: trustDomain, KEK: c.KEK, AdminFile: c.AdminFile, Logger: log,
+	})
 }
 
 func joinCommand(stdout, stderr io.Writer) *cobra.Command {
@@ -102,7 +107,8 @@ func joinCommand(stdout, stderr io.Writer) *cobra.Command {
 		Short: "Make this a further server of an existing cluster",
 		Long: `join redeems a one-use server token (ztctl token create --server) at the node
 port of any server of the cluster. The token pins the cluster's root, so that it
-is shown to no other. Afterwards ztd run makes this server a voter.`,
+is shown to no other. Afterwards ztd run makes this server a voter. Where --kek names
+a file that is not there yet, the cluster hands its key-encryption key over.`,
 		Example: "  ztd join --server 10.0.0.1:7401 --token-file token --data-dir /var/lib/ztd",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -121,7 +127,7 @@ is shown to no other. Afterwards ztd run makes this server a voter.`,
 			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
 			defer cancel()
 			err = controlplane.Join(ctx, controlplane.JoinConfig{
-				DataDir: c.DataDir, Server: server, Token: strings.TrimSpace(string(token)), Logger: log,
+				DataDir: c.DataDir, KEK: c.KEK, Server: server, Token: strings.TrimSpace(string(token)), Logger: log,
 			})
 			if err != nil {
 				return err
@@ -191,7 +197,7 @@ func runDev(cmd *cobra.Command, stdout, stderr io.Writer) error {
 	go func() {
 		select {
 		case <-s.Ready():
-			fmt.Fprintf(stdout, "ready; try: ztctl --config %s status\n", filepath.Join(c.DataDir, "admin.yaml"))
+			fmt.Fprintf(stdout, "ready; try: ztctl --config %s status\n", c.adminFile())
 		case <-cmd.Context().Done():
 		}
 	}()

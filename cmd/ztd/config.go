@@ -21,6 +21,8 @@ import (
 // (ZTD_DATA_DIR for data-dir) and flags, each over the one before.
 type config struct {
 	DataDir         string        `mapstructure:"data-dir"`
+	KEK             string        `mapstructure:"kek"`
+	AdminFile       string        `mapstructure:"admin-file"`
 	AdminListen     string        `mapstructure:"admin-listen"`
 	NodeListen      string        `mapstructure:"node-listen"`
 	ClusterListen   string        `mapstructure:"cluster-listen"`
@@ -40,6 +42,8 @@ func configFlags(f *pflag.FlagSet) {
 	d := controlplane.Default()
 	f.String("config", "", "YAML file with these flags as keys")
 	f.String("data-dir", "ztd-data", "folder with this server's state")
+	f.String("kek", "", "source of the key-encryption key: file:PATH, env:NAME or command:PROGRAM ARGUMENT... (default file:<data-dir>.kek)")
+	f.String("admin-file", "", "the first admin's credential (default <data-dir>.admin.yaml)")
 	f.String("admin-listen", d.AdminListen, "where administrators connect (gRPC and REST)")
 	f.String("node-listen", d.NodeListen, "where proxies and agents connect")
 	f.String("cluster-listen", d.ClusterListen, "where the other servers connect")
@@ -128,10 +132,27 @@ func (c config) logger(w io.Writer) (*slog.Logger, error) {
 func (c config) server(log *slog.Logger) controlplane.Config {
 	s := controlplane.Default()
 	s.DataDir, s.Logger, s.Advertise = c.DataDir, log, c.Advertise
+	s.KEK, s.AdminFile = c.KEK, c.AdminFile
 	s.AdminListen, s.NodeListen, s.ClusterListen, s.LocalListen = c.AdminListen, c.NodeListen, c.ClusterListen, c.LocalListen
 	s.Timing = store.Timing{
 		Heartbeat: c.ElectionTimeout, Election: c.ElectionTimeout, Lease: c.ElectionTimeout / 2,
 		SnapshotEntries: c.SnapshotEntries, SnapshotInterval: c.SnapshotInterval, TrailingEntries: c.TrailingEntries,
 	}
 	return s
+}
+
+// kek is the source of the key-encryption key.
+func (c config) kek() string {
+	if c.KEK != "" {
+		return c.KEK
+	}
+	return controlplane.DefaultKEK(c.DataDir)
+}
+
+// adminFile is where the first admin's credential is.
+func (c config) adminFile() string {
+	if c.AdminFile != "" {
+		return c.AdminFile
+	}
+	return controlplane.DefaultAdminFile(c.DataDir)
 }

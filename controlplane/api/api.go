@@ -108,8 +108,9 @@ type Issuer interface {
 	Intermediate(csr []byte, server string) (certificate []byte, err error)
 	// KeyHash is the SHA-256 of the CSR's SPKI, after its signature was checked.
 	KeyHash(csr []byte) ([]byte, error)
-	// KeyEncryptionKey is for a joining server only. Secret.
-	KeyEncryptionKey() []byte
+	// KeyFor is for a joining server only, which has the keys of these ids. key is the
+	// cluster's, where it has none; secret. ErrOtherKey: it may not join so.
+	KeyFor(have []string) (id string, key []byte, err error)
 	// NewToken returns the token as shown once, its id and the hash to store.
 	NewToken() (token, id string, secretHash []byte, err error)
 	// ParseToken returns what a token says; an error for every malformed one.

@@ -25,6 +25,9 @@ var (
 	// ErrTooLarge is returned when an entry is larger than the log takes; nothing
 	// was proposed.
 	ErrTooLarge = errors.New("too large")
+	// ErrOtherKey is returned when a joining server has not the key-encryption key
+	// that it must bring. The text around it is meant for the caller.
+	ErrOtherKey = errors.New("key-encryption key")
 )
 
 // refusal is an error whose text is meant for the caller.
@@ -90,6 +93,8 @@ func toStatus(err error) (*status.Status, bool) {
 		return status.New(codes.DeadlineExceeded, "outcome unknown: the change may or may not take effect; retry with the same idempotency key"), false
 	case errors.Is(err, ErrTooLarge):
 		return status.New(codes.ResourceExhausted, "this is more than one revision can hold; apply it in parts"), false
+	case errors.Is(err, ErrOtherKey):
+		return status.New(codes.FailedPrecondition, err.Error()), false
 	case errors.Is(err, state.ErrTokenInvalid):
 		return status.New(codes.PermissionDenied, "token refused"), false
 	case errors.Is(err, state.ErrKeyReused):

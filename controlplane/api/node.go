@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"net/netip"
 	"time"
@@ -208,6 +209,15 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 	if err := s.waitForPeers(ctx); err != nil {
 		return nil, err
 	}
+	// Who bears no token learns nothing of keys.
+	if t, ok := s.cfg.Log.State().Token(id); !ok || !t.Server || subtle.ConstantTimeCompare(t.SecretHash, hash) != 1 {
+		s.metrics.tokens.Inc()
+		return nil, state.ErrTokenInvalid
+	}
+	keyID, key, err := s.cfg.Issuer.KeyFor(req.KeyIds)
+	if err != nil {
+		return nil, err
+	}
 	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{
 		Id: id, SecretHash: hash, Server: &logv1.Server{Id: req.Server},
 	}}})
@@ -225,8 +235,9 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 	failpoint.Hit("api.join.issued")
 	resp := &ztv1.EnrolServerResponse{
 		TrustDomain: s.cfg.Issuer.TrustDomain(), Intermediate: intermediate, Roots: s.cfg.Issuer.Roots(),
-		KeyEncryptionKey: s.cfg.Issuer.KeyEncryptionKey(),
+		KeyId: keyID, KeyEncryptionKey: key,
 	}
+	_, resp.Epoch = s.cfg.Log.State().Epoch()
 	resp.Peers = clusterAddresses(s.cfg.Log.State())
 	return resp, nil
 }

@@ -96,8 +96,8 @@ func (d *demo) startServer(ctx context.Context, s *fleet.Server) error {
 func (d *demo) importContext(ctx context.Context, servers int) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	file := filepath.Join("ztd-1", "admin.yaml")
-	err := d.servers[0].Await(ctx, "the addresses of all servers in admin.yaml", func(context.Context) error {
+	const file = "ztd-1.admin.yaml"
+	err := d.servers[0].Await(ctx, "the addresses of all servers in "+file, func(context.Context) error {
 		b, err := os.ReadFile(filepath.Join(d.Dir, file))
 		for _, s := range d.servers[:servers] {
 			if err == nil && !strings.Contains(string(b), s.Admin()) {

@@ -93,6 +93,8 @@ func (s *State) take(e *logv1.Entry) Result {
 // leave out what it does not know, and diverge.
 func FormatOf(e *logv1.Entry) uint32 {
 	switch op := e.GetOp().(type) {
+	case *logv1.Entry_ReplaceRootKey, *logv1.Entry_Restored:
+		return 3
 	case *logv1.Entry_Propose:
 		return 2
 	case *logv1.Entry_Apply:
@@ -138,6 +140,10 @@ func (s *State) apply(e *logv1.Entry) Result {
 		return s.applyDeleteServer(op.DeleteServer.GetId())
 	case *logv1.Entry_Propose:
 		return s.applyPropose(e.GetWho(), op.Propose)
+	case *logv1.Entry_ReplaceRootKey:
+		return s.applyReplaceRootKey(op.ReplaceRootKey)
+	case *logv1.Entry_Restored:
+		return s.applyRestored(op.Restored)
 	default:
 		return Result{Err: ErrUnknownEntry}
 	}

@@ -53,7 +53,7 @@ type Changes struct {
 	Keys        []Key    // documents put or deleted, sorted
 	InstanceIDs []string // instances enrolled, withdrawn, restored or removed, sorted
 	Proposals   []string // namespaces whose proposal was made, replaced or ended, sorted
-	Trust       bool     // trust domain, cluster id, roots, sealed root key
+	Trust       bool     // trust domain, cluster id, epoch, roots, sealed root key
 	Tokens      bool
 	Admins      bool
 	Servers     bool
@@ -93,6 +93,7 @@ func (c Changes) Union(others ...Changes) Changes {
 func Diff(old, s *State) Changes {
 	c := Changes{
 		Trust: old.trustDomain != s.trustDomain || old.clusterID != s.clusterID ||
+			old.epoch != s.epoch || old.epochID != s.epochID ||
 			!bytes.Equal(old.sealedRootKey, s.sealedRootKey) || !slices.EqualFunc(old.roots, s.roots, bytes.Equal),
 		Tokens:  len(diff(old.tokens, s.tokens, sameMessage)) > 0,
 		Admins:  len(diff(old.admins, s.admins, sameMessage)) > 0,

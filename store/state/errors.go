@@ -31,6 +31,9 @@ var (
 	// ErrRevalidate is returned when documents have changed since the server
 	// validated: validate again and propose again.
 	ErrRevalidate = errors.New("documents changed since validation")
+	// ErrRootKeyReplaced is returned when the sealed root key was replaced since it
+	// was read.
+	ErrRootKeyReplaced = errors.New("the sealed root key was replaced meanwhile")
 	// ErrKeyReused is returned when an idempotency key comes again with another
 	// operation.
 	ErrKeyReused = errors.New("idempotency key was used for another operation")

@@ -54,6 +54,9 @@ func (l *loader) header(h *logv1.Header) error {
 	if !h.GetWhen().IsValid() || h.GetWhen().AsTime().Before(l.s.when) || h.GetRevision() > h.GetIndex() {
 		return errors.New("the header contradicts itself")
 	}
+	if h.GetFormat() < 3 && (h.GetEpoch() != 0 || h.GetEpochId() != "") || (h.GetEpoch() == 0) != (h.GetEpochId() == "") {
+		return errors.New("the header's epoch contradicts itself")
+	}
 	l.format = h.GetFormat()
 	l.s.index, l.s.revision, l.s.when = h.GetIndex(), h.GetRevision(), h.GetWhen().AsTime()
 	if l.s.lineage = lineageOf(l.s.revision); len(h.GetLineage()) > 0 {
@@ -61,6 +64,7 @@ func (l *loader) header(h *logv1.Header) error {
 	}
 	l.s.trustDomain, l.s.clusterID = h.GetTrustDomain(), h.GetClusterId()
 	l.s.roots, l.s.sealedRootKey = h.GetRoots(), h.GetSealedRootKey()
+	l.s.epoch, l.s.epochID = h.GetEpoch(), h.GetEpochId()
 	return nil
 }
 

@@ -34,6 +34,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	header := &logv1.Header{
 		Format: s.format(), Index: s.index, Revision: s.revision, When: timestamppb.New(s.when),
 		TrustDomain: s.trustDomain, ClusterId: s.clusterID, Roots: s.roots, SealedRootKey: s.sealedRootKey,
+		Epoch: s.epoch, EpochId: s.epochID,
 	}
 	if s.lineage != lineageOf(s.revision) {
 		header.Lineage = s.lineage[:]
@@ -77,7 +78,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 
 // format is the oldest that a reader of the snapshot must know.
 func (s *State) format() uint32 {
-	if s.lineage != lineageOf(s.revision) {
+	if s.epoch > 0 || s.lineage != lineageOf(s.revision) {
 		return 3
 	}
 	if s.retired.Len()+s.proposals.Len() > 0 {

@@ -38,7 +38,8 @@ import (
 //
 //	1  the first
 //	2  names of workloads that are not to be used again yet, and proposals
-//	3  changes validated on top of others that are not agreed on yet
+//	3  changes validated on top of others that are not agreed on yet, epochs, and root
+//	   keys under another key-encryption key
 const Format = 3
 
 // How much is remembered.
@@ -71,6 +72,8 @@ type State struct {
 	clusterID     string
 	roots         [][]byte
 	sealedRootKey []byte
+	epoch         uint64 // how often the cluster was restored
+	epochID       string // "" in the first epoch
 
 	documents  *iradix.Tree[*Document] // by Key.radix
 	namespaces *iradix.Tree[uint64]    // name → the revision that last changed it
@@ -134,6 +137,25 @@ func (s *State) Roots() [][]byte { return s.roots }
 
 // SealedRootKey returns the root's key under the key-encryption key.
 func (s *State) SealedRootKey() []byte { return s.sealedRootKey }
+
+// Epoch returns how often the cluster was restored from a backup, and a random id of
+// the time since. Servers of another epoch are of another cluster, though they have
+// its root. The id of the first epoch is that of the cluster.
+func (s *State) Epoch() (number uint64, id string) {
+	if s.epoch == 0 {
+		return 0, s.clusterID
+	}
+	return s.epoch, s.epochID
+}
+
+// Raised returns the state as if the log had gone on by so many entries that had no
+// effect: whatever is numbered by the log's index is then numbered above what it was
+// by a log that is lost.
+func (s *State) Raised(by uint64) *State {
+	next := *s
+	next.index += by
+	return &next
+}
 
 // Document returns one document.
 func (s *State) Document(k Key) (Document, bool) {

@@ -18,7 +18,6 @@ import (
 
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/specgen"
-	"github.com/ztmesh/ztmesh/identity"
 	"github.com/ztmesh/ztmesh/xds"
 )
 
@@ -46,8 +45,7 @@ func (s *stranger) principals(t *testing.T) {
 // another time, is nobody's, nor is one that signs. Key usages of TLS, Envoy does not
 // ask for: that no server signs others is what identity: TestIssued holds.
 func (s *stranger) misused(t *testing.T) {
-	by, err := identity.LoadKeyPair(s.m.Servers[0].Dir + "/intermediate.pem")
-	check(t, err)
+	by := s.m.Servers[0].Intermediate()
 	web, err := url.Parse(webID)
 	check(t, err)
 	other, err := url.Parse("spiffe://shop.example/ns/shop/sa/admin")

@@ -69,7 +69,7 @@ func (c *Cluster) Begin(ctx context.Context, trustDomain string, servers []*Serv
 		}
 		if n == 0 {
 			var err error
-			if c.Admin, err = LoadCredential(filepath.Join(s.Dir(c.Site), "admin.yaml")); err != nil {
+			if c.Admin, err = LoadCredential(s.Dir(c.Site) + ".admin.yaml"); err != nil {
 				return err
 			}
 		}

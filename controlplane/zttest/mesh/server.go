@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -193,4 +194,25 @@ func (l *Log) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// Keys are the key-encryption keys that this server has, in a file beside its data
+// directory.
+func (s *Server) Keys() identity.Keys {
+	s.m.t.Helper()
+	source, err := identity.ParseKeySource(controlplane.DefaultKEK(s.Dir))
+	s.m.check(err)
+	keys, err := source.Read(s.m.context())
+	s.m.check(err)
+	return keys
+}
+
+// Intermediate is what this server signs with, as it lies in its data directory.
+func (s *Server) Intermediate() *identity.KeyPair {
+	s.m.t.Helper()
+	data, err := identity.OpenDataKeys(filepath.Join(s.Dir, "data-keys.sealed"), s.m.TrustDomain, s.ID(), s.Keys())
+	s.m.check(err)
+	pair, err := identity.LoadSealedKeyPair(filepath.Join(s.Dir, "intermediate.sealed"), data)
+	s.m.check(err)
+	return pair
 }

@@ -350,7 +350,7 @@ spec: {}
 
 // onlyServer writes a context that knows one server.
 func (s *split) onlyServer(path string, server *fleet.Server) error {
-	all, err := identity.LoadContexts(filepath.Join(s.Servers[0].Dir(s.Site), "admin.yaml"))
+	all, err := identity.LoadContexts(s.Servers[0].Dir(s.Site) + ".admin.yaml")
 	if err != nil {
 		return err
 	}

@@ -476,8 +476,11 @@ type EnrolServerRequest struct {
 	Server string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
 	// DER PKCS #10 for the server's intermediate; only its key is used.
 	IntermediateCsr []byte `protobuf:"bytes,3,opt,name=intermediate_csr,json=intermediateCsr,proto3" json:"intermediate_csr,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The ids of the key-encryption keys that the caller has. None: it asks for the
+	// cluster's.
+	KeyIds        []string `protobuf:"bytes,4,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnrolServerRequest) Reset() {
@@ -531,6 +534,13 @@ func (x *EnrolServerRequest) GetIntermediateCsr() []byte {
 	return nil
 }
 
+func (x *EnrolServerRequest) GetKeyIds() []string {
+	if x != nil {
+		return x.KeyIds
+	}
+	return nil
+}
+
 type EnrolServerResponse struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
@@ -538,10 +548,16 @@ type EnrolServerResponse struct {
 	Intermediate []byte `protobuf:"bytes,2,opt,name=intermediate,proto3" json:"intermediate,omitempty"`
 	// The roots of the cluster; DER.
 	Roots [][]byte `protobuf:"bytes,3,rep,name=roots,proto3" json:"roots,omitempty"`
-	// Opens the root key that the log holds sealed. Secret.
+	// Opens the root key that the log holds sealed. Secret. Empty where the caller
+	// has it.
 	KeyEncryptionKey []byte `protobuf:"bytes,4,opt,name=key_encryption_key,json=keyEncryptionKey,proto3" json:"key_encryption_key,omitempty"`
 	// host:port of the cluster port of every server.
-	Peers         []string `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
+	Peers []string `protobuf:"bytes,5,rep,name=peers,proto3" json:"peers,omitempty"`
+	// The id of the cluster's key-encryption key.
+	KeyId string `protobuf:"bytes,6,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// The cluster's epoch: what its servers know one another by, beside their
+	// certificates.
+	Epoch         string `protobuf:"bytes,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -611,6 +627,20 @@ func (x *EnrolServerResponse) GetPeers() []string {
 	return nil
 }
 
+func (x *EnrolServerResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *EnrolServerResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
 var File_zt_v1alpha1_node_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_node_proto_rawDesc = "" +
@@ -648,19 +678,22 @@ const file_zt_v1alpha1_node_proto_rawDesc = "" +
 	"\fcertificates\x18\x01 \x01(\v2\x13.zt.v1alpha1.IssuedR\fcertificates\x12\x18\n" +
 	"\aservers\x18\x02 \x03(\tR\aservers\"\x13\n" +
 	"\x11DeregisterRequest\"\x14\n" +
-	"\x12DeregisterResponse\"\x9c\x01\n" +
+	"\x12DeregisterResponse\"\xd3\x01\n" +
 	"\x12EnrolServerRequest\x12 \n" +
 	"\x05token\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05token\x12-\n" +
 	"\x06server\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{32}$R\x06server\x125\n" +
 	"\x10intermediate_csr\x18\x03 \x01(\fB\n" +
-	"\xbaH\az\x05\x10\x01\x18\x80@R\x0fintermediateCsr\"\xb6\x01\n" +
+	"\xbaH\az\x05\x10\x01\x18\x80@R\x0fintermediateCsr\x125\n" +
+	"\akey_ids\x18\x04 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\b\"\x12r\x102\x0e^[0-9a-f]{16}$R\x06keyIds\"\xe3\x01\n" +
 	"\x13EnrolServerResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\"\n" +
 	"\fintermediate\x18\x02 \x01(\fR\fintermediate\x12\x14\n" +
 	"\x05roots\x18\x03 \x03(\fR\x05roots\x12,\n" +
 	"\x12key_encryption_key\x18\x04 \x01(\fR\x10keyEncryptionKey\x12\x14\n" +
-	"\x05peers\x18\x05 \x03(\tR\x05peers2\xae\x02\n" +
+	"\x05peers\x18\x05 \x03(\tR\x05peers\x12\x15\n" +
+	"\x06key_id\x18\x06 \x01(\tR\x05keyId\x12\x14\n" +
+	"\x05epoch\x18\a \x01(\tR\x05epoch2\xae\x02\n" +
 	"\vNodeService\x12>\n" +
 	"\x05Enrol\x12\x19.zt.v1alpha1.EnrolRequest\x1a\x1a.zt.v1alpha1.EnrolResponse\x12P\n" +
 	"\vEnrolServer\x12\x1f.zt.v1alpha1.EnrolServerRequest\x1a .zt.v1alpha1.EnrolServerResponse\x12>\n" +

@@ -56,6 +56,8 @@ type Entry struct {
 	//	*Entry_PutServer
 	//	*Entry_DeleteServer
 	//	*Entry_Propose
+	//	*Entry_ReplaceRootKey
+	//	*Entry_Restored
 	Op            isEntry_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -241,6 +243,24 @@ func (x *Entry) GetPropose() *Propose {
 	return nil
 }
 
+func (x *Entry) GetReplaceRootKey() *ReplaceRootKey {
+	if x != nil {
+		if x, ok := x.Op.(*Entry_ReplaceRootKey); ok {
+			return x.ReplaceRootKey
+		}
+	}
+	return nil
+}
+
+func (x *Entry) GetRestored() *Restored {
+	if x != nil {
+		if x, ok := x.Op.(*Entry_Restored); ok {
+			return x.Restored
+		}
+	}
+	return nil
+}
+
 type isEntry_Op interface {
 	isEntry_Op()
 }
@@ -293,6 +313,15 @@ type Entry_Propose struct {
 	Propose *Propose `protobuf:"bytes,21,opt,name=propose,proto3,oneof"`
 }
 
+type Entry_ReplaceRootKey struct {
+	// The following since format 3.
+	ReplaceRootKey *ReplaceRootKey `protobuf:"bytes,22,opt,name=replace_root_key,json=replaceRootKey,proto3,oneof"`
+}
+
+type Entry_Restored struct {
+	Restored *Restored `protobuf:"bytes,23,opt,name=restored,proto3,oneof"`
+}
+
 func (*Entry_Init) isEntry_Op() {}
 
 func (*Entry_Apply) isEntry_Op() {}
@@ -316,6 +345,10 @@ func (*Entry_PutServer) isEntry_Op() {}
 func (*Entry_DeleteServer) isEntry_Op() {}
 
 func (*Entry_Propose) isEntry_Op() {}
+
+func (*Entry_ReplaceRootKey) isEntry_Op() {}
+
+func (*Entry_Restored) isEntry_Op() {}
 
 // Init is the first entry of a cluster; a second one is refused.
 type Init struct {
@@ -642,6 +675,117 @@ func (x *Propose) GetEnd() bool {
 	return false
 }
 
+// ReplaceRootKey replaces the sealed root key by the same key under another
+// key-encryption key. Since format 3.
+type ReplaceRootKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SealedRootKey []byte                 `protobuf:"bytes,1,opt,name=sealed_root_key,json=sealedRootKey,proto3" json:"sealed_root_key,omitempty"`
+	// SHA-256 of the sealed root key that it replaces.
+	Replaces      []byte `protobuf:"bytes,2,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceRootKey) Reset() {
+	*x = ReplaceRootKey{}
+	mi := &file_zt_log_v1_entry_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceRootKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceRootKey) ProtoMessage() {}
+
+func (x *ReplaceRootKey) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_entry_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceRootKey.ProtoReflect.Descriptor instead.
+func (*ReplaceRootKey) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReplaceRootKey) GetSealedRootKey() []byte {
+	if x != nil {
+		return x.SealedRootKey
+	}
+	return nil
+}
+
+func (x *ReplaceRootKey) GetReplaces() []byte {
+	if x != nil {
+		return x.Replaces
+	}
+	return nil
+}
+
+// Restored ends what must not outlive the cluster that a backup was made of: its
+// servers, join tokens and epoch. Since format 3.
+type Restored struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the new epoch: random.
+	EpochId string `protobuf:"bytes,1,opt,name=epoch_id,json=epochId,proto3" json:"epoch_id,omitempty"`
+	// The one server of the restored cluster.
+	Server        *Server `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Restored) Reset() {
+	*x = Restored{}
+	mi := &file_zt_log_v1_entry_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Restored) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Restored) ProtoMessage() {}
+
+func (x *Restored) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_entry_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Restored.ProtoReflect.Descriptor instead.
+func (*Restored) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Restored) GetEpochId() string {
+	if x != nil {
+		return x.EpochId
+	}
+	return ""
+}
+
+func (x *Restored) GetServer() *Server {
+	if x != nil {
+		return x.Server
+	}
+	return nil
+}
+
 type Key struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -653,7 +797,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[5]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +809,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[5]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +822,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{5}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Key) GetKind() string {
@@ -714,7 +858,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[6]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -726,7 +870,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[6]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -739,7 +883,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{6}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Put) GetKey() *Key {
@@ -772,7 +916,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[7]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +928,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[7]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +941,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{7}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Token) GetId() string {
@@ -851,7 +995,7 @@ type PutToken struct {
 
 func (x *PutToken) Reset() {
 	*x = PutToken{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[8]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -863,7 +1007,7 @@ func (x *PutToken) String() string {
 func (*PutToken) ProtoMessage() {}
 
 func (x *PutToken) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[8]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -876,7 +1020,7 @@ func (x *PutToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutToken.ProtoReflect.Descriptor instead.
 func (*PutToken) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{8}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PutToken) GetToken() *Token {
@@ -895,7 +1039,7 @@ type DeleteToken struct {
 
 func (x *DeleteToken) Reset() {
 	*x = DeleteToken{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[9]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +1051,7 @@ func (x *DeleteToken) String() string {
 func (*DeleteToken) ProtoMessage() {}
 
 func (x *DeleteToken) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[9]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +1064,7 @@ func (x *DeleteToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteToken.ProtoReflect.Descriptor instead.
 func (*DeleteToken) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{9}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DeleteToken) GetId() string {
@@ -944,7 +1088,7 @@ type Redeem struct {
 
 func (x *Redeem) Reset() {
 	*x = Redeem{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1100,7 @@ func (x *Redeem) String() string {
 func (*Redeem) ProtoMessage() {}
 
 func (x *Redeem) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[10]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1113,7 @@ func (x *Redeem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redeem.ProtoReflect.Descriptor instead.
 func (*Redeem) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{10}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Redeem) GetId() string {
@@ -1023,7 +1167,7 @@ type Instance struct {
 
 func (x *Instance) Reset() {
 	*x = Instance{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1179,7 @@ func (x *Instance) String() string {
 func (*Instance) ProtoMessage() {}
 
 func (x *Instance) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[11]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1192,7 @@ func (x *Instance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Instance.ProtoReflect.Descriptor instead.
 func (*Instance) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{11}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Instance) GetId() string {
@@ -1126,7 +1270,7 @@ type Redeemed struct {
 
 func (x *Redeemed) Reset() {
 	*x = Redeemed{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1138,7 +1282,7 @@ func (x *Redeemed) String() string {
 func (*Redeemed) ProtoMessage() {}
 
 func (x *Redeemed) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[12]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1151,7 +1295,7 @@ func (x *Redeemed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redeemed.ProtoReflect.Descriptor instead.
 func (*Redeemed) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{12}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Redeemed) GetId() string {
@@ -1187,7 +1331,7 @@ type Endpoints struct {
 
 func (x *Endpoints) Reset() {
 	*x = Endpoints{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1343,7 @@ func (x *Endpoints) String() string {
 func (*Endpoints) ProtoMessage() {}
 
 func (x *Endpoints) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[13]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1356,7 @@ func (x *Endpoints) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoints.ProtoReflect.Descriptor instead.
 func (*Endpoints) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{13}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Endpoints) GetWithdraw() []string {
@@ -1238,7 +1382,7 @@ type Deregister struct {
 
 func (x *Deregister) Reset() {
 	*x = Deregister{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1394,7 @@ func (x *Deregister) String() string {
 func (*Deregister) ProtoMessage() {}
 
 func (x *Deregister) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[14]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1407,7 @@ func (x *Deregister) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Deregister.ProtoReflect.Descriptor instead.
 func (*Deregister) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{14}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Deregister) GetInstance() string {
@@ -1285,7 +1429,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1441,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[15]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1454,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{15}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Admin) GetName() string {
@@ -1343,7 +1487,7 @@ type PutAdmin struct {
 
 func (x *PutAdmin) Reset() {
 	*x = PutAdmin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1499,7 @@ func (x *PutAdmin) String() string {
 func (*PutAdmin) ProtoMessage() {}
 
 func (x *PutAdmin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[16]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1512,7 @@ func (x *PutAdmin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAdmin.ProtoReflect.Descriptor instead.
 func (*PutAdmin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{16}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PutAdmin) GetAdmin() *Admin {
@@ -1387,7 +1531,7 @@ type DeleteAdmin struct {
 
 func (x *DeleteAdmin) Reset() {
 	*x = DeleteAdmin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1399,7 +1543,7 @@ func (x *DeleteAdmin) String() string {
 func (*DeleteAdmin) ProtoMessage() {}
 
 func (x *DeleteAdmin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1412,7 +1556,7 @@ func (x *DeleteAdmin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAdmin.ProtoReflect.Descriptor instead.
 func (*DeleteAdmin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{17}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DeleteAdmin) GetName() string {
@@ -1435,7 +1579,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1591,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1604,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{18}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Server) GetId() string {
@@ -1507,7 +1651,7 @@ type PutServer struct {
 
 func (x *PutServer) Reset() {
 	*x = PutServer{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1663,7 @@ func (x *PutServer) String() string {
 func (*PutServer) ProtoMessage() {}
 
 func (x *PutServer) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1676,7 @@ func (x *PutServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutServer.ProtoReflect.Descriptor instead.
 func (*PutServer) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{19}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PutServer) GetServer() *Server {
@@ -1551,7 +1695,7 @@ type DeleteServer struct {
 
 func (x *DeleteServer) Reset() {
 	*x = DeleteServer{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1707,7 @@ func (x *DeleteServer) String() string {
 func (*DeleteServer) ProtoMessage() {}
 
 func (x *DeleteServer) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1720,7 @@ func (x *DeleteServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServer.ProtoReflect.Descriptor instead.
 func (*DeleteServer) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{20}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteServer) GetId() string {
@@ -1590,7 +1734,7 @@ var File_zt_log_v1_entry_proto protoreflect.FileDescriptor
 
 const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\n" +
-	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x06\n" +
+	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\a\n" +
 	"\x05Entry\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12.\n" +
 	"\x04when\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x10\n" +
@@ -1612,7 +1756,9 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\n" +
 	"put_server\x18\x13 \x01(\v2\x14.zt.log.v1.PutServerH\x00R\tputServer\x12>\n" +
 	"\rdelete_server\x18\x14 \x01(\v2\x17.zt.log.v1.DeleteServerH\x00R\fdeleteServer\x12.\n" +
-	"\apropose\x18\x15 \x01(\v2\x12.zt.log.v1.ProposeH\x00R\aproposeB\x04\n" +
+	"\apropose\x18\x15 \x01(\v2\x12.zt.log.v1.ProposeH\x00R\apropose\x12E\n" +
+	"\x10replace_root_key\x18\x16 \x01(\v2\x19.zt.log.v1.ReplaceRootKeyH\x00R\x0ereplaceRootKey\x121\n" +
+	"\brestored\x18\x17 \x01(\v2\x13.zt.log.v1.RestoredH\x00R\brestoredB\x04\n" +
 	"\x02op\"\xae\x01\n" +
 	"\x04Init\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1d\n" +
@@ -1644,7 +1790,13 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"namespaces\x12\"\n" +
 	"\x04puts\x18\x02 \x03(\v2\x0e.zt.log.v1.PutR\x04puts\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x10\n" +
-	"\x03end\x18\x04 \x01(\bR\x03end\"K\n" +
+	"\x03end\x18\x04 \x01(\bR\x03end\"T\n" +
+	"\x0eReplaceRootKey\x12&\n" +
+	"\x0fsealed_root_key\x18\x01 \x01(\fR\rsealedRootKey\x12\x1a\n" +
+	"\breplaces\x18\x02 \x01(\fR\breplaces\"P\n" +
+	"\bRestored\x12\x19\n" +
+	"\bepoch_id\x18\x01 \x01(\tR\aepochId\x12)\n" +
+	"\x06server\x18\x02 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"K\n" +
 	"\x03Key\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -1725,69 +1877,74 @@ func file_zt_log_v1_entry_proto_rawDescGZIP() []byte {
 	return file_zt_log_v1_entry_proto_rawDescData
 }
 
-var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*Entry)(nil),                 // 0: zt.log.v1.Entry
 	(*Init)(nil),                  // 1: zt.log.v1.Init
 	(*Apply)(nil),                 // 2: zt.log.v1.Apply
 	(*Retired)(nil),               // 3: zt.log.v1.Retired
 	(*Propose)(nil),               // 4: zt.log.v1.Propose
-	(*Key)(nil),                   // 5: zt.log.v1.Key
-	(*Put)(nil),                   // 6: zt.log.v1.Put
-	(*Token)(nil),                 // 7: zt.log.v1.Token
-	(*PutToken)(nil),              // 8: zt.log.v1.PutToken
-	(*DeleteToken)(nil),           // 9: zt.log.v1.DeleteToken
-	(*Redeem)(nil),                // 10: zt.log.v1.Redeem
-	(*Instance)(nil),              // 11: zt.log.v1.Instance
-	(*Redeemed)(nil),              // 12: zt.log.v1.Redeemed
-	(*Endpoints)(nil),             // 13: zt.log.v1.Endpoints
-	(*Deregister)(nil),            // 14: zt.log.v1.Deregister
-	(*Admin)(nil),                 // 15: zt.log.v1.Admin
-	(*PutAdmin)(nil),              // 16: zt.log.v1.PutAdmin
-	(*DeleteAdmin)(nil),           // 17: zt.log.v1.DeleteAdmin
-	(*Server)(nil),                // 18: zt.log.v1.Server
-	(*PutServer)(nil),             // 19: zt.log.v1.PutServer
-	(*DeleteServer)(nil),          // 20: zt.log.v1.DeleteServer
-	nil,                           // 21: zt.log.v1.Apply.BasesEntry
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*ReplaceRootKey)(nil),        // 5: zt.log.v1.ReplaceRootKey
+	(*Restored)(nil),              // 6: zt.log.v1.Restored
+	(*Key)(nil),                   // 7: zt.log.v1.Key
+	(*Put)(nil),                   // 8: zt.log.v1.Put
+	(*Token)(nil),                 // 9: zt.log.v1.Token
+	(*PutToken)(nil),              // 10: zt.log.v1.PutToken
+	(*DeleteToken)(nil),           // 11: zt.log.v1.DeleteToken
+	(*Redeem)(nil),                // 12: zt.log.v1.Redeem
+	(*Instance)(nil),              // 13: zt.log.v1.Instance
+	(*Redeemed)(nil),              // 14: zt.log.v1.Redeemed
+	(*Endpoints)(nil),             // 15: zt.log.v1.Endpoints
+	(*Deregister)(nil),            // 16: zt.log.v1.Deregister
+	(*Admin)(nil),                 // 17: zt.log.v1.Admin
+	(*PutAdmin)(nil),              // 18: zt.log.v1.PutAdmin
+	(*DeleteAdmin)(nil),           // 19: zt.log.v1.DeleteAdmin
+	(*Server)(nil),                // 20: zt.log.v1.Server
+	(*PutServer)(nil),             // 21: zt.log.v1.PutServer
+	(*DeleteServer)(nil),          // 22: zt.log.v1.DeleteServer
+	nil,                           // 23: zt.log.v1.Apply.BasesEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_zt_log_v1_entry_proto_depIdxs = []int32{
-	22, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
+	24, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
 	1,  // 1: zt.log.v1.Entry.init:type_name -> zt.log.v1.Init
 	2,  // 2: zt.log.v1.Entry.apply:type_name -> zt.log.v1.Apply
-	8,  // 3: zt.log.v1.Entry.put_token:type_name -> zt.log.v1.PutToken
-	9,  // 4: zt.log.v1.Entry.delete_token:type_name -> zt.log.v1.DeleteToken
-	10, // 5: zt.log.v1.Entry.redeem:type_name -> zt.log.v1.Redeem
-	13, // 6: zt.log.v1.Entry.endpoints:type_name -> zt.log.v1.Endpoints
-	14, // 7: zt.log.v1.Entry.deregister:type_name -> zt.log.v1.Deregister
-	16, // 8: zt.log.v1.Entry.put_admin:type_name -> zt.log.v1.PutAdmin
-	17, // 9: zt.log.v1.Entry.delete_admin:type_name -> zt.log.v1.DeleteAdmin
-	19, // 10: zt.log.v1.Entry.put_server:type_name -> zt.log.v1.PutServer
-	20, // 11: zt.log.v1.Entry.delete_server:type_name -> zt.log.v1.DeleteServer
+	10, // 3: zt.log.v1.Entry.put_token:type_name -> zt.log.v1.PutToken
+	11, // 4: zt.log.v1.Entry.delete_token:type_name -> zt.log.v1.DeleteToken
+	12, // 5: zt.log.v1.Entry.redeem:type_name -> zt.log.v1.Redeem
+	15, // 6: zt.log.v1.Entry.endpoints:type_name -> zt.log.v1.Endpoints
+	16, // 7: zt.log.v1.Entry.deregister:type_name -> zt.log.v1.Deregister
+	18, // 8: zt.log.v1.Entry.put_admin:type_name -> zt.log.v1.PutAdmin
+	19, // 9: zt.log.v1.Entry.delete_admin:type_name -> zt.log.v1.DeleteAdmin
+	21, // 10: zt.log.v1.Entry.put_server:type_name -> zt.log.v1.PutServer
+	22, // 11: zt.log.v1.Entry.delete_server:type_name -> zt.log.v1.DeleteServer
 	4,  // 12: zt.log.v1.Entry.propose:type_name -> zt.log.v1.Propose
-	15, // 13: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
-	21, // 14: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
-	6,  // 15: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
-	5,  // 16: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
-	3,  // 17: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
-	15, // 18: zt.log.v1.Apply.judged:type_name -> zt.log.v1.Admin
-	22, // 19: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
-	6,  // 20: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
-	5,  // 21: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
-	22, // 22: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	7,  // 23: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
-	11, // 24: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
-	18, // 25: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
-	22, // 26: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
-	12, // 27: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
-	22, // 28: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
-	15, // 29: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
-	18, // 30: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	5,  // 13: zt.log.v1.Entry.replace_root_key:type_name -> zt.log.v1.ReplaceRootKey
+	6,  // 14: zt.log.v1.Entry.restored:type_name -> zt.log.v1.Restored
+	17, // 15: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
+	23, // 16: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
+	8,  // 17: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
+	7,  // 18: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
+	3,  // 19: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
+	17, // 20: zt.log.v1.Apply.judged:type_name -> zt.log.v1.Admin
+	24, // 21: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
+	8,  // 22: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
+	20, // 23: zt.log.v1.Restored.server:type_name -> zt.log.v1.Server
+	7,  // 24: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
+	24, // 25: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	9,  // 26: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
+	13, // 27: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
+	20, // 28: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
+	24, // 29: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
+	14, // 30: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
+	24, // 31: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
+	17, // 32: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
+	20, // 33: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_zt_log_v1_entry_proto_init() }
@@ -1808,6 +1965,8 @@ func file_zt_log_v1_entry_proto_init() {
 		(*Entry_PutServer)(nil),
 		(*Entry_DeleteServer)(nil),
 		(*Entry_Propose)(nil),
+		(*Entry_ReplaceRootKey)(nil),
+		(*Entry_Restored)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1815,7 +1974,7 @@ func file_zt_log_v1_entry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_log_v1_entry_proto_rawDesc), len(file_zt_log_v1_entry_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -280,6 +280,10 @@ type Header struct {
 	ClusterId     string                 `protobuf:"bytes,6,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	Roots         [][]byte               `protobuf:"bytes,7,rep,name=roots,proto3" json:"roots,omitempty"`
 	SealedRootKey []byte                 `protobuf:"bytes,8,opt,name=sealed_root_key,json=sealedRootKey,proto3" json:"sealed_root_key,omitempty"`
+	// How often the cluster was restored, and the id of the epoch that this has
+	// begun. Since format 3.
+	Epoch   uint64 `protobuf:"varint,20,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	EpochId string `protobuf:"bytes,21,opt,name=epoch_id,json=epochId,proto3" json:"epoch_id,omitempty"`
 	// The lineage of the documents, where it is not that of their revision. 32 bytes.
 	// Since format 3.
 	Lineage       []byte `protobuf:"bytes,32,opt,name=lineage,proto3" json:"lineage,omitempty"`
@@ -371,6 +375,20 @@ func (x *Header) GetSealedRootKey() []byte {
 		return x.SealedRootKey
 	}
 	return nil
+}
+
+func (x *Header) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Header) GetEpochId() string {
+	if x != nil {
+		return x.EpochId
+	}
+	return ""
 }
 
 func (x *Header) GetLineage() []byte {
@@ -843,7 +861,7 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	" \x01(\v2\x0e.zt.log.v1.EndH\x00R\x03end\x12.\n" +
 	"\aretired\x18\v \x01(\v2\x12.zt.log.v1.RetiredH\x00R\aretired\x121\n" +
 	"\bproposal\x18\f \x01(\v2\x13.zt.log.v1.ProposalH\x00R\bproposalB\b\n" +
-	"\x06record\"\x9c\x02\n" +
+	"\x06record\"\xcd\x02\n" +
 	"\x06Header\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
@@ -853,7 +871,9 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x06 \x01(\tR\tclusterId\x12\x14\n" +
 	"\x05roots\x18\a \x03(\fR\x05roots\x12&\n" +
-	"\x0fsealed_root_key\x18\b \x01(\fR\rsealedRootKey\x12\x18\n" +
+	"\x0fsealed_root_key\x18\b \x01(\fR\rsealedRootKey\x12\x14\n" +
+	"\x05epoch\x18\x14 \x01(\x04R\x05epoch\x12\x19\n" +
+	"\bepoch_id\x18\x15 \x01(\tR\aepochId\x12\x18\n" +
 	"\alineage\x18  \x01(\fR\alineage\"N\n" +
 	"\x0eStoredDocument\x12 \n" +
 	"\x03put\x18\x01 \x01(\v2\x0e.zt.log.v1.PutR\x03put\x12\x1a\n" +

@@ -1,0 +1,203 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// Cipher encrypts what a store writes to its disk: the data of log entries, and
+// snapshots. Its methods are called from any goroutine. What it opens is what it has
+// sealed, about the same: a Cipher authenticates.
+type Cipher interface {
+	// Seal encrypts plain and binds about to it.
+	Seal(plain, about []byte) []byte
+	// Open is the inverse of Seal.
+	Open(box, about []byte) ([]byte, error)
+	// SealTo returns a writer that encrypts a stream to w. Without its Close the
+	// stream does not open. It does not close w.
+	SealTo(w io.Writer, about []byte) (io.WriteCloser, error)
+	// OpenFrom returns a reader of what SealTo wrote to r: io.EOF comes at its true
+	// end only.
+	OpenFrom(r io.Reader, about []byte) (io.Reader, error)
+	// PlainSize is how many bytes OpenFrom gives of a stream of so many.
+	PlainSize(sealed int64) int64
+}
+
+// errSealed says that something does not open: it is damaged, was put there by
+// somebody else, or is of another place in the log.
+var errSealed = errors.New("does not open")
+
+// sealEntry returns the entry as it is written: its data sealed, bound to where the
+// entry stands. An entry that was moved, or given another type, does not open.
+func sealEntry(c Cipher, e *raft.Log) raft.Log {
+	sealed := *e
+	sealed.Data = c.Seal(e.Data, aboutEntry(e))
+	return sealed
+}
+
+// openEntry is the inverse of sealEntry, in place.
+func openEntry(c Cipher, e *raft.Log) error {
+	data, err := c.Open(e.Data, aboutEntry(e))
+	if err != nil {
+		return fmt.Errorf("entry %d %w: %w", e.Index, errSealed, err)
+	}
+	e.Data = data
+	return nil
+}
+
+func aboutEntry(e *raft.Log) []byte {
+	b := append(make([]byte, 0, 32), "entry"...)
+	b = binary.BigEndian.AppendUint64(b, e.Index)
+	b = binary.BigEndian.AppendUint64(b, e.Term)
+	b = append(b, byte(e.Type))
+	return append(b, e.Extensions...)
+}
+
+// aboutSnapshot binds a snapshot to the entry that it ends with.
+func aboutSnapshot(index, term uint64) []byte {
+	b := binary.BigEndian.AppendUint64([]byte("snapshot"), index)
+	return binary.BigEndian.AppendUint64(b, term)
+}
+
+// sealedLog is a log whose entries are encrypted on disk, all of them: also those
+// that only raft reads.
+type sealedLog struct {
+	logStore
+	cipher Cipher
+}
+
+// logStore is what raft uses of a diskLog.
+type logStore interface {
+	raft.LogStore
+	raft.StableStore
+	raft.MonotonicLogStore
+}
+
+// GetLog is part of raft.LogStore.
+func (l *sealedLog) GetLog(index uint64, to *raft.Log) error {
+	if err := l.logStore.GetLog(index, to); err != nil {
+		return err
+	}
+	return openEntry(l.cipher, to)
+}
+
+// StoreLog is part of raft.LogStore.
+func (l *sealedLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e}) }
+
+// StoreLogs is part of raft.LogStore.
+func (l *sealedLog) StoreLogs(entries []*raft.Log) error {
+	sealed := make([]raft.Log, len(entries))
+	pointers := make([]*raft.Log, len(entries))
+	for i, e := range entries {
+		sealed[i] = sealEntry(l.cipher, e)
+		pointers[i] = &sealed[i]
+	}
+	return l.logStore.StoreLogs(pointers)
+}
+
+// readThrough opens every entry, so that what is not this server's own is found
+// before it votes with it.
+func (l *sealedLog) readThrough() error {
+	first, err := l.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := l.LastIndex()
+	if err != nil || last == 0 {
+		return err
+	}
+	for i := first; i <= last; i++ {
+		if err := l.GetLog(i, &raft.Log{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sealedSnapshots are snapshots that are encrypted on disk. raft reads and writes
+// them in clear: what it sends to another server is encrypted by TLS, and there by
+// that server's keys.
+type sealedSnapshots struct {
+	raft.SnapshotStore
+	cipher Cipher
+}
+
+// newest reads the newest snapshot, or makes the first state.
+func (s *sealedSnapshots) newest() (st *state.State, covered uint64, err error) {
+	metas, err := s.List()
+	if err != nil {
+		return nil, 0, err
+	}
+	if len(metas) == 0 {
+		return state.New(), 0, nil
+	}
+	meta, r, err := s.Open(metas[0].ID)
+	if err != nil {
+		return nil, 0, err
+	}
+	st, err = state.Read(r)
+	if err = errors.Join(err, r.Close()); err != nil { // of a file whose sum is right
+		return nil, 0, fmt.Errorf("snapshot %s %w: %w", meta.ID, errSealed, err)
+	}
+	return st, meta.Index, nil
+}
+
+// Create is part of raft.SnapshotStore.
+func (s *sealedSnapshots) Create(version raft.SnapshotVersion, index, term uint64, configuration raft.Configuration,
+	configurationIndex uint64, trans raft.Transport,
+) (raft.SnapshotSink, error) {
+	sink, err := s.SnapshotStore.Create(version, index, term, configuration, configurationIndex, trans)
+	if err != nil {
+		return nil, err
+	}
+	w, err := s.cipher.SealTo(sink, aboutSnapshot(index, term))
+	if err != nil {
+		return nil, errors.Join(err, sink.Cancel())
+	}
+	return &sealedSink{SnapshotSink: sink, w: w}, nil
+}
+
+// Open is part of raft.SnapshotStore. Size is that of what is read.
+func (s *sealedSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, r, err := s.SnapshotStore.Open(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	plain, err := s.cipher.OpenFrom(r, aboutSnapshot(meta.Index, meta.Term))
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("snapshot %s %w: %w", id, errSealed, err), r.Close())
+	}
+	m := *meta
+	m.Size = s.cipher.PlainSize(meta.Size)
+	return &m, struct {
+		io.Reader
+		io.Closer
+	}{plain, r}, nil
+}
+
+// sealedSink is a raft.SnapshotSink, used by one goroutine.
+type sealedSink struct {
+	raft.SnapshotSink
+	w      io.WriteCloser
+	closed bool
+}
+
+func (k *sealedSink) Write(p []byte) (int, error) { return k.w.Write(p) }
+
+// Close is part of raft.SnapshotSink. raft calls it once more than Persist does.
+func (k *sealedSink) Close() error {
+	if k.closed {
+		return nil
+	}
+	k.closed = true
+	if err := k.w.Close(); err != nil {
+		return errors.Join(err, k.Cancel())
+	}
+	return k.SnapshotSink.Close()
+}
