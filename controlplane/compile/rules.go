@@ -66,9 +66,7 @@ func (c *compiler) rule(r *policy.Rule) (xds.Rule, bool) {
 func (c *compiler) callers(from policy.Callers) xds.Callers {
 	out := xds.Callers{Any: from.Any, Domains: from.Domains}
 	domains := 1 + len(c.trust.Aliases)
-	if n := len(from.Workloads)*domains + len(from.IDs); n > 0 {
-		out.IDs = make([]string, 0, n)
-	}
+	out.IDs = slices.Grow(out.IDs, len(from.Workloads)*domains+len(from.IDs))
 	for i := range domains {
 		td := c.ix.TrustDomain()
 		if i > 0 {
@@ -89,8 +87,8 @@ func (c *compiler) callers(from policy.Callers) xds.Callers {
 // declares it.
 func (c *compiler) users(u *policy.Users) (*xds.Users, bool) {
 	p, ok := c.ix.Provider(u.Provider)
-	if !ok && c.shadow != nil {
-		p, ok = c.shadow.Provider(u.Provider)
+	if !ok {
+		p, ok = c.proposed(u.Provider)
 	}
 	if !ok {
 		return nil, false
@@ -112,6 +110,14 @@ func (c *compiler) users(u *policy.Users) (*xds.Users, bool) {
 	add(policy.StringClaim, u.ACR, "acr")
 	add(policy.ListClaim, u.AMR, "amr")
 	return out, true
+}
+
+// proposed is a provider that only a proposal declares.
+func (c *compiler) proposed(provider string) (*policy.Provider, bool) {
+	if c.shadow == nil {
+		return nil, false
+	}
+	return c.shadow.Provider(provider)
 }
 
 func (c *compiler) blocks(list []policy.Block) []xds.Block {
