@@ -35,6 +35,24 @@ func (g *ruleGroup) saved() int {
 
 // group takes what pays out of the rules.
 func group(rules []*Rule) (groups []*ruleGroup, rest []*Rule) {
+	groups = paying(rules)
+	taken := map[*Rule]bool{}
+	for _, g := range groups {
+		for _, r := range g.rules {
+			taken[r] = true
+		}
+	}
+	for _, r := range rules {
+		if !taken[r] {
+			rest = append(rest, r)
+		}
+	}
+	return groups, rest
+}
+
+// paying is the groups that are worth it. Rules that are in none mean the same.
+func paying(rules []*Rule) []*ruleGroup {
+	var groups []*ruleGroup
 	byKey := map[string]*ruleGroup{}
 	for _, r := range rules {
 		key := r.groupKey()
@@ -54,25 +72,13 @@ func group(rules []*Rule) (groups []*ruleGroup, rest []*Rule) {
 		return cmp.Or(cmp.Compare(b.saved(), a.saved()), strings.Compare(a.key, b.key))
 	})
 	left := groupTests
-	groups = slices.DeleteFunc(groups, func(g *ruleGroup) bool {
+	return slices.DeleteFunc(groups, func(g *ruleGroup) bool {
 		if g.saved() < groupLeast || g.tests() > left {
 			return true
 		}
 		left -= g.tests()
 		return false
 	})
-	taken := map[*Rule]bool{}
-	for _, g := range groups {
-		for _, r := range g.rules {
-			taken[r] = true
-		}
-	}
-	for _, r := range rules {
-		if !taken[r] {
-			rest = append(rest, r)
-		}
-	}
-	return groups, rest
 }
 
 // groupKey is the paths and methods of a rule; empty if it cannot be grouped.
