@@ -89,6 +89,9 @@ func (m *mutator) node(n ast.Node) bool {
 	case *ast.CompositeLit:
 		m.literal(n)
 	case *ast.CallExpr:
+		if m.isRoom(n) {
+			return false
+		}
 		m.call(n)
 	case *ast.SelectorExpr:
 		m.constant(n)
@@ -160,7 +163,7 @@ func (m *mutator) statements(list []ast.Stmt) {
 				continue
 			}
 		case *ast.AssignStmt:
-			if s.Tok == token.DEFINE || m.file == "canonical.go" || strings.HasPrefix(m.text(m.file, s.Lhs[0]), "b.errs") {
+			if s.Tok == token.DEFINE || m.file == "canonical.go" || strings.HasPrefix(m.text(m.file, s.Lhs[0]), "b.errs") || m.isRoom(s.Rhs[0]) {
 				continue
 			}
 		case *ast.IncDecStmt:
@@ -169,6 +172,13 @@ func (m *mutator) statements(list []ast.Stmt) {
 		}
 		m.wrap(s, "drop", "if !ztIs(%d) { ", " }")
 	}
+}
+
+// isRoom tells whether an expression makes room for what is to come, which judges
+// nothing: how much there is, and whether it is there before.
+func (m *mutator) isRoom(e ast.Expr) bool {
+	c, ok := e.(*ast.CallExpr)
+	return ok && slices.Contains([]string{"make", "slices.Grow"}, m.text(m.file, c.Fun))
 }
 
 // binary drops one side of a conjunction or disjunction, a piece of text, or is
