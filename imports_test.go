@@ -40,7 +40,8 @@ var table = map[string]row{
 
 	// Three leaves that do not know one another, and what is beside them.
 	"identity":    {imports: []string{"failpoint"}},
-	"store":       {imports: []string{"failpoint", "store/state"}},
+	"store":       {imports: []string{"failpoint", "store/audit", "store/state"}},
+	"store/audit": {imports: []string{"store/state"}},
 	"store/state": {pure: true},
 	"xds":         {pure: true},
 	"xds/serve":   {imports: []string{"xds"}},

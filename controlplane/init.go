@@ -109,12 +109,12 @@ func Init(ctx context.Context, cfg InitConfig) (adminFile string, err error) {
 	}
 	failpoint.Hit("controlplane.init.keys")
 	if err := bootstrap(ctx, cfg, d, id, data,
-		&logv1.Entry{Format: state.Format, Who: "init", Op: &logv1.Entry_Init{Init: &logv1.Init{
+		&logv1.Entry{Format: state.Format, Who: "init", Method: "init", Op: &logv1.Entry_Init{Init: &logv1.Init{
 			TrustDomain: cfg.TrustDomain, ClusterId: clusterID,
 			Roots: [][]byte{root.Certificate().Raw}, SealedRootKey: sealed,
 			Admin: &logv1.Admin{Name: FirstAdmin, Role: "admin"},
 		}}},
-		&logv1.Entry{Format: state.Format, Who: "init", Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{
+		&logv1.Entry{Format: state.Format, Who: "init", Method: "init", Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{
 			Server: &logv1.Server{Id: id},
 		}}},
 	); err != nil {

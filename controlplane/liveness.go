@@ -106,7 +106,7 @@ func lead(ctx context.Context, rule Liveness, s *store.Store, p *proxies, log *s
 			return !enrolled
 		})
 		if e := rule.judge(instances(st), seen, elected, now()); len(e.Withdraw)+len(e.Restore) > 0 {
-			_, err := s.Propose(ctx, &logv1.Entry{Who: "liveness", Op: &logv1.Entry_Endpoints{Endpoints: e}})
+			_, err := s.Propose(ctx, &logv1.Entry{Who: "liveness", Method: "liveness", Op: &logv1.Entry_Endpoints{Endpoints: e}})
 			if err != nil {
 				log.Warn("endpoints not changed", "error", err)
 			} else {

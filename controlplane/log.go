@@ -46,6 +46,8 @@ func storeError(err error) error {
 		return fmt.Errorf("%w: %w", api.ErrUnknown, err)
 	case errors.Is(err, store.ErrTooLarge):
 		return fmt.Errorf("%w: %w", api.ErrTooLarge, err)
+	case errors.Is(err, store.ErrAudit):
+		return fmt.Errorf("%w: %w", api.ErrNotRecorded, err)
 	case errors.Is(err, store.ErrNotLeader), errors.Is(err, store.ErrBusy), errors.Is(err, store.ErrClosed):
 		return fmt.Errorf("%w: %w", api.ErrNoLeader, err)
 	}

@@ -16,6 +16,7 @@ import (
 //	log/        segments: the entries
 //	terms       the term and the vote
 //	acked       how far the log must reach at least
+//	audit/      segments of the audit log
 //	snapshots/  each a state.State with a checksum
 
 // openDir makes the directory if need be, locks it, and checks whose it is.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ztmesh/ztmesh/failpoint"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	"github.com/ztmesh/ztmesh/store/audit"
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
@@ -41,8 +42,16 @@ type fsm struct {
 // fsmHooks is what the fsm tells the store. None of them may block.
 type fsmHooks struct {
 	fail       func(error)              // it is broken
+	audit      recorder                 // keeps the records of entries
 	snapshot   func()                   // a snapshot was written
 	configured func(raft.Configuration) // a configuration is committed
+}
+
+// recorder is what keeps audit records; see audit.Log.
+type recorder interface {
+	Append(*state.Audit) error
+	Sync() error
+	Jump(audit.Head) error
 }
 
 var (
@@ -65,6 +74,9 @@ func (f *fsm) Apply(l *raft.Log) any {
 	}
 	failpoint.Hit("store.fsm.apply")
 	next, result, err := apply(f.state.Load(), l)
+	if err == nil && result.Audit != nil {
+		err = f.hooks.audit.Append(result.Audit)
+	}
 	if err != nil {
 		f.broken = err
 		f.hooks.fail(err)
@@ -129,7 +141,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if f.broken != nil {
 		return nil, f.broken
 	}
-	return &snapshot{s: f.state.Load(), done: f.hooks.snapshot}, nil
+	return &snapshot{s: f.state.Load(), audit: f.hooks.audit, done: f.hooks.snapshot}, nil
 }
 
 // Restore replaces the state by that of a leader which this server is too far
@@ -144,6 +156,11 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
+	if err := f.hooks.audit.Jump(auditHead(s)); err != nil {
+		f.broken = err
+		f.hooks.fail(err)
+		return err
+	}
 	f.publish(s, s.Index(), state.Diff(f.state.Load(), s))
 	failpoint.Hit("store.snapshot.installed")
 	return nil
@@ -151,13 +168,23 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 
 // snapshot is one State on its way to disk.
 type snapshot struct {
-	s    *state.State
-	done func()
+	s     *state.State
+	audit recorder
+	done  func()
 }
 
-// Persist runs in a goroutine of raft's, beside ApplyBatch.
+func auditHead(s *state.State) audit.Head {
+	sequence, hash := s.AuditHead()
+	return audit.Head{Sequence: sequence, Hash: hash}
+}
+
+// Persist runs in a goroutine of raft's, beside Apply. The records of all that the
+// snapshot stands for are durable first: raft cuts the log after it.
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 	failpoint.Hit("store.snapshot.begun")
+	if err := s.audit.Sync(); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
 	w := bufio.NewWriterSize(halves{sink}, 256<<10)
 	_, err := s.s.WriteTo(w)
 	if err = errors.Join(err, w.Flush()); err != nil {

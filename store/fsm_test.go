@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	"github.com/ztmesh/ztmesh/store/audit"
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
@@ -18,11 +19,14 @@ func TestBrokenFSM(t *testing.T) {
 		return &raft.Log{Index: index, Type: raft.LogCommand, Data: must(proto.Marshal(e))}
 	}
 	var failures []error
+	records := must(audit.Open(audit.Config{Dir: t.TempDir(), Files: auditFiles{osFiles{}}}, audit.Head{}))
+	t.Cleanup(func() { _ = records.Close() })
 	f := newFSM(state.New(), fsmHooks{
+		audit:      records,
 		fail:       func(err error) { failures = append(failures, err) },
 		configured: func(raft.Configuration) {},
 	})
-	if r, ok := f.Apply(command(3, initEntry())).(state.Result); !ok || r.Err != nil {
+	if r, ok := f.Apply(command(3, recordedInit())).(state.Result); !ok || r.Err != nil {
 		t.Errorf("before: %v", r)
 	}
 	f.StoreConfiguration(4, raft.Configuration{})
@@ -35,4 +39,13 @@ func TestBrokenFSM(t *testing.T) {
 	if applied, _ := f.progress(); applied != 4 || f.state.Load().Index() != 3 {
 		t.Errorf("applied %d, state at %d", applied, f.state.Load().Index())
 	}
+	if head, _ := records.Head(); head.Sequence != 1 {
+		t.Errorf("%d audit records, of one entry", head.Sequence)
+	}
+}
+
+func recordedInit() *logv1.Entry {
+	e := initEntry()
+	e.Method = "init"
+	return e
 }

@@ -34,20 +34,25 @@ func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 // store fills in Format (state.FormatOf) and When; e is not changed. Any number of
 // entries may be under way: they share fsyncs and round trips.
 //
-// The error is ErrNotLeader, ErrBusy, ErrTooLarge, ErrClosed or that of ctx: the
+// The error is ErrNotLeader, ErrBusy, ErrTooLarge, ErrAudit, ErrClosed or that of ctx: the
 // entry has no effect.
 func (s *Store) Submit(ctx context.Context, e *logv1.Entry) (*Proposal, error) {
 	if _, err := s.leading(ctx); err != nil {
 		return nil, err
 	}
+	if s.audit.Full() {
+		return nil, fmt.Errorf("%w: the disk is full", ErrAudit)
+	}
 	when := s.cfg.Now()
 	if newest := s.State().When(); when.Before(newest) {
 		when = newest
 	}
-	data, err := proto.Marshal(&logv1.Entry{
-		Format: state.FormatOf(e), When: timestamppb.New(when), Who: e.GetWho(),
+	entry := &logv1.Entry{
+		When: timestamppb.New(when), Who: e.GetWho(), From: e.GetFrom(), Method: e.GetMethod(), SpiffeId: e.GetSpiffeId(),
 		IdempotencyKey: e.GetIdempotencyKey(), OperationHash: e.GetOperationHash(), Op: e.GetOp(),
-	})
+	}
+	entry.Format = state.FormatOf(entry)
+	data, err := proto.Marshal(entry)
 	if err != nil {
 		return nil, fmt.Errorf("propose: %w", err)
 	}

@@ -11,6 +11,8 @@
 //     fsynced, and applied here. It is never lost and never applied twice.
 //   - An error tells truly whether the entry may take effect: ErrUnknown is the
 //     only one after which it may.
+//   - What was done is on record: the audit record of every entry is kept beside the
+//     log, and the log is not cut before those are durable.
 //   - States are applied in one order everywhere, and State never goes back.
 //   - A server that cannot go on rightly (an entry that it does not know, a disk
 //     that refuses a write) stops: see [Store.Wait]. It never skips.
@@ -34,6 +36,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ztmesh/ztmesh/failpoint"
+	"github.com/ztmesh/ztmesh/store/audit"
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
@@ -62,6 +65,12 @@ var (
 	// ErrOtherServer is returned by Open when the directory belongs to another
 	// server id.
 	ErrOtherServer = errors.New("data directory belongs to another server")
+	// ErrAudit is returned when the record of an entry could not be kept: the disk
+	// has no room for it. Nothing was done.
+	ErrAudit = errors.New("audit log cannot be written")
+	// ErrAuditDamaged is returned by Open when an audit record is not what was
+	// written; the error names the first one.
+	ErrAuditDamaged = errors.New("audit log is damaged")
 	// ErrUnreadable is returned by Open when log or snapshot are damaged. The
 	// server must be seeded anew from its peers: it must not vote with what it has.
 	ErrUnreadable = errors.New("data directory is not readable")
@@ -96,12 +105,20 @@ type Config struct {
 	Now func() time.Time
 	// Metrics may be nil.
 	Metrics prometheus.Registerer
-	// Timing may be left empty.
+	// Timing and Audit may be left empty.
 	Timing Timing
+	Audit  Audit
 	// Files is the file system that Dir is on. Default: that of this machine.
 	Files Files
 
 	segment int64 // bytes of a segment of the log; 16 MiB
+}
+
+// Audit says how much of the audit log is kept. Every zero value stands for its
+// default.
+type Audit struct {
+	MaxBytes int64         // above it, the oldest segments go; 1 GiB
+	MaxAge   time.Duration // a segment goes when its newest record is older; never
 }
 
 // Timing tunes Raft. Every zero value stands for its default.
@@ -126,6 +143,7 @@ type Store struct {
 	fsm       *fsm
 	raft      *raft.Raft
 	log       *diskLog
+	audit     *audit.Log
 	lock      io.Closer
 	transport *transport
 	lead      leadership
@@ -201,9 +219,12 @@ func open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	failpoint.Hit("store.open.restored")
+	if s.audit, err = openAudit(cfg, restored); err != nil {
+		return nil, err
+	}
 	s.metrics = newMetrics(cfg.Metrics)
 	s.fsm = newFSM(restored, fsmHooks{
-		fail: s.end.set, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
+		fail: s.end.set, audit: s.audit, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
 	})
 	s.transport = newTransport(cfg, logger)
 	conf, log := raftConfig(cfg, logger, s.notify), &sealedLog{hitLog{s.log}, cfg.Cipher}
@@ -342,6 +363,9 @@ func (s *Store) release() error {
 	var errs []error
 	if s.metrics != nil {
 		s.metrics.unregister()
+	}
+	if s.audit != nil {
+		errs = append(errs, s.audit.Close())
 	}
 	if s.log != nil {
 		errs = append(errs, s.log.Close())

@@ -203,8 +203,12 @@ func (s *Server) propose(ctx context.Context, e *logv1.Entry) (state.Result, err
 	return r, r.Err
 }
 
-// sign notes in an entry who asks for it.
+// sign notes in an entry who asks for it, from where and by which method.
 func (s *Server) sign(ctx context.Context, e *logv1.Entry) {
-	e.Who = callOf(ctx).principal.String()
+	c := callOf(ctx)
+	e.Who, e.From, e.Method = c.principal.String(), c.address, c.method
+	if c.principal.Role != RoleNobody {
+		e.SpiffeId = "spiffe://control." + s.cfg.Issuer.TrustDomain() + "/" + e.Who
+	}
 	e.Format = state.FormatOf(e)
 }

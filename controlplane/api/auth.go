@@ -39,6 +39,7 @@ const (
 type call struct {
 	principal Principal
 	address   string       // the IP address that the call came from
+	method    string       // its full name
 	admin     *logv1.Admin // what the log says of an admin; nil for others
 	forwarded bool
 }
@@ -87,11 +88,7 @@ func (s *Server) internal(ctx context.Context) (call, error) {
 	if len(named) == 0 {
 		return s.external(ctx)
 	}
-	role, name, _ := strings.Cut(named[0], "/")
-	c := call{principal: Principal{Role: Role(role), Name: name}, forwarded: true}
-	if role == "nobody" {
-		c.principal = Principal{}
-	}
+	c := call{principal: principalOf(named[0]), forwarded: true}
 	if a := md.Get(metaAddress); len(a) == 1 {
 		c.address = a[0]
 	}
@@ -189,10 +186,17 @@ func (s *Server) admit(ctx context.Context, who identify, req any, fullMethod st
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Deadline)
 	defer cancel()
+	judged.method = fullMethod
 	if forward {
 		return s.forward(ctx, c, m, fullMethod, req.(proto.Message))
 	}
-	return handler(context.WithValue(ctx, callKey{}, judged), req)
+	ctx = context.WithValue(ctx, callKey{}, judged)
+	if m.record == recordedBefore {
+		if err := s.recordAccess(ctx, req); err != nil {
+			return nil, err
+		}
+	}
+	return handler(ctx, req)
 }
 
 // stream is the door of every streaming call. Streams are answered by the
@@ -207,11 +211,18 @@ func (s *Server) stream(who identify) grpc.StreamServerInterceptor {
 			if err != nil {
 				return err
 			}
-			judged, _, err := s.authorize(c, info.FullMethod)
+			judged, m, err := s.authorize(c, info.FullMethod)
 			if err != nil {
 				return err
 			}
-			return handler(srv, &callStream{ss, context.WithValue(ss.Context(), callKey{}, judged), func() error {
+			judged.method = info.FullMethod
+			ctx := context.WithValue(ss.Context(), callKey{}, judged)
+			if m.record == recordedBefore {
+				if err := s.recordAccess(ctx, nil); err != nil {
+					return err
+				}
+			}
+			return handler(srv, &callStream{ss, ctx, func() error {
 				_, _, err := s.authorize(c, info.FullMethod)
 				return err
 			}})

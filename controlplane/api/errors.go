@@ -22,6 +22,9 @@ var (
 	// ErrUnknown is returned when a proposal may or may not take effect. Only a
 	// retry with the same idempotency key tells.
 	ErrUnknown = errors.New("outcome unknown")
+	// ErrNotRecorded is returned when what was asked for could not be put on record;
+	// nothing was done.
+	ErrNotRecorded = errors.New("not recorded")
 	// ErrTooLarge is returned when an entry is larger than the log takes; nothing
 	// was proposed.
 	ErrTooLarge = errors.New("too large")
@@ -91,6 +94,8 @@ func toStatus(err error) (*status.Status, bool) {
 		return status.New(codes.Unavailable, "no leader: the cluster has no quorum now, or is electing; nothing was changed"), false
 	case errors.Is(err, ErrUnknown):
 		return status.New(codes.DeadlineExceeded, "outcome unknown: the change may or may not take effect; retry with the same idempotency key"), false
+	case errors.Is(err, ErrNotRecorded):
+		return status.New(codes.Unavailable, "the audit log of the leader cannot be written, so nothing was changed; its disk is full, or failing"), false
 	case errors.Is(err, ErrTooLarge):
 		return status.New(codes.ResourceExhausted, "this is more than one revision can hold; apply it in parts"), false
 	case errors.Is(err, ErrOtherKey):

@@ -53,45 +53,66 @@ func (r right) of(role string) bool {
 	return false
 }
 
+// record says how a call that does something, or answers with a secret, comes to be
+// on record. It is refused where it cannot be.
+type record int
+
+const (
+	// recordNone: it changes nothing that is agreed on, and its answer holds nothing
+	// secret.
+	recordNone record = iota
+	// recordEntry: what it does is an entry of the log, which the state records. The
+	// entry is committed before the answer.
+	recordEntry
+	// recordJournal: it signs for who has enrolled, which the issuance journal of
+	// this server records before each signature.
+	recordJournal
+	// recordedBefore: it answers with a secret, or changes what is no entry. The door
+	// commits an entry that says so, before the call is carried out.
+	recordedBefore
+)
+
 // method is one row of the table of who may call what. A method that is not in
 // the table is refused.
 type method struct {
 	caller Role  // the certificate that is required
 	right  right // for RoleAdmin: what the log must say of the caller
 	leader bool  // forwarded to the leader, unless the request says stale
+	record record
 }
 
 // methods is the one table of authorization, for gRPC, REST and forwarded calls.
 var methods = map[string]method{
-	ztv1.AdminService_Apply_FullMethodName:              {RoleAdmin, rightEditor, true},
-	ztv1.AdminService_GetDocument_FullMethodName:        {RoleAdmin, rightViewer, true},
-	ztv1.AdminService_ListDocuments_FullMethodName:      {RoleAdmin, rightViewer, true},
-	ztv1.AdminService_WatchDocuments_FullMethodName:     {RoleAdmin, rightViewer, false},
-	ztv1.AdminService_ListRevisions_FullMethodName:      {RoleAdmin, rightViewer, true},
-	ztv1.AdminService_GetStatus_FullMethodName:          {RoleAdmin, rightViewer, false},
-	ztv1.AdminService_WatchReceipt_FullMethodName:       {RoleAdmin, rightViewer, false},
-	ztv1.AdminService_Can_FullMethodName:                {RoleAdmin, rightViewer, true},
-	ztv1.AdminService_CreateToken_FullMethodName:        {RoleAdmin, rightEditor, true},
-	ztv1.AdminService_ListTokens_FullMethodName:         {RoleAdmin, rightViewer, true},
-	ztv1.AdminService_DeleteToken_FullMethodName:        {RoleAdmin, rightEditor, true},
-	ztv1.AdminService_DeregisterInstance_FullMethodName: {RoleAdmin, rightEditor, true},
-	ztv1.AdminService_ListMembers_FullMethodName:        {RoleAdmin, rightViewer, false},
-	ztv1.AdminService_RemoveMember_FullMethodName:       {RoleAdmin, rightAdmin, true},
-	ztv1.AdminService_ListAdmins_FullMethodName:         {RoleAdmin, rightViewer, true},
-	ztv1.AdminService_AddAdmin_FullMethodName:           {RoleAdmin, rightAdmin, true},
-	ztv1.AdminService_RemoveAdmin_FullMethodName:        {RoleAdmin, rightAdmin, true},
-	ztv1.AdminService_Block_FullMethodName:              {RoleAdmin, rightEditor, true},
-	ztv1.AdminService_Unblock_FullMethodName:            {RoleAdmin, rightEditor, true},
-	ztv1.AdminService_GetShadow_FullMethodName:          {RoleAdmin, rightViewer, true},
-	ztv1.AdminService_EndShadow_FullMethodName:          {RoleAdmin, rightEditor, true},
-	ztv1.AdminService_GetServerInfo_FullMethodName:      {RoleAdmin, rightViewer, false},
+	ztv1.AdminService_Apply_FullMethodName:              {RoleAdmin, rightEditor, true, recordEntry},
+	ztv1.AdminService_GetDocument_FullMethodName:        {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_ListDocuments_FullMethodName:      {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_WatchDocuments_FullMethodName:     {RoleAdmin, rightViewer, false, recordNone},
+	ztv1.AdminService_ListRevisions_FullMethodName:      {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_GetStatus_FullMethodName:          {RoleAdmin, rightViewer, false, recordNone},
+	ztv1.AdminService_WatchReceipt_FullMethodName:       {RoleAdmin, rightViewer, false, recordNone},
+	ztv1.AdminService_Can_FullMethodName:                {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_CreateToken_FullMethodName:        {RoleAdmin, rightEditor, true, recordEntry},
+	ztv1.AdminService_ListTokens_FullMethodName:         {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_DeleteToken_FullMethodName:        {RoleAdmin, rightEditor, true, recordEntry},
+	ztv1.AdminService_DeregisterInstance_FullMethodName: {RoleAdmin, rightEditor, true, recordEntry},
+	ztv1.AdminService_ListMembers_FullMethodName:        {RoleAdmin, rightViewer, false, recordNone},
+	ztv1.AdminService_RemoveMember_FullMethodName:       {RoleAdmin, rightAdmin, true, recordEntry},
+	ztv1.AdminService_ListAdmins_FullMethodName:         {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_AddAdmin_FullMethodName:           {RoleAdmin, rightAdmin, true, recordEntry},
+	ztv1.AdminService_RemoveAdmin_FullMethodName:        {RoleAdmin, rightAdmin, true, recordEntry},
+	ztv1.AdminService_Block_FullMethodName:              {RoleAdmin, rightEditor, true, recordEntry},
+	ztv1.AdminService_Unblock_FullMethodName:            {RoleAdmin, rightEditor, true, recordEntry},
+	ztv1.AdminService_GetShadow_FullMethodName:          {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_EndShadow_FullMethodName:          {RoleAdmin, rightEditor, true, recordEntry},
+	ztv1.AdminService_GetServerInfo_FullMethodName:      {RoleAdmin, rightViewer, false, recordNone},
 
-	ztv1.NodeService_Enrol_FullMethodName:       {RoleNobody, rightNone, true},
-	ztv1.NodeService_EnrolServer_FullMethodName: {RoleNobody, rightNone, true},
-	ztv1.NodeService_Renew_FullMethodName:       {RoleNode, rightNone, false},
-	ztv1.NodeService_Deregister_FullMethodName:  {RoleNode, rightNone, true},
+	ztv1.NodeService_Enrol_FullMethodName:       {RoleNobody, rightNone, true, recordEntry},
+	ztv1.NodeService_EnrolServer_FullMethodName: {RoleNobody, rightNone, true, recordEntry},
+	ztv1.NodeService_Renew_FullMethodName:       {RoleNode, rightNone, false, recordJournal},
+	ztv1.NodeService_Deregister_FullMethodName:  {RoleNode, rightNone, true, recordEntry},
 
-	ztv1.PeerService_Announce_FullMethodName:        {RoleServer, rightNone, true},
-	ztv1.PeerService_WatchProxies_FullMethodName:    {RoleServer, rightNone, false},
-	ztv1.PeerService_ListDifferences_FullMethodName: {RoleServer, rightNone, false},
+	ztv1.PeerService_Announce_FullMethodName:        {RoleServer, rightNone, true, recordEntry},
+	ztv1.PeerService_WatchProxies_FullMethodName:    {RoleServer, rightNone, false, recordNone},
+	ztv1.PeerService_ListDifferences_FullMethodName: {RoleServer, rightNone, false, recordNone},
+	ztv1.PeerService_RecordAccess_FullMethodName:    {RoleServer, rightNone, true, recordEntry},
 }

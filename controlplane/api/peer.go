@@ -25,7 +25,9 @@ func (s *Server) Announce(ctx context.Context, req *ztv1.AnnounceRequest) (*ztv1
 func (s *Server) AnnounceSelf(ctx context.Context, self *ztv1.Server) error {
 	self = proto.CloneOf(self)
 	self.Id = s.cfg.ServerID
-	ctx = context.WithValue(ctx, callKey{}, call{principal: Principal{Role: RoleServer, Name: s.cfg.ServerID}})
+	ctx = context.WithValue(ctx, callKey{}, call{
+		principal: Principal{Role: RoleServer, Name: s.cfg.ServerID}, method: ztv1.PeerService_Announce_FullMethodName,
+	})
 	return s.announce(ctx, self)
 }
 

@@ -31,6 +31,9 @@ type Result struct {
 	Changed Changes
 	// After is the state that Apply has returned.
 	After *State
+	// Audit is the record of the entry, whatever came of it, to be kept by the
+	// caller; nil for entries of before there were records.
+	Audit *Audit
 }
 
 // Apply returns the state after the entry at a Raft index, and what to answer to
@@ -54,6 +57,9 @@ func Apply(s *State, index uint64, e *logv1.Entry) (*State, Result) {
 	r := next.take(e)
 	if !r.Replayed || r.Revision == 0 {
 		r.Revision = next.revision
+	}
+	if s.recorded(e) {
+		r.Audit = next.audit(s, e, r)
 	}
 	r.After = next
 	return next, r
@@ -92,8 +98,11 @@ func (s *State) take(e *logv1.Entry) Result {
 // the entry itself says. An entry that says less is refused: an older reader would
 // leave out what it does not know, and diverge.
 func FormatOf(e *logv1.Entry) uint32 {
+	if e.GetFrom() != "" || e.GetMethod() != "" || e.GetSpiffeId() != "" {
+		return 3
+	}
 	switch op := e.GetOp().(type) {
-	case *logv1.Entry_ReplaceRootKey, *logv1.Entry_Restored:
+	case *logv1.Entry_ReplaceRootKey, *logv1.Entry_Restored, *logv1.Entry_AnchorJournal, *logv1.Entry_Access:
 		return 3
 	case *logv1.Entry_Propose:
 		return 2
@@ -106,6 +115,15 @@ func FormatOf(e *logv1.Entry) uint32 {
 		}
 	}
 	return 1
+}
+
+// Try tells why the state would refuse an entry now, without applying it.
+func (s *State) Try(e *logv1.Entry) error {
+	next := *s
+	if laterThan(e.GetWhen(), s.when) {
+		next.when = e.GetWhen().AsTime()
+	}
+	return next.apply(e).Err
 }
 
 // apply carries the operation out on a copy that nobody else has seen. When it
@@ -144,6 +162,10 @@ func (s *State) apply(e *logv1.Entry) Result {
 		return s.applyReplaceRootKey(op.ReplaceRootKey)
 	case *logv1.Entry_Restored:
 		return s.applyRestored(op.Restored)
+	case *logv1.Entry_AnchorJournal:
+		return s.applyAnchorJournal(op.AnchorJournal)
+	case *logv1.Entry_Access:
+		return Result{}
 	default:
 		return Result{Err: ErrUnknownEntry}
 	}

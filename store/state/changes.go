@@ -57,11 +57,12 @@ type Changes struct {
 	Tokens      bool
 	Admins      bool
 	Servers     bool
+	Journals    bool // anchors of issuance journals
 }
 
 // Empty tells whether nothing differs.
 func (c Changes) Empty() bool {
-	return len(c.Keys) == 0 && len(c.InstanceIDs) == 0 && len(c.Proposals) == 0 && !c.Trust && !c.Tokens && !c.Admins && !c.Servers
+	return len(c.Keys) == 0 && len(c.InstanceIDs) == 0 && len(c.Proposals) == 0 && !c.Trust && !c.Tokens && !c.Admins && !c.Servers && !c.Journals
 }
 
 // Union returns what c and all of the others tell together.
@@ -72,6 +73,7 @@ func (c Changes) Union(others ...Changes) Changes {
 		u.Tokens = u.Tokens || o.Tokens
 		u.Admins = u.Admins || o.Admins
 		u.Servers = u.Servers || o.Servers
+		u.Journals = u.Journals || o.Journals
 	}
 	for _, o := range others {
 		u.Keys = append(u.Keys, o.Keys...)
@@ -95,9 +97,10 @@ func Diff(old, s *State) Changes {
 		Trust: old.trustDomain != s.trustDomain || old.clusterID != s.clusterID ||
 			old.epoch != s.epoch || old.epochID != s.epochID ||
 			!bytes.Equal(old.sealedRootKey, s.sealedRootKey) || !slices.EqualFunc(old.roots, s.roots, bytes.Equal),
-		Tokens:  len(diff(old.tokens, s.tokens, sameMessage)) > 0,
-		Admins:  len(diff(old.admins, s.admins, sameMessage)) > 0,
-		Servers: len(diff(old.servers, s.servers, sameMessage)) > 0,
+		Tokens:   len(diff(old.tokens, s.tokens, sameMessage)) > 0,
+		Admins:   len(diff(old.admins, s.admins, sameMessage)) > 0,
+		Servers:  len(diff(old.servers, s.servers, sameMessage)) > 0,
+		Journals: len(diff(old.anchors, s.anchors, sameMessage)) > 0,
 	}
 	c.Keys = diffDocuments(old, s)
 	c.InstanceIDs = diff(old.instances, s.instances, sameMessage)

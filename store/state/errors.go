@@ -40,6 +40,9 @@ var (
 	// ErrTokenInvalid is returned when a token does not exist, is used, expired,
 	// bound to something else or has another secret. It never says which.
 	ErrTokenInvalid = errors.New("token is not valid")
+	// ErrJournal is returned when an issuance journal does not go on from where it
+	// was: it was cut or rewritten.
+	ErrJournal = errors.New("issuance journal is not what it was")
 	// ErrLastAdmin is returned when nobody would have the role admin any more.
 	ErrLastAdmin = errors.New("the last admin cannot be removed")
 )

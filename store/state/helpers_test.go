@@ -41,7 +41,7 @@ func (c *cluster) apply(e *logv1.Entry) state.Result {
 	c.index++
 	c.now = c.now.Add(time.Second)
 	if e.Format == 0 {
-		e.Format = state.Format
+		e.Format = state.FormatOf(e)
 	}
 	if e.When == nil {
 		e.When = timestamppb.New(c.now)

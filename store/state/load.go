@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 
@@ -25,6 +26,7 @@ type loader struct {
 	servers      *iradix.Txn[*logv1.Server]
 	retired      *iradix.Txn[*logv1.Retired]
 	proposals    *iradix.Txn[*logv1.Proposal]
+	anchors      *iradix.Txn[*logv1.JournalAnchor]
 	namespaces   *iradix.Txn[uint64]
 	history      *iradix.Txn[*logv1.Revision]
 	outcomes     *iradix.Txn[*logv1.Outcome]
@@ -40,7 +42,8 @@ func newLoader() *loader {
 		documents: s.documents.Txn(), tokens: s.tokens.Txn(), instances: s.instances.Txn(), members: s.members.Txn(),
 		admins: s.admins.Txn(), servers: s.servers.Txn(), namespaces: s.namespaces.Txn(), history: s.history.Txn(),
 		outcomes: s.outcomes.Txn(), outcomeOrder: s.outcomeOrder.Txn(), retired: s.retired.Txn(), proposals: s.proposals.Txn(),
-		newest: make(map[Key][]byte),
+		anchors: s.anchors.Txn(),
+		newest:  make(map[Key][]byte),
 	}
 }
 
@@ -57,6 +60,9 @@ func (l *loader) header(h *logv1.Header) error {
 	if h.GetFormat() < 3 && (h.GetEpoch() != 0 || h.GetEpochId() != "") || (h.GetEpoch() == 0) != (h.GetEpochId() == "") {
 		return errors.New("the header's epoch contradicts itself")
 	}
+	if a := h.GetAudit(); a != nil && (h.GetFormat() < auditFormat || a.GetSequence() == 0 || len(a.GetHash()) != sha256.Size) {
+		return errors.New("the header contradicts itself about the audit chain")
+	}
 	l.format = h.GetFormat()
 	l.s.index, l.s.revision, l.s.when = h.GetIndex(), h.GetRevision(), h.GetWhen().AsTime()
 	if l.s.lineage = lineageOf(l.s.revision); len(h.GetLineage()) > 0 {
@@ -65,6 +71,7 @@ func (l *loader) header(h *logv1.Header) error {
 	l.s.trustDomain, l.s.clusterID = h.GetTrustDomain(), h.GetClusterId()
 	l.s.roots, l.s.sealedRootKey = h.GetRoots(), h.GetSealedRootKey()
 	l.s.epoch, l.s.epochID = h.GetEpoch(), h.GetEpochId()
+	l.s.auditSequence, l.s.auditHash = h.GetAudit().GetSequence(), h.GetAudit().GetHash()
 	return nil
 }
 
@@ -72,6 +79,9 @@ func (l *loader) header(h *logv1.Header) error {
 func (l *loader) add(rec *logv1.Record) error {
 	if l.format < 2 && (rec.GetRetired() != nil || rec.GetProposal() != nil) {
 		return fmt.Errorf("a record of format 2 in a snapshot of format %d", l.format)
+	}
+	if l.format < 3 && rec.GetJournalAnchor() != nil {
+		return fmt.Errorf("a record of format 3 in a snapshot of format %d", l.format)
 	}
 	switch r := rec.GetRecord().(type) {
 	case *logv1.Record_Document:
@@ -111,6 +121,9 @@ func (l *loader) add(rec *logv1.Record) error {
 		return l.ascend(9, []byte(r.Retired.GetWorkload()))
 	case *logv1.Record_Proposal:
 		return l.proposal(r.Proposal)
+	case *logv1.Record_JournalAnchor:
+		l.anchors.Insert([]byte(r.JournalAnchor.GetServer()), r.JournalAnchor)
+		return l.ascend(25, []byte(r.JournalAnchor.GetServer()))
 	default:
 		return errors.New("a record of an unknown kind")
 	}
@@ -173,5 +186,6 @@ func (l *loader) commit() *State {
 	s.admins, s.servers, s.namespaces, s.history = l.admins.Commit(), l.servers.Commit(), l.namespaces.Commit(), l.history.Commit()
 	s.outcomes, s.outcomeOrder = l.outcomes.Commit(), l.outcomeOrder.Commit()
 	s.retired, s.proposals = l.retired.Commit(), l.proposals.Commit()
+	s.anchors = l.anchors.Commit()
 	return s
 }

@@ -218,6 +218,7 @@ func (s *State) applyDeleteServer(id string) Result {
 	if !had {
 		return Result{Err: ErrNotFound}
 	}
-	s.servers = servers
-	return Result{Changed: Changes{Servers: true}}
+	anchors, _, anchored := s.anchors.Delete([]byte(id))
+	s.servers, s.anchors = servers, anchors
+	return Result{Changed: Changes{Servers: true, Journals: anchored}}
 }

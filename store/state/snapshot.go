@@ -26,8 +26,8 @@ var marshal = proto.MarshalOptions{Deterministic: true}
 
 // WriteTo writes the state as a snapshot: records of zt.log.v1.Record, each after
 // its length as a varint. A Header comes first, then documents, tokens,
-// instances, admins, servers, namespaces, revisions, outcomes, retired names and
-// proposals, each sorted (outcomes from the oldest), then an End with the number
+// instances, admins, servers, namespaces, revisions, outcomes, retired names,
+// proposals and anchors, each sorted (outcomes from the oldest), then an End with the number
 // and the SHA-256 of all that precedes it. Equal states give equal bytes.
 func (s *State) WriteTo(w io.Writer) (int64, error) {
 	sw := &snapshotWriter{w: w, sum: sha256.New()}
@@ -35,6 +35,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 		Format: s.format(), Index: s.index, Revision: s.revision, When: timestamppb.New(s.when),
 		TrustDomain: s.trustDomain, ClusterId: s.clusterID, Roots: s.roots, SealedRootKey: s.sealedRootKey,
 		Epoch: s.epoch, EpochId: s.epochID,
+		Audit: s.auditHead(),
 	}
 	if s.lineage != lineageOf(s.revision) {
 		header.Lineage = s.lineage[:]
@@ -72,19 +73,29 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	for p := range values(s.proposals) {
 		sw.put(&logv1.Record{Record: &logv1.Record_Proposal{Proposal: p}})
 	}
+	for a := range values(s.anchors) {
+		sw.put(&logv1.Record{Record: &logv1.Record_JournalAnchor{JournalAnchor: a}})
+	}
 	sw.put(&logv1.Record{Record: &logv1.Record_End{End: &logv1.End{Records: sw.records, Sha256: sw.sum.Sum(nil)}}})
 	return sw.n, sw.err
 }
 
 // format is the oldest that a reader of the snapshot must know.
 func (s *State) format() uint32 {
-	if s.epoch > 0 || s.lineage != lineageOf(s.revision) {
+	if s.epoch > 0 || s.lineage != lineageOf(s.revision) || s.auditSequence > 0 || s.anchors.Len() > 0 {
 		return 3
 	}
 	if s.retired.Len()+s.proposals.Len() > 0 {
 		return 2
 	}
 	return 1
+}
+
+func (s *State) auditHead() *logv1.AuditHead {
+	if s.auditSequence == 0 {
+		return nil
+	}
+	return &logv1.AuditHead{Sequence: s.auditSequence, Hash: s.auditHash}
 }
 
 // snapshotWriter keeps the first error; puts after it do nothing.

@@ -73,7 +73,7 @@ func sampleCluster(t testing.TB) *cluster {
 // TestGoldenSnapshots: what any release has written still restores, to the same
 // state. A golden file is never rewritten.
 func TestGoldenSnapshots(t *testing.T) {
-	samples := map[string]func(testing.TB) *state.State{"format-1.snapshot": sample1, "format-2.snapshot": sample, "format-3-lineage.snapshot": sample3}
+	samples := map[string]func(testing.TB) *state.State{"format-1.snapshot": sample1, "format-2.snapshot": sample, "format-3-lineage.snapshot": sample3, "format-3-audit.snapshot": sampleAudit}
 	golden, err := filepath.Glob(filepath.Join("testdata", "*.snapshot"))
 	if err != nil {
 		t.Fatal(err)

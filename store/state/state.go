@@ -39,7 +39,8 @@ import (
 //	1  the first
 //	2  names of workloads that are not to be used again yet, and proposals
 //	3  changes validated on top of others that are not agreed on yet, epochs, and root
-//	   keys under another key-encryption key
+//	   keys under another key-encryption key; the audit chain, and anchors of
+//	   issuance journals
 const Format = 3
 
 // How much is remembered.
@@ -82,8 +83,12 @@ type State struct {
 	members    *iradix.Tree[struct{}] // workload NUL instance id
 	admins     *iradix.Tree[*logv1.Admin]
 	servers    *iradix.Tree[*logv1.Server]
-	retired    *iradix.Tree[*logv1.Retired]  // by workload; some have ended
-	proposals  *iradix.Tree[*logv1.Proposal] // by namespace
+	retired    *iradix.Tree[*logv1.Retired]       // by workload; some have ended
+	proposals  *iradix.Tree[*logv1.Proposal]      // by namespace
+	anchors    *iradix.Tree[*logv1.JournalAnchor] // by server
+
+	auditSequence uint64 // of the newest record of the audit chain
+	auditHash     []byte // its hash
 
 	history      *iradix.Tree[*logv1.Revision] // by big-endian revision
 	historyBytes int
@@ -104,6 +109,7 @@ func New() *State {
 		servers:      iradix.New[*logv1.Server](),
 		retired:      iradix.New[*logv1.Retired](),
 		proposals:    iradix.New[*logv1.Proposal](),
+		anchors:      iradix.New[*logv1.JournalAnchor](),
 		history:      iradix.New[*logv1.Revision](),
 		outcomes:     iradix.New[*logv1.Outcome](),
 		outcomeOrder: iradix.New[string](),

@@ -356,6 +356,120 @@ func (x *ListDifferencesResponse) GetDropped() uint64 {
 	return 0
 }
 
+type RecordAccessRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who called which method, from where, as the door of the asking server saw it.
+	Who    string `protobuf:"bytes,1,opt,name=who,proto3" json:"who,omitempty"`
+	From   string `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	Method string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	// What it is about.
+	Kind          string `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordAccessRequest) Reset() {
+	*x = RecordAccessRequest{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordAccessRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordAccessRequest) ProtoMessage() {}
+
+func (x *RecordAccessRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordAccessRequest.ProtoReflect.Descriptor instead.
+func (*RecordAccessRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RecordAccessRequest) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *RecordAccessRequest) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *RecordAccessRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *RecordAccessRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RecordAccessRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RecordAccessResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordAccessResponse) Reset() {
+	*x = RecordAccessResponse{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordAccessResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordAccessResponse) ProtoMessage() {}
+
+func (x *RecordAccessResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordAccessResponse.ProtoReflect.Descriptor instead.
+func (*RecordAccessResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{8}
+}
+
 var File_zt_v1alpha1_peer_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_peer_proto_rawDesc = "" +
@@ -377,11 +491,19 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x16ListDifferencesRequest\"t\n" +
 	"\x17ListDifferencesResponse\x12?\n" +
 	"\vdifferences\x18\x01 \x03(\v2\x1d.zt.v1alpha1.ShadowDifferenceR\vdifferences\x12\x18\n" +
-	"\adropped\x18\x02 \x01(\x04R\adropped2\x8b\x02\n" +
+	"\adropped\x18\x02 \x01(\x04R\adropped\"{\n" +
+	"\x13RecordAccessRequest\x12\x10\n" +
+	"\x03who\x18\x01 \x01(\tR\x03who\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12\x12\n" +
+	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\"\x16\n" +
+	"\x14RecordAccessResponse2\xe0\x02\n" +
 	"\vPeerService\x12G\n" +
 	"\bAnnounce\x12\x1c.zt.v1alpha1.AnnounceRequest\x1a\x1d.zt.v1alpha1.AnnounceResponse\x12U\n" +
 	"\fWatchProxies\x12 .zt.v1alpha1.WatchProxiesRequest\x1a!.zt.v1alpha1.WatchProxiesResponse0\x01\x12\\\n" +
-	"\x0fListDifferences\x12#.zt.v1alpha1.ListDifferencesRequest\x1a$.zt.v1alpha1.ListDifferencesResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
+	"\x0fListDifferences\x12#.zt.v1alpha1.ListDifferencesRequest\x1a$.zt.v1alpha1.ListDifferencesResponse\x12S\n" +
+	"\fRecordAccess\x12 .zt.v1alpha1.RecordAccessRequest\x1a!.zt.v1alpha1.RecordAccessResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
 	file_zt_v1alpha1_peer_proto_rawDescOnce sync.Once
@@ -395,7 +517,7 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
 	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
@@ -404,24 +526,28 @@ var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*WatchProxiesResponse)(nil),    // 4: zt.v1alpha1.WatchProxiesResponse
 	(*ListDifferencesRequest)(nil),  // 5: zt.v1alpha1.ListDifferencesRequest
 	(*ListDifferencesResponse)(nil), // 6: zt.v1alpha1.ListDifferencesResponse
-	(*Proxy)(nil),                   // 7: zt.v1alpha1.Proxy
-	(*ShadowDifference)(nil),        // 8: zt.v1alpha1.ShadowDifference
+	(*RecordAccessRequest)(nil),     // 7: zt.v1alpha1.RecordAccessRequest
+	(*RecordAccessResponse)(nil),    // 8: zt.v1alpha1.RecordAccessResponse
+	(*Proxy)(nil),                   // 9: zt.v1alpha1.Proxy
+	(*ShadowDifference)(nil),        // 10: zt.v1alpha1.ShadowDifference
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
-	2, // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	7, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	8, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	0, // 3: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	3, // 4: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	5, // 5: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
-	1, // 6: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	4, // 7: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	6, // 8: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	6, // [6:9] is the sub-list for method output_type
-	3, // [3:6] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	2,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
+	9,  // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	10, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	0,  // 3: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
+	3,  // 4: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	5,  // 5: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	7,  // 6: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
+	1,  // 7: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	4,  // 8: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	6,  // 9: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	8,  // 10: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	7,  // [7:11] is the sub-list for method output_type
+	3,  // [3:7] is the sub-list for method input_type
+	3,  // [3:3] is the sub-list for extension type_name
+	3,  // [3:3] is the sub-list for extension extendee
+	0,  // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_peer_proto_init() }
@@ -436,7 +562,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

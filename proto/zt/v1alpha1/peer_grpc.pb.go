@@ -22,6 +22,7 @@ const (
 	PeerService_Announce_FullMethodName        = "/zt.v1alpha1.PeerService/Announce"
 	PeerService_WatchProxies_FullMethodName    = "/zt.v1alpha1.PeerService/WatchProxies"
 	PeerService_ListDifferences_FullMethodName = "/zt.v1alpha1.PeerService/ListDifferences"
+	PeerService_RecordAccess_FullMethodName    = "/zt.v1alpha1.PeerService/RecordAccess"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -40,6 +41,9 @@ type PeerServiceClient interface {
 	// ListDifferences is what the proxies connected to this server have reported of
 	// shadow policies.
 	ListDifferences(ctx context.Context, in *ListDifferencesRequest, opts ...grpc.CallOption) (*ListDifferencesResponse, error)
+	// RecordAccess puts a call on record that the asking server is about to answer.
+	// Answered by the leader.
+	RecordAccess(ctx context.Context, in *RecordAccessRequest, opts ...grpc.CallOption) (*RecordAccessResponse, error)
 }
 
 type peerServiceClient struct {
@@ -89,6 +93,16 @@ func (c *peerServiceClient) ListDifferences(ctx context.Context, in *ListDiffere
 	return out, nil
 }
 
+func (c *peerServiceClient) RecordAccess(ctx context.Context, in *RecordAccessRequest, opts ...grpc.CallOption) (*RecordAccessResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RecordAccessResponse)
+	err := c.cc.Invoke(ctx, PeerService_RecordAccess_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServiceServer is the server API for PeerService service.
 // All implementations must embed UnimplementedPeerServiceServer
 // for forward compatibility.
@@ -105,6 +119,9 @@ type PeerServiceServer interface {
 	// ListDifferences is what the proxies connected to this server have reported of
 	// shadow policies.
 	ListDifferences(context.Context, *ListDifferencesRequest) (*ListDifferencesResponse, error)
+	// RecordAccess puts a call on record that the asking server is about to answer.
+	// Answered by the leader.
+	RecordAccess(context.Context, *RecordAccessRequest) (*RecordAccessResponse, error)
 	mustEmbedUnimplementedPeerServiceServer()
 }
 
@@ -123,6 +140,9 @@ func (UnimplementedPeerServiceServer) WatchProxies(*WatchProxiesRequest, grpc.Se
 }
 func (UnimplementedPeerServiceServer) ListDifferences(context.Context, *ListDifferencesRequest) (*ListDifferencesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListDifferences not implemented")
+}
+func (UnimplementedPeerServiceServer) RecordAccess(context.Context, *RecordAccessRequest) (*RecordAccessResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RecordAccess not implemented")
 }
 func (UnimplementedPeerServiceServer) mustEmbedUnimplementedPeerServiceServer() {}
 func (UnimplementedPeerServiceServer) testEmbeddedByValue()                     {}
@@ -192,6 +212,24 @@ func _PeerService_ListDifferences_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_RecordAccess_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecordAccessRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).RecordAccess(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_RecordAccess_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).RecordAccess(ctx, req.(*RecordAccessRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PeerService_ServiceDesc is the grpc.ServiceDesc for PeerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -206,6 +244,10 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListDifferences",
 			Handler:    _PeerService_ListDifferences_Handler,
+		},
+		{
+			MethodName: "RecordAccess",
+			Handler:    _PeerService_RecordAccess_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -42,6 +42,12 @@ type Entry struct {
 	// retry (so without bases and validated_at, which a retry computes anew).
 	// The same key with another hash is refused.
 	OperationHash []byte `protobuf:"bytes,5,opt,name=operation_hash,json=operationHash,proto3" json:"operation_hash,omitempty"`
+	// For the audit record, since format 3: the address of the client as the door saw
+	// it, the method that it called, and its SPIFFE ID. A part of the server has a name
+	// in the place of a method.
+	From     string `protobuf:"bytes,6,opt,name=from,proto3" json:"from,omitempty"`
+	Method   string `protobuf:"bytes,7,opt,name=method,proto3" json:"method,omitempty"`
+	SpiffeId string `protobuf:"bytes,8,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
 	// Types that are valid to be assigned to Op:
 	//
 	//	*Entry_Init
@@ -58,6 +64,8 @@ type Entry struct {
 	//	*Entry_Propose
 	//	*Entry_ReplaceRootKey
 	//	*Entry_Restored
+	//	*Entry_AnchorJournal
+	//	*Entry_Access
 	Op            isEntry_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -126,6 +134,27 @@ func (x *Entry) GetOperationHash() []byte {
 		return x.OperationHash
 	}
 	return nil
+}
+
+func (x *Entry) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *Entry) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *Entry) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
 }
 
 func (x *Entry) GetOp() isEntry_Op {
@@ -261,6 +290,24 @@ func (x *Entry) GetRestored() *Restored {
 	return nil
 }
 
+func (x *Entry) GetAnchorJournal() *AnchorJournal {
+	if x != nil {
+		if x, ok := x.Op.(*Entry_AnchorJournal); ok {
+			return x.AnchorJournal
+		}
+	}
+	return nil
+}
+
+func (x *Entry) GetAccess() *Access {
+	if x != nil {
+		if x, ok := x.Op.(*Entry_Access); ok {
+			return x.Access
+		}
+	}
+	return nil
+}
+
 type isEntry_Op interface {
 	isEntry_Op()
 }
@@ -322,6 +369,14 @@ type Entry_Restored struct {
 	Restored *Restored `protobuf:"bytes,23,opt,name=restored,proto3,oneof"`
 }
 
+type Entry_AnchorJournal struct {
+	AnchorJournal *AnchorJournal `protobuf:"bytes,26,opt,name=anchor_journal,json=anchorJournal,proto3,oneof"`
+}
+
+type Entry_Access struct {
+	Access *Access `protobuf:"bytes,27,opt,name=access,proto3,oneof"`
+}
+
 func (*Entry_Init) isEntry_Op() {}
 
 func (*Entry_Apply) isEntry_Op() {}
@@ -349,6 +404,10 @@ func (*Entry_Propose) isEntry_Op() {}
 func (*Entry_ReplaceRootKey) isEntry_Op() {}
 
 func (*Entry_Restored) isEntry_Op() {}
+
+func (*Entry_AnchorJournal) isEntry_Op() {}
+
+func (*Entry_Access) isEntry_Op() {}
 
 // Init is the first entry of a cluster; a second one is refused.
 type Init struct {
@@ -1730,17 +1789,148 @@ func (x *DeleteServer) GetId() string {
 	return ""
 }
 
+// AnchorJournal says how far the issuance journal of a server is. A server whose
+// journal turns out to be shorter, or another, must not sign.
+type AnchorJournal struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Lines  uint64                 `protobuf:"varint,2,opt,name=lines,proto3" json:"lines,omitempty"`
+	// Of the last of them: SHA-256, lower-case hex.
+	Hash string `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
+	// An admin takes the journal as it is, though it does not go on from the last
+	// anchor.
+	Accept        bool `protobuf:"varint,4,opt,name=accept,proto3" json:"accept,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnchorJournal) Reset() {
+	*x = AnchorJournal{}
+	mi := &file_zt_log_v1_entry_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnchorJournal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnchorJournal) ProtoMessage() {}
+
+func (x *AnchorJournal) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_entry_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnchorJournal.ProtoReflect.Descriptor instead.
+func (*AnchorJournal) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AnchorJournal) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *AnchorJournal) GetLines() uint64 {
+	if x != nil {
+		return x.Lines
+	}
+	return 0
+}
+
+func (x *AnchorJournal) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *AnchorJournal) GetAccept() bool {
+	if x != nil {
+		return x.Accept
+	}
+	return false
+}
+
+// Access changes nothing. It is proposed before a call is answered, or carried out,
+// that is to be in the audit log and has no other entry.
+type Access struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the call is about; such as a server. Empty: its method says it all.
+	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Access) Reset() {
+	*x = Access{}
+	mi := &file_zt_log_v1_entry_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Access) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Access) ProtoMessage() {}
+
+func (x *Access) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_entry_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Access.ProtoReflect.Descriptor instead.
+func (*Access) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Access) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Access) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 var File_zt_log_v1_entry_proto protoreflect.FileDescriptor
 
 const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\n" +
-	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\a\n" +
+	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\b\n" +
 	"\x05Entry\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12.\n" +
 	"\x04when\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x10\n" +
 	"\x03who\x18\x03 \x01(\tR\x03who\x12'\n" +
 	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12%\n" +
-	"\x0eoperation_hash\x18\x05 \x01(\fR\roperationHash\x12%\n" +
+	"\x0eoperation_hash\x18\x05 \x01(\fR\roperationHash\x12\x12\n" +
+	"\x04from\x18\x06 \x01(\tR\x04from\x12\x16\n" +
+	"\x06method\x18\a \x01(\tR\x06method\x12\x1b\n" +
+	"\tspiffe_id\x18\b \x01(\tR\bspiffeId\x12%\n" +
 	"\x04init\x18\n" +
 	" \x01(\v2\x0f.zt.log.v1.InitH\x00R\x04init\x12(\n" +
 	"\x05apply\x18\v \x01(\v2\x10.zt.log.v1.ApplyH\x00R\x05apply\x122\n" +
@@ -1758,7 +1948,9 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\rdelete_server\x18\x14 \x01(\v2\x17.zt.log.v1.DeleteServerH\x00R\fdeleteServer\x12.\n" +
 	"\apropose\x18\x15 \x01(\v2\x12.zt.log.v1.ProposeH\x00R\apropose\x12E\n" +
 	"\x10replace_root_key\x18\x16 \x01(\v2\x19.zt.log.v1.ReplaceRootKeyH\x00R\x0ereplaceRootKey\x121\n" +
-	"\brestored\x18\x17 \x01(\v2\x13.zt.log.v1.RestoredH\x00R\brestoredB\x04\n" +
+	"\brestored\x18\x17 \x01(\v2\x13.zt.log.v1.RestoredH\x00R\brestored\x12A\n" +
+	"\x0eanchor_journal\x18\x1a \x01(\v2\x18.zt.log.v1.AnchorJournalH\x00R\ranchorJournal\x12+\n" +
+	"\x06access\x18\x1b \x01(\v2\x11.zt.log.v1.AccessH\x00R\x06accessB\x04\n" +
 	"\x02op\"\xae\x01\n" +
 	"\x04Init\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1d\n" +
@@ -1863,7 +2055,15 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\tPutServer\x12)\n" +
 	"\x06server\x18\x01 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"\x1e\n" +
 	"\fDeleteServer\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02idB0Z.github.com/ztmesh/ztmesh/proto/zt/log/v1;logv1b\x06proto3"
+	"\x02id\x18\x01 \x01(\tR\x02id\"i\n" +
+	"\rAnchorJournal\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
+	"\x05lines\x18\x02 \x01(\x04R\x05lines\x12\x12\n" +
+	"\x04hash\x18\x03 \x01(\tR\x04hash\x12\x16\n" +
+	"\x06accept\x18\x04 \x01(\bR\x06accept\"0\n" +
+	"\x06Access\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04nameB0Z.github.com/ztmesh/ztmesh/proto/zt/log/v1;logv1b\x06proto3"
 
 var (
 	file_zt_log_v1_entry_proto_rawDescOnce sync.Once
@@ -1877,7 +2077,7 @@ func file_zt_log_v1_entry_proto_rawDescGZIP() []byte {
 	return file_zt_log_v1_entry_proto_rawDescData
 }
 
-var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*Entry)(nil),                 // 0: zt.log.v1.Entry
 	(*Init)(nil),                  // 1: zt.log.v1.Init
@@ -1902,11 +2102,13 @@ var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*Server)(nil),                // 20: zt.log.v1.Server
 	(*PutServer)(nil),             // 21: zt.log.v1.PutServer
 	(*DeleteServer)(nil),          // 22: zt.log.v1.DeleteServer
-	nil,                           // 23: zt.log.v1.Apply.BasesEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*AnchorJournal)(nil),         // 23: zt.log.v1.AnchorJournal
+	(*Access)(nil),                // 24: zt.log.v1.Access
+	nil,                           // 25: zt.log.v1.Apply.BasesEntry
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_zt_log_v1_entry_proto_depIdxs = []int32{
-	24, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
+	26, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
 	1,  // 1: zt.log.v1.Entry.init:type_name -> zt.log.v1.Init
 	2,  // 2: zt.log.v1.Entry.apply:type_name -> zt.log.v1.Apply
 	10, // 3: zt.log.v1.Entry.put_token:type_name -> zt.log.v1.PutToken
@@ -1921,30 +2123,32 @@ var file_zt_log_v1_entry_proto_depIdxs = []int32{
 	4,  // 12: zt.log.v1.Entry.propose:type_name -> zt.log.v1.Propose
 	5,  // 13: zt.log.v1.Entry.replace_root_key:type_name -> zt.log.v1.ReplaceRootKey
 	6,  // 14: zt.log.v1.Entry.restored:type_name -> zt.log.v1.Restored
-	17, // 15: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
-	23, // 16: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
-	8,  // 17: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
-	7,  // 18: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
-	3,  // 19: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
-	17, // 20: zt.log.v1.Apply.judged:type_name -> zt.log.v1.Admin
-	24, // 21: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
-	8,  // 22: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
-	20, // 23: zt.log.v1.Restored.server:type_name -> zt.log.v1.Server
-	7,  // 24: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
-	24, // 25: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	9,  // 26: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
-	13, // 27: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
-	20, // 28: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
-	24, // 29: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
-	14, // 30: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
-	24, // 31: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
-	17, // 32: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
-	20, // 33: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	23, // 15: zt.log.v1.Entry.anchor_journal:type_name -> zt.log.v1.AnchorJournal
+	24, // 16: zt.log.v1.Entry.access:type_name -> zt.log.v1.Access
+	17, // 17: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
+	25, // 18: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
+	8,  // 19: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
+	7,  // 20: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
+	3,  // 21: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
+	17, // 22: zt.log.v1.Apply.judged:type_name -> zt.log.v1.Admin
+	26, // 23: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
+	8,  // 24: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
+	20, // 25: zt.log.v1.Restored.server:type_name -> zt.log.v1.Server
+	7,  // 26: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
+	26, // 27: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	9,  // 28: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
+	13, // 29: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
+	20, // 30: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
+	26, // 31: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
+	14, // 32: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
+	26, // 33: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
+	17, // 34: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
+	20, // 35: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_zt_log_v1_entry_proto_init() }
@@ -1967,6 +2171,8 @@ func file_zt_log_v1_entry_proto_init() {
 		(*Entry_Propose)(nil),
 		(*Entry_ReplaceRootKey)(nil),
 		(*Entry_Restored)(nil),
+		(*Entry_AnchorJournal)(nil),
+		(*Entry_Access)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1974,7 +2180,7 @@ func file_zt_log_v1_entry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_log_v1_entry_proto_rawDesc), len(file_zt_log_v1_entry_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

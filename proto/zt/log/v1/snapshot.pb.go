@@ -40,6 +40,7 @@ type Record struct {
 	//	*Record_End
 	//	*Record_Retired
 	//	*Record_Proposal
+	//	*Record_JournalAnchor
 	Record        isRecord_Record `protobuf_oneof:"record"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -190,6 +191,15 @@ func (x *Record) GetProposal() *Proposal {
 	return nil
 }
 
+func (x *Record) GetJournalAnchor() *JournalAnchor {
+	if x != nil {
+		if x, ok := x.Record.(*Record_JournalAnchor); ok {
+			return x.JournalAnchor
+		}
+	}
+	return nil
+}
+
 type isRecord_Record interface {
 	isRecord_Record()
 }
@@ -243,6 +253,11 @@ type Record_Proposal struct {
 	Proposal *Proposal `protobuf:"bytes,12,opt,name=proposal,proto3,oneof"`
 }
 
+type Record_JournalAnchor struct {
+	// The following since format 3.
+	JournalAnchor *JournalAnchor `protobuf:"bytes,25,opt,name=journal_anchor,json=journalAnchor,proto3,oneof"`
+}
+
 func (*Record_Header) isRecord_Record() {}
 
 func (*Record_Document) isRecord_Record() {}
@@ -267,6 +282,8 @@ func (*Record_Retired) isRecord_Record() {}
 
 func (*Record_Proposal) isRecord_Record() {}
 
+func (*Record_JournalAnchor) isRecord_Record() {}
+
 type Header struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The oldest format that a reader must know: 1, or N with what is since format N.
@@ -286,7 +303,9 @@ type Header struct {
 	EpochId string `protobuf:"bytes,21,opt,name=epoch_id,json=epochId,proto3" json:"epoch_id,omitempty"`
 	// The lineage of the documents, where it is not that of their revision. 32 bytes.
 	// Since format 3.
-	Lineage       []byte `protobuf:"bytes,32,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	Lineage []byte `protobuf:"bytes,32,opt,name=lineage,proto3" json:"lineage,omitempty"`
+	// Where the audit chain stands. Since format 3.
+	Audit         *AuditHead `protobuf:"bytes,28,opt,name=audit,proto3" json:"audit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -394,6 +413,13 @@ func (x *Header) GetEpochId() string {
 func (x *Header) GetLineage() []byte {
 	if x != nil {
 		return x.Lineage
+	}
+	return nil
+}
+
+func (x *Header) GetAudit() *AuditHead {
+	if x != nil {
+		return x.Audit
 	}
 	return nil
 }
@@ -846,7 +872,7 @@ var File_zt_log_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"\x18zt/log/v1/snapshot.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15zt/log/v1/entry.proto\"\xcc\x04\n" +
+	"\x18zt/log/v1/snapshot.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15zt/log/v1/audit.proto\x1a\x15zt/log/v1/entry.proto\"\x8f\x05\n" +
 	"\x06Record\x12+\n" +
 	"\x06header\x18\x01 \x01(\v2\x11.zt.log.v1.HeaderH\x00R\x06header\x127\n" +
 	"\bdocument\x18\x02 \x01(\v2\x19.zt.log.v1.StoredDocumentH\x00R\bdocument\x12(\n" +
@@ -860,8 +886,9 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\x03end\x18\n" +
 	" \x01(\v2\x0e.zt.log.v1.EndH\x00R\x03end\x12.\n" +
 	"\aretired\x18\v \x01(\v2\x12.zt.log.v1.RetiredH\x00R\aretired\x121\n" +
-	"\bproposal\x18\f \x01(\v2\x13.zt.log.v1.ProposalH\x00R\bproposalB\b\n" +
-	"\x06record\"\xcd\x02\n" +
+	"\bproposal\x18\f \x01(\v2\x13.zt.log.v1.ProposalH\x00R\bproposal\x12A\n" +
+	"\x0ejournal_anchor\x18\x19 \x01(\v2\x18.zt.log.v1.JournalAnchorH\x00R\rjournalAnchorB\b\n" +
+	"\x06record\"\xf9\x02\n" +
 	"\x06Header\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
@@ -874,7 +901,8 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\x0fsealed_root_key\x18\b \x01(\fR\rsealedRootKey\x12\x14\n" +
 	"\x05epoch\x18\x14 \x01(\x04R\x05epoch\x12\x19\n" +
 	"\bepoch_id\x18\x15 \x01(\tR\aepochId\x12\x18\n" +
-	"\alineage\x18  \x01(\fR\alineage\"N\n" +
+	"\alineage\x18  \x01(\fR\alineage\x12*\n" +
+	"\x05audit\x18\x1c \x01(\v2\x14.zt.log.v1.AuditHeadR\x05audit\"N\n" +
 	"\x0eStoredDocument\x12 \n" +
 	"\x03put\x18\x01 \x01(\v2\x0e.zt.log.v1.PutR\x03put\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\";\n" +
@@ -934,9 +962,11 @@ var file_zt_log_v1_snapshot_proto_goTypes = []any{
 	(*Admin)(nil),                 // 11: zt.log.v1.Admin
 	(*Server)(nil),                // 12: zt.log.v1.Server
 	(*Retired)(nil),               // 13: zt.log.v1.Retired
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*Put)(nil),                   // 15: zt.log.v1.Put
-	(*Key)(nil),                   // 16: zt.log.v1.Key
+	(*JournalAnchor)(nil),         // 14: zt.log.v1.JournalAnchor
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*AuditHead)(nil),             // 16: zt.log.v1.AuditHead
+	(*Put)(nil),                   // 17: zt.log.v1.Put
+	(*Key)(nil),                   // 18: zt.log.v1.Key
 }
 var file_zt_log_v1_snapshot_proto_depIdxs = []int32{
 	1,  // 0: zt.log.v1.Record.header:type_name -> zt.log.v1.Header
@@ -951,19 +981,21 @@ var file_zt_log_v1_snapshot_proto_depIdxs = []int32{
 	7,  // 9: zt.log.v1.Record.end:type_name -> zt.log.v1.End
 	13, // 10: zt.log.v1.Record.retired:type_name -> zt.log.v1.Retired
 	8,  // 11: zt.log.v1.Record.proposal:type_name -> zt.log.v1.Proposal
-	14, // 12: zt.log.v1.Header.when:type_name -> google.protobuf.Timestamp
-	15, // 13: zt.log.v1.StoredDocument.put:type_name -> zt.log.v1.Put
-	14, // 14: zt.log.v1.Revision.when:type_name -> google.protobuf.Timestamp
-	5,  // 15: zt.log.v1.Revision.changes:type_name -> zt.log.v1.Change
-	16, // 16: zt.log.v1.Change.key:type_name -> zt.log.v1.Key
-	14, // 17: zt.log.v1.Outcome.when:type_name -> google.protobuf.Timestamp
-	15, // 18: zt.log.v1.Proposal.puts:type_name -> zt.log.v1.Put
-	14, // 19: zt.log.v1.Proposal.when:type_name -> google.protobuf.Timestamp
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	14, // 12: zt.log.v1.Record.journal_anchor:type_name -> zt.log.v1.JournalAnchor
+	15, // 13: zt.log.v1.Header.when:type_name -> google.protobuf.Timestamp
+	16, // 14: zt.log.v1.Header.audit:type_name -> zt.log.v1.AuditHead
+	17, // 15: zt.log.v1.StoredDocument.put:type_name -> zt.log.v1.Put
+	15, // 16: zt.log.v1.Revision.when:type_name -> google.protobuf.Timestamp
+	5,  // 17: zt.log.v1.Revision.changes:type_name -> zt.log.v1.Change
+	18, // 18: zt.log.v1.Change.key:type_name -> zt.log.v1.Key
+	15, // 19: zt.log.v1.Outcome.when:type_name -> google.protobuf.Timestamp
+	17, // 20: zt.log.v1.Proposal.puts:type_name -> zt.log.v1.Put
+	15, // 21: zt.log.v1.Proposal.when:type_name -> google.protobuf.Timestamp
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_zt_log_v1_snapshot_proto_init() }
@@ -971,6 +1003,7 @@ func file_zt_log_v1_snapshot_proto_init() {
 	if File_zt_log_v1_snapshot_proto != nil {
 		return
 	}
+	file_zt_log_v1_audit_proto_init()
 	file_zt_log_v1_entry_proto_init()
 	file_zt_log_v1_snapshot_proto_msgTypes[0].OneofWrappers = []any{
 		(*Record_Header)(nil),
@@ -985,6 +1018,7 @@ func file_zt_log_v1_snapshot_proto_init() {
 		(*Record_End)(nil),
 		(*Record_Retired)(nil),
 		(*Record_Proposal)(nil),
+		(*Record_JournalAnchor)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
