@@ -1,4 +1,4 @@
-package storebench
+package store_test
 
 import (
 	"fmt"

@@ -1,0 +1,204 @@
+package store_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ztmesh/ztmesh/controlplane"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+)
+
+// figure prints what has a goal; see the Makefile.
+func figure(name string, value float64, unit, sign string, limit float64) {
+	met := map[bool]string{true: "met", false: "short"}[sign == "<=" && value <= limit || sign == ">=" && value >= limit]
+	fmt.Printf("figure %s %.3g %s goal %s %g %s\n", name, value, unit, sign, limit, met)
+}
+
+// quantile is the value below which so much of d lies.
+func quantile(d []time.Duration, q float64) time.Duration {
+	d = slices.Sorted(slices.Values(d))
+	return d[min(int(q*float64(len(d))), len(d)-1)]
+}
+
+func spread(d []time.Duration) string {
+	return fmt.Sprintf("%v [%v, %v], p99 %v", quantile(d, .5).Round(time.Microsecond), quantile(d, .25).Round(time.Microsecond),
+		quantile(d, .75).Round(time.Microsecond), quantile(d, .99).Round(time.Microsecond))
+}
+
+func request(merge bool, yaml string) *ztv1.ApplyRequest {
+	return &ztv1.ApplyRequest{Merge: merge, Files: []*ztv1.File{{Name: "spec.yaml", Content: []byte(yaml)}}}
+}
+
+func workload(namespace, name string) string {
+	return fmt.Sprintf("---\napiVersion: ztmesh.dev/v1alpha1\nkind: Workload\nmetadata: {namespace: %s, name: %s}\n"+
+		"spec: {serves: [{name: http, port: 8080, protocol: http}]}\n", namespace, name)
+}
+
+// small is an apply of one grant that differs from the one before.
+func small(n int) *ztv1.ApplyRequest {
+	return request(true, grant("team-0", "service-0-calls-0", "workloads: [team-0/service-0]", "service-0", fmt.Sprintf("[/x%d]", n)))
+}
+
+func mustApply(b *testing.B, s *mesh.Server, req *ztv1.ApplyRequest) time.Duration {
+	b.Helper()
+	start := time.Now()
+	if _, err := s.Admin().Apply(b.Context(), req); err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(start)
+}
+
+// BenchmarkApply is one small apply after the other, from the client's call over mTLS
+// and gRPC to its answer, and beside it, in turn and on the same disk, an entry of
+// the size that it makes by bare raft: on one server and on three.
+func BenchmarkApply(b *testing.B) {
+	for _, servers := range []int{1, 3} {
+		b.Run(fmt.Sprint(servers), func(b *testing.B) {
+			m := mesh.New(b, mesh.Config{Servers: servers, Tune: timing})
+			leader, under := m.Leader(), bare(b, servers)
+			mustApply(b, leader, request(false, workload("team-0", "service-0")))
+			entry := make([]byte, 512)
+			var applied, committed []time.Duration
+			n := 0
+			for b.Loop() {
+				for range 300 {
+					n++
+					applied = append(applied, mustApply(b, leader, small(n)))
+					start := time.Now()
+					if err := under.Apply(entry, time.Minute).Error(); err != nil {
+						b.Fatal(err)
+					}
+					committed = append(committed, time.Since(start))
+				}
+			}
+			ratio := func(q float64) float64 { return float64(quantile(applied, q)) / float64(quantile(committed, q)) }
+			fmt.Printf("apply on %d servers: %s; bare raft: %s; %d of each\n", servers, spread(applied), spread(committed), n)
+			figure(fmt.Sprintf("apply-over-bare-raft-p50-of-%d", servers), ratio(.5), "x", "<=", 2)
+			figure(fmt.Sprintf("apply-over-bare-raft-p99-of-%d", servers), ratio(.99), "x", "<=", 3)
+		})
+	}
+}
+
+// timing is that of production for any number of servers.
+func timing(c *controlplane.Config) { c.Timing = controlplane.Default().Timing }
+
+// BenchmarkWriters is 64 clients that each change a namespace of their own.
+func BenchmarkWriters(b *testing.B) {
+	const writers, each = 64, 20
+	m := mesh.New(b, mesh.Config{Servers: 3, Tune: timing})
+	leader := m.Leader()
+	var n atomic.Int64
+	var rates []float64
+	for b.Loop() {
+		start := time.Now()
+		var tasks sync.WaitGroup
+		for w := range writers {
+			tasks.Go(func() {
+				for range each {
+					yaml := workload(fmt.Sprint("team-", w), fmt.Sprint("v", n.Add(1)))
+					if _, err := leader.Admin().Apply(b.Context(), request(false, yaml)); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		}
+		tasks.Wait()
+		rates = append(rates, writers*each/time.Since(start).Seconds())
+	}
+	slices.Sort(rates)
+	fmt.Printf("64 writers: %.0f applies/s [%.0f, %.0f], %d rounds\n", rates[len(rates)/2], rates[0], rates[len(rates)-1], len(rates))
+	figure("applies-of-64-writers", rates[len(rates)/2], "1/s", ">=", 300)
+}
+
+// BenchmarkLarge is 10,000 workloads and 50,000 grants on three servers: the apply of
+// all of them, one changed grant in that state against one in a small state, small
+// applies while snapshots of it are written, and a restart of the real ztd.
+func BenchmarkLarge(b *testing.B) {
+	m := mesh.New(b, mesh.Config{Servers: 3, Tune: func(c *controlplane.Config) {
+		timing(c)
+		c.Timing.SnapshotInterval, c.Timing.SnapshotEntries = 2*time.Second, 500
+	}})
+	leader := m.Leader()
+	mustApply(b, leader, request(false, workload("team-0", "service-0")))
+	var before, after, during []time.Duration
+	for n := range 300 {
+		before = append(before, mustApply(b, leader, small(n)))
+	}
+	content := string(largeSpec(largeWorkloads))
+	fmt.Printf("large spec: %d MB applied in %v on three servers\n", len(content)/1_000_000, mustApply(b, leader, request(false, content)).Round(time.Millisecond))
+	runtime.GC()
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	fmt.Printf("large spec: heap %d MiB, three servers and the client in one process\n", mem.HeapAlloc>>20)
+	written := leader.Metric("zt_store_snapshots_total")
+	n := 1000
+	for range 300 {
+		n++
+		after = append(after, mustApply(b, leader, small(n)))
+	}
+	for deadline := time.Now().Add(time.Minute); leader.Metric("zt_store_snapshots_total") < written+3 && time.Now().Before(deadline); {
+		for range 50 {
+			n++
+			during = append(during, mustApply(b, leader, small(n)))
+		}
+	}
+	fmt.Printf("one grant: small state %s; large state %s; with snapshots %s, longest %v, %d applies, %v snapshots\n",
+		spread(before), spread(after), spread(during), quantile(during, 1), len(during), leader.Metric("zt_store_snapshots_total")-written)
+	figure("grant-in-large-state-over-small", float64(quantile(after, .5))/float64(quantile(before, .5)), "x", "<=", 3)
+	figure("apply-during-snapshots-longest", quantile(during, 1).Seconds()*1000, "ms", "<=", 100+quantile(before, 1).Seconds()*1000)
+
+	dir := m.Others(leader)[0]
+	restart(b, dir)
+	for b.Loop() { // everything is measured once
+	}
+}
+
+// restart stops a server and runs the real ztd on its directory until it is ready.
+func restart(b *testing.B, s *mesh.Server) {
+	b.Helper()
+	ztd := filepath.Join(b.TempDir(), "ztd")
+	if out, err := exec.Command("go", "build", "-trimpath", "-o", ztd, "../cmd/ztd").CombinedOutput(); err != nil {
+		b.Fatalf("%v: %s", err, out)
+	}
+	address := s.Addresses()
+	s.Stop()
+	start := time.Now()
+	cmd := exec.CommandContext(context.WithoutCancel(b.Context()), ztd, "run", "--data-dir", s.Dir,
+		"--admin-listen", address.Admin, "--node-listen", address.Node, "--cluster-listen", address.Cluster, "--local-listen", address.Local)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := cmd.Process.Kill(); err != nil {
+			b.Error(err)
+		}
+		_ = cmd.Wait() // it was killed
+	})
+	for {
+		resp, err := http.Get("http://" + address.Local + "/readyz")
+		if err == nil {
+			resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				break
+			}
+		}
+		if time.Since(start) > time.Minute {
+			b.Fatalf("not ready: %v", err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	figure("restart-with-50000-grants", time.Since(start).Seconds(), "s", "<=", 5)
+}
