@@ -132,12 +132,14 @@ lin: ## Judge the histories of clusters under faults; OPS operations, SEED repla
 # A benchmark reports against a goal of the project by printing a line
 #   figure NAME VALUE UNIT goal <=|>= LIMIT met|short
 # once per round; the last round counts. The goals inform, they fail nothing.
-.PHONY: bench bench-policy
+.PHONY: bench bench-policy bench-store
 bench: envoy ## Run the benchmarks; ends with the figures that have goals
 bench: dirs = $$($(call folders,^func Benchmark))
 bench-policy: envoy ## Run those of the policy: compiling it, and Envoys that enforce it
 bench-policy: dirs = ./controlplane/policy ./controlplane/compile ./controlplane/zttest/policybench
-bench bench-policy:
+bench-store: ## Run those of the store: against bare raft, and of large specs
+bench-store: dirs = ./store
+bench bench-policy bench-store:
 	@mkdir -p .bin; \
 	$(GO) test -run '^$$' -bench . -benchmem -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(dirs) | tee .bin/$@.txt; \
 	awk 'match($$0, /figure [^ ]+ [^ ]+ [^ ]+ goal (<=|>=) [^ ]+ (met|short)/) { \

@@ -75,6 +75,9 @@ of the namespace, or ztctl shadow end, ends the proposal.`,
 	return cmd
 }
 
+// forMiB is how much longer than others a call may take for each MiB of files.
+const forMiB = 3 * time.Second
+
 func (a *app) apply(ctx context.Context, o application) error {
 	files, err := a.readSpec(o.paths)
 	if err != nil {
@@ -87,6 +90,9 @@ func (a *app) apply(ctx context.Context, o application) error {
 	}
 	if len(docs) == 0 {
 		return errNoDocuments()
+	}
+	for _, f := range files {
+		a.set.RequestTimeout += time.Duration(len(f.Content)>>20) * forMiB
 	}
 	c, err := a.connect()
 	if err != nil {

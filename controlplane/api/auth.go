@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/ztmesh/ztmesh/failpoint"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
@@ -184,7 +186,7 @@ func (s *Server) admit(ctx context.Context, who identify, req any, fullMethod st
 			return nil, refuse(codes.InvalidArgument, "%s", err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Deadline)
+	ctx, cancel := context.WithTimeout(ctx, s.deadline(req))
 	defer cancel()
 	judged.method = fullMethod
 	if forward {
@@ -197,6 +199,20 @@ func (s *Server) admit(ctx context.Context, who identify, req any, fullMethod st
 		}
 	}
 	return handler(ctx, req)
+}
+
+// forMiB is how much longer a call may take for each MiB of files.
+const forMiB = 3 * time.Second
+
+// deadline is how long a call may take.
+func (s *Server) deadline(req any) time.Duration {
+	size := 0
+	if r, ok := req.(*ztv1.ApplyRequest); ok {
+		for _, f := range r.GetFiles() {
+			size += len(f.GetContent())
+		}
+	}
+	return s.cfg.Deadline + time.Duration(size>>20)*forMiB
 }
 
 // stream is the door of every streaming call. Streams are answered by the

@@ -119,15 +119,22 @@ func (s *Server) assemble(st *state.State, old, next *view.View, puts []put, del
 func changesBetween(old, next *view.View, changed []spec.Key) []*ztv1.Change {
 	const each = 256 // is worth a goroutine
 	out := make([]*ztv1.Change, len(changed))
+	some := func(from int) {
+		for i, k := range changed[from:min(from+each, len(changed))] {
+			before, _ := old.Document(k)
+			after, _ := next.Document(k)
+			out[from+i] = change(k, before, after)
+		}
+	}
+	if len(changed) <= each {
+		some(0)
+		return out
+	}
 	var workers errgroup.Group
 	workers.SetLimit(runtime.GOMAXPROCS(0))
 	for from := 0; from < len(changed); from += each {
 		workers.Go(func() error {
-			for i, k := range changed[from:min(from+each, len(changed))] {
-				before, _ := old.Document(k)
-				after, _ := next.Document(k)
-				out[from+i] = change(k, before, after)
-			}
+			some(from)
 			return nil
 		})
 	}

@@ -324,18 +324,36 @@ func (s *State) retire(names []*logv1.Retired, gone map[string]bool) {
 	if len(names) == 0 {
 		return
 	}
-	retired := s.retired.Txn()
-	for old := range values(s.retired) {
-		if !laterThan(old.GetUntil(), s.when) {
-			retired.Delete([]byte(old.GetWorkload()))
+	retired, end := s.retired.Txn(), s.retiredEnd.Txn()
+	for {
+		k, workload, ok := end.Root().Minimum()
+		if !ok {
+			break
 		}
+		if old, _ := retired.Get([]byte(workload)); laterThan(old.GetUntil(), s.when) {
+			break
+		}
+		end.Delete(k)
+		retired.Delete([]byte(workload))
 	}
 	for _, r := range names {
-		if gone[r.GetWorkload()] && laterThan(r.GetUntil(), s.when) {
-			retired.Insert([]byte(r.GetWorkload()), r)
+		if !gone[r.GetWorkload()] || !laterThan(r.GetUntil(), s.when) {
+			continue
 		}
+		if old, had := retired.Insert([]byte(r.GetWorkload()), r); had {
+			end.Delete(retiredKey(old))
+		}
+		end.Insert(retiredKey(r), r.GetWorkload())
 	}
-	s.retired = retired.Commit()
+	s.retired, s.retiredEnd = retired.Commit(), end.Commit()
+}
+
+// retiredKey sorts by the end, then by workload.
+func retiredKey(r *logv1.Retired) []byte {
+	t := r.GetUntil().AsTime()
+	b := binary.BigEndian.AppendUint64(nil, uint64(t.Unix())^1<<63) // before 1970, too
+	b = binary.BigEndian.AppendUint32(b, uint32(t.Nanosecond()))
+	return append(b, r.GetWorkload()...)
 }
 
 // record puts a revision into the history and lets the oldest go.

@@ -25,6 +25,7 @@ type loader struct {
 	admins       *iradix.Txn[*logv1.Admin]
 	servers      *iradix.Txn[*logv1.Server]
 	retired      *iradix.Txn[*logv1.Retired]
+	retiredEnd   *iradix.Txn[string]
 	proposals    *iradix.Txn[*logv1.Proposal]
 	anchors      *iradix.Txn[*logv1.JournalAnchor]
 	namespaces   *iradix.Txn[uint64]
@@ -41,9 +42,9 @@ func newLoader() *loader {
 		s:         s,
 		documents: s.documents.Txn(), tokens: s.tokens.Txn(), instances: s.instances.Txn(), members: s.members.Txn(),
 		admins: s.admins.Txn(), servers: s.servers.Txn(), namespaces: s.namespaces.Txn(), history: s.history.Txn(),
-		outcomes: s.outcomes.Txn(), outcomeOrder: s.outcomeOrder.Txn(), retired: s.retired.Txn(), proposals: s.proposals.Txn(),
-		anchors: s.anchors.Txn(),
-		newest:  make(map[Key][]byte),
+		outcomes: s.outcomes.Txn(), outcomeOrder: s.outcomeOrder.Txn(), retired: s.retired.Txn(), retiredEnd: s.retiredEnd.Txn(),
+		proposals: s.proposals.Txn(), anchors: s.anchors.Txn(),
+		newest: make(map[Key][]byte),
 	}
 }
 
@@ -118,6 +119,7 @@ func (l *loader) add(rec *logv1.Record) error {
 			return errors.New("a retired name without a time")
 		}
 		l.retired.Insert([]byte(r.Retired.GetWorkload()), r.Retired)
+		l.retiredEnd.Insert(retiredKey(r.Retired), r.Retired.GetWorkload())
 		return l.ascend(9, []byte(r.Retired.GetWorkload()))
 	case *logv1.Record_Proposal:
 		return l.proposal(r.Proposal)
@@ -185,7 +187,7 @@ func (l *loader) commit() *State {
 	s.documents, s.tokens, s.instances, s.members = l.documents.Commit(), l.tokens.Commit(), l.instances.Commit(), l.members.Commit()
 	s.admins, s.servers, s.namespaces, s.history = l.admins.Commit(), l.servers.Commit(), l.namespaces.Commit(), l.history.Commit()
 	s.outcomes, s.outcomeOrder = l.outcomes.Commit(), l.outcomeOrder.Commit()
-	s.retired, s.proposals = l.retired.Commit(), l.proposals.Commit()
+	s.retired, s.retiredEnd, s.proposals = l.retired.Commit(), l.retiredEnd.Commit(), l.proposals.Commit()
 	s.anchors = l.anchors.Commit()
 	return s
 }

@@ -84,6 +84,7 @@ type State struct {
 	admins     *iradix.Tree[*logv1.Admin]
 	servers    *iradix.Tree[*logv1.Server]
 	retired    *iradix.Tree[*logv1.Retired]       // by workload; some have ended
+	retiredEnd *iradix.Tree[string]               // until, then workload → workload: the first to end first
 	proposals  *iradix.Tree[*logv1.Proposal]      // by namespace
 	anchors    *iradix.Tree[*logv1.JournalAnchor] // by server
 
@@ -108,6 +109,7 @@ func New() *State {
 		admins:       iradix.New[*logv1.Admin](),
 		servers:      iradix.New[*logv1.Server](),
 		retired:      iradix.New[*logv1.Retired](),
+		retiredEnd:   iradix.New[string](),
 		proposals:    iradix.New[*logv1.Proposal](),
 		anchors:      iradix.New[*logv1.JournalAnchor](),
 		history:      iradix.New[*logv1.Revision](),
