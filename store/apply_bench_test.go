@@ -17,6 +17,7 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store"
 )
 
 // figure prints what has a goal; see the Makefile.
@@ -66,7 +67,7 @@ func BenchmarkApply(b *testing.B) {
 	for _, servers := range []int{1, 3} {
 		b.Run(fmt.Sprint(servers), func(b *testing.B) {
 			m := mesh.New(b, mesh.Config{Servers: servers, Tune: timing})
-			leader, under := m.Leader(), bare(b, servers)
+			leader, under := m.Leader(), store.BareRaft(b, servers, store.Patient)
 			mustApply(b, leader, request(false, workload("team-0", "service-0")))
 			entry := make([]byte, 512)
 			var applied, committed []time.Duration
@@ -90,8 +91,8 @@ func BenchmarkApply(b *testing.B) {
 	}
 }
 
-// timing is that of production for any number of servers.
-func timing(c *controlplane.Config) { c.Timing = controlplane.Default().Timing }
+// timing is one by which no leader loses its place, however busy the machine is.
+func timing(c *controlplane.Config) { c.Timing = store.Patient }
 
 // BenchmarkWriters is 64 clients that each change a namespace of their own.
 func BenchmarkWriters(b *testing.B) {

@@ -27,26 +27,34 @@ const (
 	benchEntries = 1024 // proposed in one round
 )
 
-// BenchmarkPropose compares one server's Propose with bare raft over the same log
+// patient is a timing by which no leader loses its place, however busy the machine is.
+var patient = Timing{Heartbeat: 4 * time.Second, Election: 4 * time.Second, Lease: 4 * time.Second}
+
+// BenchmarkPropose compares Propose, of one server and of three, with bare raft over the same log
 // store on the same disk: as many writers, as many bytes, in rounds by turns. Small
 // entries are 150 bytes: there the disk counts least, and what Propose does most.
 //
 //	go test -run '^$' -bench Propose ./store
 func BenchmarkPropose(b *testing.B) {
 	for name, size := range map[string]int{"": 4 << 10, "-small": 0} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) { benchmarkPropose(b, "store-propose-ratio"+name, size) })
+		for _, servers := range []int{1, 3} {
+			b.Run(fmt.Sprintf("%d-%d", size, servers), func(b *testing.B) {
+				benchmarkPropose(b, fmt.Sprintf("store-propose-ratio%s-of-%d", name, servers), size, servers)
+			})
+		}
 	}
 }
 
-func benchmarkPropose(b *testing.B, figure string, size int) {
+func benchmarkPropose(b *testing.B, figure string, size, servers int) {
 	c := newTestCluster(b, loopback())
-	s := c.begin("a")
+	c.timing = patient
+	s := c.begin([]string{"a", "b", "c"}[:servers]...)
 	padding := strings.Repeat("x", size)
 	entry := func(i int) *logv1.Entry {
 		v := &logv1.Server{Id: fmt.Sprint("s", i%100), AdminAddress: "192.0.2.1:7400", NodeAddress: "192.0.2.1:7401", Version: fmt.Sprint(i, padding)}
 		return &logv1.Entry{Who: "spiffe://control.shop.example/server/a", Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{Server: v}}}
 	}
-	bare := bareRaft(b)
+	bare := bareRaft(b, servers, patient)
 	ctx := context.Background()
 	var ours, theirs []time.Duration
 	for b.Loop() {
@@ -99,35 +107,55 @@ func median(d []time.Duration) time.Duration {
 	return d[len(d)/2]
 }
 
-// bareRaft is one server of raft's with an FSM that does nothing.
-func bareRaft(b *testing.B) *raft.Raft {
-	log, err := openLog(osFiles{}, b.TempDir(), 0, 0, func(err error) { b.Error(err) })
-	if err != nil {
-		b.Fatal(err)
-	}
-	snapshots := raft.NewDiscardSnapshotStore()
-	notify := make(chan bool, 16)
-	conf := raftConfig(Config{ID: "bare", Timing: fast}, nil, notify)
-	conf.Logger = hclog.NewNullLogger()
-	addr, transport := raft.NewInmemTransport("")
-	one := raft.Configuration{Servers: []raft.Server{{ID: "bare", Address: addr}}}
-	if err := raft.BootstrapCluster(conf, log, log, snapshots, transport, one); err != nil {
-		b.Fatal(err)
-	}
-	r, err := raft.NewRaft(conf, nothing{}, log, log, snapshots, transport)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := r.Shutdown().Error(); err != nil {
-			b.Error(err)
+// bareRaft is servers of raft's, over TCP on loopback where there are several, with
+// the log of a store and an FSM that does nothing. It returns the leader.
+func bareRaft(b *testing.B, servers int, timing Timing) *raft.Raft {
+	b.Helper()
+	check := func(err error) {
+		b.Helper()
+		if err != nil {
+			b.Fatal(err)
 		}
-		if err := log.Close(); err != nil {
-			b.Error(err)
-		}
-	})
-	<-notify
-	return r
+	}
+	var members raft.Configuration
+	var transports []*raft.NetworkTransport
+	for i := range servers {
+		t, err := raft.NewTCPTransportWithLogger("127.0.0.1:0", nil, 3, 10*time.Second, hclog.NewNullLogger())
+		check(err)
+		transports = append(transports, t)
+		members.Servers = append(members.Servers, raft.Server{ID: raft.ServerID(fmt.Sprint("bare", i)), Address: t.LocalAddr()})
+	}
+	leads := make(chan *raft.Raft, servers)
+	for i, t := range transports {
+		log, err := openLog(osFiles{}, b.TempDir(), 0, 0, func(err error) { b.Error(err) })
+		check(err)
+		notify := make(chan bool, 64)
+		conf := raftConfig(Config{ID: fmt.Sprint("bare", i), Timing: timing}, nil, notify)
+		conf.Logger = hclog.NewNullLogger()
+		snapshots := raft.NewDiscardSnapshotStore()
+		check(raft.BootstrapCluster(conf, log, log, snapshots, t, members))
+		r, err := raft.NewRaft(conf, nothing{}, log, log, snapshots, t)
+		check(err)
+		var tasks sync.WaitGroup
+		end := make(chan struct{})
+		tasks.Go(func() {
+			select {
+			case <-notify:
+				leads <- r
+			case <-end:
+			}
+		})
+		b.Cleanup(func() {
+			close(end)
+			tasks.Wait()
+			check(r.Shutdown().Error())
+			check(t.Close())
+			check(log.Close())
+		})
+	}
+	leader := <-leads
+	check(leader.Barrier(time.Minute).Error())
+	return leader
 }
 
 type nothing struct{}

@@ -160,9 +160,14 @@ func (l *fakeLog) Watch(context.Context, func(*state.State, state.Changes) error
 func newServer(l Log) *Server {
 	return New(Config{
 		Log: l, Views: view.NewCache(), Metrics: prometheus.NewRegistry(), Logger: slog.New(slog.DiscardHandler),
-		Now: func() time.Time { return epoch },
+		Now: func() time.Time { return epoch }, Issuer: fakeIssuer{},
 	})
 }
+
+// fakeIssuer signs nothing.
+type fakeIssuer struct{ Issuer }
+
+func (fakeIssuer) TrustDomain() string { return "shop.example" }
 
 // as is a call of an admin.
 func as(ctx context.Context, admin string) context.Context {
