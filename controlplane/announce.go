@@ -44,9 +44,14 @@ func (s *Server) announce(ctx context.Context, door *api.Server, others *cluster
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	for told := false; ; {
-		if !told || !s.announced(agreedOn, self) {
+		// Who hears no leader asks again, too: it may have been removed meanwhile, and
+		// nobody else would tell.
+		if _, leader := agreedOn.Leader(); !told || leader == "" || !s.announced(agreedOn, self) {
 			failpoint.Hit("controlplane.announce.asked")
 			err := s.announceOnce(ctx, self, door, others, agreedOn)
+			if errors.Is(err, store.ErrRemoved) {
+				return err
+			}
 			if told = err == nil; err != nil {
 				s.cfg.Logger.Debug("not announced yet", "error", err)
 			} else {
@@ -83,6 +88,11 @@ func (s *Server) announceOnce(ctx context.Context, self *ztv1.Server, door *api.
 			ask = append(ask, e.ClusterAddress)
 		}
 	}
+	for _, m := range agreedOn.Members() { // the state may not be read yet
+		if m.ID != s.id && !slices.Contains(ask, m.Address) {
+			ask = append(ask, m.Address)
+		}
+	}
 	if _, leader := agreedOn.Leader(); leader != "" && leader != self.ClusterAddress {
 		ask = append([]string{leader}, ask...)
 	}
@@ -94,6 +104,9 @@ func (s *Server) announceOnce(ctx context.Context, self *ztv1.Server, door *api.
 		}
 		if _, err = ztv1.NewPeerServiceClient(conn).Announce(ctx, &ztv1.AnnounceRequest{Server: self}); err == nil {
 			return nil
+		}
+		if api.TurnedAway(err) {
+			return store.ErrRemoved
 		}
 	}
 	return err

@@ -366,7 +366,10 @@ func TestClusterPortIsForServers(t *testing.T) {
 	for who, pair := range shown {
 		for _, protocol := range []string{identity.ALPNRaft, identity.ALPNHTTP2, "http/1.1", ""} {
 			got := handshake(c, pair(), protocol)
-			want := who == "server" && (protocol == identity.ALPNRaft || protocol == identity.ALPNHTTP2)
+			// A removed server is heard as far as to be told so, as TestRemovedWhileAway and
+			// TestEveryMethodByEveryCredential show.
+			want := who == "server" && (protocol == identity.ALPNRaft || protocol == identity.ALPNHTTP2) ||
+				who == "removed server" && protocol == identity.ALPNHTTP2
 			if got != want {
 				t.Errorf("%s with %q: stays %v, want %v", who, protocol, got, want)
 			}

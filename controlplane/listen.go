@@ -37,9 +37,12 @@ func listen(name, address, last string) (net.Listener, error) {
 // only, also after they were accepted.
 type clusterPort struct {
 	raft, grpc *branch
-	listener   net.Listener
-	tls        *tls.Config
-	td         string
+	// gone gets the gRPC connections of those who are not of the cluster: they are to be
+	// told.
+	gone     *branch
+	listener net.Listener
+	tls      *tls.Config
+	td       string
 	// member says whether a server, known by its certificate, is of the cluster.
 	member    func(id string) bool
 	handshake time.Duration
@@ -71,6 +74,7 @@ func (p *clusterPort) Run(ctx context.Context) error {
 	defer p.wg.Wait()
 	defer p.raft.Close()
 	defer p.grpc.Close()
+	defer p.gone.Close()
 	const minPause, maxPause = 5 * time.Millisecond, time.Second
 	pause := minPause
 	for {
@@ -115,16 +119,18 @@ func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
 	p.mu.Lock()
 	p.open[conn] = struct{}{} // from now on cut sees it
 	p.mu.Unlock()
-	if !p.member(who.Name) {
+	isRaft := state.NegotiatedProtocol == identity.ALPNRaft
+	switch {
+	case !p.member(who.Name) && isRaft:
 		p.log.Warn("cluster connection refused", "from", raw.RemoteAddr().String(), "who", who.String())
 		conn.Close()
-		return
+	case !p.member(who.Name):
+		p.gone.put(conn)
+	case isRaft:
+		p.raft.put(conn)
+	default:
+		p.grpc.put(conn)
 	}
-	to := p.grpc
-	if state.NegotiatedProtocol == identity.ALPNRaft {
-		to = p.raft
-	}
-	to.put(conn)
 }
 
 // cut closes the connections of servers that are not members any more.

@@ -100,7 +100,7 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	}
 	port := &clusterPort{
-		raft: newBranch(l.cluster.Addr()), grpc: newBranch(l.cluster.Addr()), listener: l.cluster, tls: clusterTLS,
+		raft: newBranch(l.cluster.Addr()), grpc: newBranch(l.cluster.Addr()), gone: newBranch(l.cluster.Addr()), listener: l.cluster, tls: clusterTLS,
 		td: s.td, member: s.member, handshake: s.cfg.Handshake, log: s.cfg.Logger, open: map[*peerConn]struct{}{},
 	}
 	raftTLS, err := s.peerTLS(identity.ALPNRaft)
@@ -277,6 +277,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	fleet.Register(node)
 	receiver.Register(node)
 	internal := door.Internal(grpc.Creds(handshaken{credentials.NewTLS(serverTLS)}))
+	strangers := door.Strangers(grpc.Creds(handshaken{credentials.NewTLS(serverTLS)}))
 
 	g.Go(func() error { return agreedOn.Wait(ctx) })
 	g.Go(func() error { return others.Run(ctx) })
@@ -293,6 +294,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	g.Go(func() error { return s.keepAdminContext(ctx, agreedOn) })
 	g.Go(func() error { return s.keepSealedRoot(ctx, agreedOn) })
 	g.Go(func() error { return serveGRPC(ctx, internal, port.grpc, nil) })
+	g.Go(func() error { return serveGRPC(ctx, strangers, port.gone, nil) })
 	g.Go(func() error { return serveGRPC(ctx, node, l.node, fleet.Close) })
 	if l.plain != nil {
 		plain := door.Node(insecure.NewCredentials())

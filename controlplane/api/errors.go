@@ -70,6 +70,15 @@ func problemsOf(problems spec.Problems) (out []*ztv1.Problem) {
 	return out
 }
 
+// errTurnedAway is what a server hears that is not of the cluster.
+var errTurnedAway = refuse(codes.PermissionDenied, "this server is not of the cluster any more; join again with a new token and a new data directory")
+
+// TurnedAway tells whether an error is the cluster's answer to this server that it was
+// removed.
+func TurnedAway(err error) bool {
+	return err != nil && status.Code(err) == codes.PermissionDenied && status.Convert(err).Message() == errTurnedAway.Error()
+}
+
 // toStatus is the one place that maps errors to codes. What is not mapped is
 // Internal, and its text stays inside: the second value says whether to log it.
 func toStatus(err error) (*status.Status, bool) {

@@ -39,6 +39,23 @@ func (s *Server) Internal(opts ...grpc.ServerOption) *grpc.Server {
 	return g
 }
 
+// Strangers makes the gRPC server for those who show a server's certificate and are not
+// of the cluster, as far as this one knows: it answers nothing but that. creds has
+// checked the certificate.
+func (s *Server) Strangers(opts ...grpc.ServerOption) *grpc.Server {
+	return grpc.NewServer(append(opts,
+		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+			return s.answer("stranger", s.turnAway(stream.Context()))
+		}),
+		grpc.MaxRecvMsgSize(maxCallBytes),
+		grpc.ConnectionTimeout(s.cfg.Handshake),
+		grpc.MaxConcurrentStreams(4),
+		grpc.MaxHeaderListSize(framing),
+		grpc.KeepaliveEnforcementPolicy(enforcement),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: s.cfg.Handshake, Time: 10 * time.Second, Timeout: 5 * time.Second}),
+	)...)
+}
+
 func (s *Server) server(who identify, maxBytes int, opts ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append(opts,
 		grpc.UnaryInterceptor(s.unary(who)),

@@ -21,6 +21,24 @@ func (s *Server) Announce(ctx context.Context, req *ztv1.AnnounceRequest) (*ztv1
 	return &ztv1.AnnounceResponse{}, s.announce(ctx, req.GetServer())
 }
 
+// turnAway tells a server that is not of the cluster so. Only a leader that a quorum has
+// confirmed can know: to another, it may have joined a moment ago.
+func (s *Server) turnAway(ctx context.Context) error {
+	c, err := s.external(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Deadline)
+	defer cancel()
+	if err := s.cfg.Log.Barrier(ctx); err != nil {
+		return err
+	}
+	if _, is := s.cfg.Log.State().Server(c.principal.Name); is {
+		return ErrNoLeader // it has come too early; this connection is of no use
+	}
+	return errTurnedAway
+}
+
 // AnnounceSelf is Announce of the leader by itself.
 func (s *Server) AnnounceSelf(ctx context.Context, self *ztv1.Server) error {
 	self = proto.CloneOf(self)

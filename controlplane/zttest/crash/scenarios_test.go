@@ -79,7 +79,8 @@ func (r *run) armed(point string) string {
 }
 
 // underLoad arms a running server, which then comes to the failpoint by what the
-// clients do. In every fifth cycle a second server dies beside it.
+// clients do. In every fifth cycle a second server dies beside it, and in half of those
+// the third one, too: then nothing is left but what is on their disks.
 func (r *run) underLoad(point string, victim int) {
 	r.t.Helper()
 	l := r.startLoad()
@@ -98,8 +99,13 @@ func (r *run) underLoad(point string, victim int) {
 		case <-second:
 			other.Kill()
 			second = nil
-			if r.rng.IntN(2) == 0 { // or without a quorum until the end of the cycle
+			switch r.rng.IntN(4) {
+			case 0: // it comes back at once; else not until the end of the cycle
 				r.check(other.Start(r.Site))
+			case 1, 2:
+				for _, s := range r.Servers {
+					s.Kill()
+				}
 			}
 		case <-s.Exited():
 			waiting = second != nil

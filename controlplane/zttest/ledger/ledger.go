@@ -41,6 +41,10 @@ import (
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
+// mostWrites is how many writes there are between two checks: a cluster keeps its last
+// 1,000 revisions.
+const mostWrites = 800
+
 // callTimeout bounds one call: the outcome of a call that takes longer is unknown.
 const callTimeout = 3 * time.Second
 
@@ -163,6 +167,11 @@ func (l *Ledger) Writers(ctx context.Context, n int, seed uint64, patience time.
 func (l *Ledger) write(ctx context.Context, writer int, rng *rand.Rand, patience time.Duration) error {
 	for ctx.Err() == nil {
 		l.mu.Lock()
+		if len(l.writes) >= mostWrites {
+			l.mu.Unlock()
+			_ = pause(ctx)
+			continue
+		}
 		w := &Write{Document: fmt.Sprintf("w%d/d%d", writer, rng.IntN(l.docs)), began: l.tick()}
 		w.Value = int(w.began)
 		w.Key = fmt.Sprintf("%s.%d", w.Document, w.Value)
