@@ -75,6 +75,7 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"PeerService/Announce":        {cluster: peers},
 	"PeerService/WatchProxies":    {cluster: peers},
 	"PeerService/ListDifferences": {cluster: peers},
+	"PeerService/RecordAccess":    {cluster: peers},
 
 	"AggregatedDiscoveryService/DeltaAggregatedResources":  {node: nodes},
 	"AggregatedDiscoveryService/StreamAggregatedResources": {node: none}, // delta only

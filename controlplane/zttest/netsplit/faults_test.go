@@ -326,15 +326,17 @@ spec: {}
 
 	// The answer is lost: the server stops when it has committed, and what it says when
 	// it goes on does not arrive.
+	before, err := paused(server)
+	s.check(err)
 	s.check(server.Post(s.ctx(), "/debug/failpoint?arm=api.apply.committed=pause"))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		out, code = s.ztctl(contexts, "apply", "-f", spec, "--request-timeout", "4s")
+		out, code = s.ztctl(contexts, "apply", "-f", spec, "--request-timeout", "8s")
 	}()
 	s.check(fleet.Until(s.ctx(), "the commit", func(context.Context) error {
-		b, err := os.ReadFile(server.Log())
-		if err == nil && !strings.Contains(string(b), "failpoint api.apply.committed") {
+		n, err := paused(server)
+		if err == nil && n == before {
 			err = errors.New("not yet")
 		}
 		return err
@@ -367,6 +369,12 @@ spec: {}
 		s.t.Errorf("what was not known took effect %d times", times)
 	}
 	s.check(s.Converge(s.ctx()))
+}
+
+// paused is how often a server has stopped after a commit.
+func paused(server *fleet.Server) (int, error) {
+	b, err := os.ReadFile(server.Log())
+	return strings.Count(string(b), "failpoint api.apply.committed\n"), err
 }
 
 // idempotencyKey finds what ztctl says to ask again with.
