@@ -53,7 +53,8 @@ type run struct {
 	reached map[string]int // kills, by failpoint
 	missed  map[string]int // kills at no failpoint: it was not reached in time
 	renewal *renewal
-	joined  int // servers and agents that came and went, for their names
+	past    []string // journals, since the last check, of servers that were removed
+	joined  int      // servers and agents that came and went, for their names
 }
 
 func (r *run) check(err error) {
@@ -219,7 +220,8 @@ func (r *run) settle(l *load) {
 	r.check(errors.Join(l.errs...))
 	r.check(r.Converge(r.ctx()))
 	r.check(r.ledger.Check(r.ctx()))
-	r.check(r.ledger.CheckJournals(r.Journals()...))
+	r.check(r.ledger.CheckJournals(append(r.Journals(), r.past...)...))
+	r.past = nil
 }
 
 // said is how often a process has said that it is at a failpoint.

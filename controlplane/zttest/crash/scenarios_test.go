@@ -400,6 +400,10 @@ func (r *run) gone(s *fleet.Server, id string) {
 		r.t.Errorf("%s was removed and goes on", s.Name)
 		s.Kill()
 	}
+	// It may have led, and signed.
+	journal := filepath.Join(r.Dir, "log", s.Name+".issuance")
+	r.check(os.Rename(filepath.Join(s.Dir(r.Site), "issuance.log"), journal))
+	r.past = append(r.past, journal)
 	r.check(os.RemoveAll(s.Dir(r.Site)))
 	var all *ztv1.ListMembersResponse
 	r.check(fleet.Until(r.ctx(), "the members", func(ctx context.Context) (err error) {
