@@ -67,6 +67,7 @@ check-format: $(TOOLS)
 # The suites behind build tags are checked with the rest.
 check-vet:
 	$(GO) vet -tags $(SUITES) ./...
+	$(GO) vet -tags seededbugs ./store/...
 
 check-lint: $(TOOLS)
 	staticcheck -tags $(SUITES) ./...
@@ -125,9 +126,12 @@ netsplit: ## Cut links between real servers, N rounds of each fault; SEED replay
 
 # How many operations; make test does 20,000.
 OPS ?= 5000000
-.PHONY: lin
-lin: ## Judge the histories of clusters under faults; OPS operations, SEED replays
-	ZT_OPS='$(OPS)' ZT_SEED='$(SEED)' $(GO) test -count 1 -timeout 0 -v $(TESTFLAGS) -run '^TestLinearizable$$' ./store
+.PHONY: lin lin-bugs
+lin: lin-bugs ## Judge the histories of clusters under faults; OPS operations, SEED replays
+	ZT_OPS='$(OPS)' ZT_MINUTES='$(MINUTES)' ZT_SEED='$(SEED)' $(GO) test -count 1 -timeout 0 -v $(TESTFLAGS) -run '^TestLinearizable$$' ./store
+
+lin-bugs: ## Check that the short form of it finds each bug that is sown
+	$(GO) test -tags seededbugs -count 1 -timeout $(TEST_TIMEOUT) -v $(TESTFLAGS) -run '^TestSeededBugs$$' ./store
 
 # A benchmark reports against a goal of the project by printing a line
 #   figure NAME VALUE UNIT goal <=|>= LIMIT met|short

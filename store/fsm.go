@@ -82,6 +82,10 @@ func (f *fsm) Apply(l *raft.Log) any {
 		f.hooks.fail(err)
 		return err
 	}
+	if seeded == "late-publish" {
+		go f.publish(next, l.Index, result.Changed)
+		return result
+	}
 	f.publish(next, l.Index, result.Changed)
 	failpoint.Hit("store.fsm.applied")
 	return result
@@ -161,7 +165,11 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		f.hooks.fail(err)
 		return err
 	}
-	f.publish(s, s.Index(), state.Diff(f.state.Load(), s))
+	changed := state.Diff(f.state.Load(), s)
+	if seeded == "silent-restore" {
+		changed = state.Changes{}
+	}
+	f.publish(s, s.Index(), changed)
 	failpoint.Hit("store.snapshot.installed")
 	return nil
 }

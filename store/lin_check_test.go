@@ -123,7 +123,7 @@ func (r *record) check() {
 		}
 		r.violate("not linearizable: %d of %d operations fit in one order, which leads to %+v", len(longest), len(history), v)
 		for _, o := range history { // the first that do not fit
-			if o := o.Input.(*operation); !fits[o] && len(r.violations) < 6 {
+			if o := o.Input.(*operation); !fits[o] && r.violations < 6 {
 				r.violate("does not fit: %+v", *o)
 			}
 		}

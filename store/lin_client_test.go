@@ -65,17 +65,23 @@ func (c *worker) timeout() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 500*time.Millisecond+within(c.random, 4*time.Second))
 }
 
-// read is a linearizable read.
 func (c *worker) read(s *Store) {
 	ctx, cancel := c.timeout()
 	defer cancel()
-	o := c.begin(c.id, true)
-	if err := s.Barrier(ctx); err != nil {
+	if !c.look(ctx, c.id, s) {
 		c.pause(200 * time.Millisecond)
-		return
+	}
+}
+
+// look is a linearizable read, if the server can answer it.
+func (w *world) look(ctx context.Context, client int, s *Store) bool {
+	o := w.begin(client, true)
+	if s.Barrier(ctx) != nil {
+		return false
 	}
 	o.saw = viewOf(s.State())
-	c.finish(o)
+	w.finish(o)
+	return true
 }
 
 // apply writes one or two namespaces, as whoever applies a spec does: it computes

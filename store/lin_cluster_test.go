@@ -18,12 +18,12 @@ import (
 // world is one bubble: servers that come and go, clients and watchers that use them,
 // faults that befall them, and what everybody has seen.
 type world struct {
-	t      *testing.T
-	seed   uint64
 	random *rand.Rand // of the faults alone
 	mesh   *mesh
 	timing Timing
 	*record
+
+	heralds sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
 	servers map[string]*server
@@ -34,20 +34,22 @@ type world struct {
 type server struct {
 	name    string
 	disk    *memDisk
+	cipher  Cipher
 	store   *Store // nil: down
 	removed bool   // it has left the cluster, and is not started again
 	busy    bool   // a fault is stopping or starting it
 }
 
 // newWorld begins a cluster of n servers.
-func newWorld(t *testing.T, seed uint64, n int) *world {
+func newWorld(t *testing.T, r *record, n int) *world {
+	seed := r.seed
 	w := &world{
-		t: t, seed: seed, random: rand.New(rand.NewPCG(seed, 1)), mesh: newMesh(seed), record: newRecord(),
+		random: rand.New(rand.NewPCG(seed, 1)), mesh: newMesh(seed), record: r,
 		servers: map[string]*server{},
 		timing: Timing{
 			// The lease is as long as it may be: the longer, the staler could a read be.
 			Heartbeat: time.Second, Election: time.Second, Lease: time.Second, Commit: 20 * time.Millisecond,
-			SnapshotInterval: 3 * time.Second, SnapshotEntries: 150, TrailingEntries: 100,
+			SnapshotInterval: 2 * time.Second, SnapshotEntries: 60, TrailingEntries: 40,
 		},
 	}
 	first := w.make()
@@ -74,7 +76,7 @@ func (w *world) make() *server {
 	defer w.mu.Unlock()
 	name := string(rune('a' + w.names))
 	w.names++
-	s := &server{name: name, disk: newMemDisk(w.seed + uint64(w.names))}
+	s := &server{name: name, disk: newMemDisk(w.seed + uint64(w.names)), cipher: newCipher(w.t)}
 	w.servers[name] = s
 	return s
 }
@@ -84,13 +86,14 @@ func (w *world) start(s *server) {
 	store, err := Open(Config{
 		ID: s.name, Dir: "/data", Bootstrap: s.name == "a", Address: s.name, Listener: w.mesh.listen(s.name),
 		Dial: w.mesh.dialFrom(s.name), Logger: slog.New(slog.DiscardHandler), Now: time.Now, Timing: w.timing,
-		Files: s.disk.open(), segment: 64 << 10,
+		Files: s.disk.open(), Cipher: s.cipher, segment: 64 << 10,
 	})
 	if err != nil {
 		w.violation("%s does not start again: %v", s.name, err)
 		return
 	}
 	w.observe(s.name, store)
+	w.heralds.Go(func() { w.herald(store) })
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	s.store = store
@@ -110,6 +113,21 @@ func (w *world) observe(name string, store *Store) {
 		return false
 	}))
 	note()
+}
+
+// herald reads from a server whenever it begins to lead, at once.
+func (w *world) herald(store *Store) {
+	err := store.WatchLeader(context.Background(), func(leads bool, _ uint64) error {
+		if leads {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+			defer cancel()
+			w.look(ctx, -1, store)
+		}
+		return nil
+	})
+	if !errors.Is(err, ErrClosed) {
+		w.violation("%s: %v", store.cfg.ID, err)
+	}
 }
 
 // take makes a running server one that nobody else stops or starts; nil if it is
@@ -276,10 +294,11 @@ func (w *world) close() {
 		s, store := w.take(store.cfg.ID)
 		w.archive(store)
 		w.mesh.down(s.name)
-		if err := store.stop(); err != nil && !errors.Is(err, errKilled) {
+		if err := store.stop(); err != nil {
 			w.violation("%s does not stop: %v", s.name, err)
 		}
 	}
+	w.heralds.Wait()
 }
 
 // watchOver collects what the servers have committed, and starts again who has ended,
@@ -290,7 +309,7 @@ func (w *world) watchOver(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		}
 		for _, s := range w.running() {
 			w.archive(s)
@@ -313,9 +332,10 @@ func (w *world) watchOver(ctx context.Context) {
 // two servers have at one index must be the same.
 func (w *world) archive(s *Store) {
 	progress, _ := s.fsm.progress()
+	log := &sealedLog{s.log, s.cfg.Cipher}
 	for i := w.readTo(s) + 1; i <= progress; i++ {
 		l := &raft.Log{}
-		switch err := s.log.GetLog(i, l); {
+		switch err := log.GetLog(i, l); {
 		case errors.Is(err, raft.ErrLogNotFound): // It came by a snapshot, or has gone into one.
 		case s.ended():
 			return

@@ -17,6 +17,10 @@ type fault struct {
 	run  func(w *world, r *rand.Rand, d time.Duration)
 }
 
+// elections is how many of them are about elections. They stand last, and come more
+// often: what goes wrong there does so in moments.
+const elections = 3
+
 var faults = []fault{
 	{"partition", func(w *world, r *rand.Rand, d time.Duration) {
 		a, rest := w.split(r)
@@ -85,48 +89,73 @@ var faults = []fault{
 		}
 		all.Wait()
 	}},
+	{"membership", membersChange},
 	{"transfer", func(w *world, r *rand.Rand, d time.Duration) {
 		leader := w.leader()
 		if leader == nil {
 			return
 		}
-		// Whoever leads may hear of its successor late.
+		// Whoever leads hears of its successor late, and is asked all the while.
 		var undo []func()
-		if r.IntN(2) == 0 {
-			for _, name := range w.shuffled(r) {
-				undo = append(undo, w.mesh.slow(name, leader.cfg.ID, within(r, 800*time.Millisecond)))
-			}
+		for _, name := range w.shuffled(r) {
+			undo = append(undo, w.mesh.slow(name, leader.cfg.ID, 200*time.Millisecond+within(r, 600*time.Millisecond)))
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), d)
 		defer cancel()
+		var asking sync.WaitGroup
+		for range 3 {
+			asking.Go(func() {
+				for range 20 {
+					w.look(ctx, -1, leader)
+					time.Sleep(30 * time.Millisecond)
+				}
+			})
+		}
 		_ = leader.TransferLeadership(ctx) // Under other faults it may fail.
-		w.during(d/4, undo...)
+		asking.Wait()
+		w.during(0, undo...)
+	}},
+	{"failover", func(w *world, r *rand.Rand, d time.Duration) {
+		// Who leads next hears of the others late, and they of it.
+		leader := w.leader()
+		if leader == nil {
+			return
+		}
+		var undo []func()
+		names := w.shuffled(r)
+		for _, from := range names {
+			for _, to := range names {
+				if from != to && from != leader.cfg.ID && to != leader.cfg.ID {
+					undo = append(undo, w.mesh.slow(from, to, 20*time.Millisecond+within(r, 150*time.Millisecond)))
+				}
+			}
+		}
+		w.restart(leader.cfg.ID, true, 2*time.Second+within(r, 2*time.Second))
+		w.during(0, undo...)
 	}},
 	{"voter", voterIsKilled},
-	{"membership", membersChange},
 }
 
-// voterIsKilled kills a server that has just voted, while the votes of others are
-// still to come: what it has promised must be on its disk.
-func voterIsKilled(w *world, r *rand.Rand, _ time.Duration) {
-	leader := w.leader()
-	names := w.shuffled(r)
-	if leader == nil || len(names) != 3 {
+// voterIsKilled cuts the leader of three off until one of the others votes for the
+// other, kills the voter as soon as the vote has got there, and cuts the one who was
+// elected off instead: what the voter has promised must be on its disk, or the two
+// that are left elect another one in the same term.
+func voterIsKilled(w *world, _ *rand.Rand, d time.Duration) {
+	leader, all := w.leader(), w.running()
+	if leader == nil || len(all) != 3 {
 		return
 	}
-	was, before := w.take(leader.cfg.ID)
-	if was == nil {
-		return
-	}
-	defer w.done(was)
-	type vote struct {
-		voter     string
-		candidate string
-	}
+	old := leader.cfg.ID
+	type vote struct{ voter, candidate string }
 	votes := make(chan vote, 1)
-	for _, s := range w.running() {
+	var others []string
+	for _, s := range all {
+		if s == leader {
+			continue
+		}
+		others = append(others, s.cfg.ID)
 		o := raft.NewObserver(nil, false, func(o *raft.Observation) bool {
-			if req, ok := o.Data.(raft.RequestVoteRequest); ok {
+			if req, ok := o.Data.(raft.RequestVoteRequest); ok && string(req.ID) != old {
 				select {
 				case votes <- vote{s.cfg.ID, string(req.ID)}:
 				default:
@@ -137,16 +166,16 @@ func voterIsKilled(w *world, r *rand.Rand, _ time.Duration) {
 		s.raft.RegisterObserver(o)
 		defer s.raft.DeregisterObserver(o)
 	}
-	w.stop(was, before, true)
+	back := w.between([]string{old}, others, w.mesh.hold)
 	select {
 	case v := <-votes:
-		time.Sleep(2*time.Millisecond + within(r, time.Millisecond)) // The vote gets there; what comes of it does not.
-		undo := w.between([]string{v.candidate}, []string{v.voter, was.name}, w.mesh.hold)
+		time.Sleep(2*usualDelay + usualDelay/2)
+		undo := w.between([]string{v.candidate}, []string{v.voter, old}, w.mesh.hold)
 		w.restart(v.voter, true, 0)
-		w.start(was)
+		w.during(0, back...)
 		w.during(4*time.Second, undo...)
-	case <-time.After(5 * time.Second):
-		w.start(was)
+	case <-time.After(4*time.Second + d):
+		w.during(0, back...)
 	}
 }
 
@@ -214,6 +243,9 @@ func (w *world) befall(ctx context.Context) {
 	defer under.Wait()
 	for ctx.Err() == nil {
 		f := faults[w.random.IntN(len(faults))]
+		if w.random.IntN(4) == 0 {
+			f = faults[len(faults)-1-w.random.IntN(elections)]
+		}
 		r := rand.New(rand.NewPCG(w.random.Uint64(), 0))
 		d := 500*time.Millisecond + within(r, 8*time.Second)
 		if len(w.running()) > 0 {

@@ -21,7 +21,8 @@ type mesh struct {
 	mu        sync.Mutex // guards what follows, and the links
 	links     map[[2]string]*link
 	listeners map[string]*meshListener
-	conns     map[*meshConn]bool // the ends that are open
+	lives     map[string]chan struct{} // of each server; closed when it goes down
+	conns     map[*meshConn]bool       // the ends that are open
 	dials     uint64
 }
 
@@ -37,7 +38,8 @@ const usualDelay = time.Millisecond
 
 func newMesh(seed uint64) *mesh {
 	return &mesh{
-		seed: seed, links: map[[2]string]*link{}, listeners: map[string]*meshListener{}, conns: map[*meshConn]bool{},
+		seed: seed, links: map[[2]string]*link{}, listeners: map[string]*meshListener{},
+		lives: map[string]chan struct{}{}, conns: map[*meshConn]bool{},
 	}
 }
 
@@ -97,6 +99,8 @@ func (m *mesh) reset(which func(*meshConn) bool) {
 func (m *mesh) down(name string) {
 	m.mu.Lock()
 	delete(m.listeners, name)
+	close(m.lives[name])
+	delete(m.lives, name)
 	m.mu.Unlock()
 	m.reset(func(c *meshConn) bool { return c.local == name || c.remote == name })
 }
@@ -112,6 +116,7 @@ func (m *mesh) listen(name string) net.Listener {
 	defer m.mu.Unlock()
 	l := &meshListener{name: name, conns: make(chan net.Conn), closed: make(chan struct{})}
 	m.listeners[name] = l
+	m.lives[name] = make(chan struct{})
 	return l
 }
 
@@ -138,8 +143,12 @@ func (l *meshListener) Close() error {
 
 func (l *meshListener) Addr() net.Addr { return address(l.name) }
 
-// dialFrom connects once both directions let something through.
+// dialFrom is how a server connects in the life that has begun with listen: once both
+// directions let something through.
 func (m *mesh) dialFrom(from string) func(context.Context, string) (net.Conn, error) {
+	m.mu.Lock()
+	life := m.lives[from]
+	m.mu.Unlock()
 	return func(ctx context.Context, to string) (net.Conn, error) {
 		for {
 			m.mu.Lock()
@@ -153,6 +162,8 @@ func (m *mesh) dialFrom(from string) func(context.Context, string) (net.Conn, er
 				select {
 				case <-thereChanged:
 				case <-backChanged:
+				case <-life:
+					return nil, errReset
 				case <-ctx.Done():
 					return nil, ctx.Err()
 				}
@@ -172,6 +183,8 @@ func (m *mesh) dialFrom(from string) func(context.Context, string) (net.Conn, er
 				return here, nil
 			case <-l.closed:
 				return nil, errors.Join(errRefused, here.Close(), peer.Close())
+			case <-life:
+				return nil, errors.Join(errReset, here.Close(), peer.Close())
 			case <-ctx.Done():
 				return nil, errors.Join(ctx.Err(), here.Close(), peer.Close())
 			}

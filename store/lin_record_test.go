@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"testing"
 
 	"github.com/hashicorp/raft"
 
@@ -92,9 +93,12 @@ type glimpse struct {
 
 // record is what everybody has seen, in one order.
 type record struct {
+	seed uint64
+
 	mu         sync.Mutex // guards what follows
+	t          testing.TB
 	now        int64
-	violations []string
+	violations int
 	ids        int
 	done       int // operations of every kind that were answered
 	operations []*operation
@@ -109,8 +113,9 @@ type record struct {
 	faults     map[string]int
 }
 
-func newRecord() *record {
+func newRecord(seed uint64) *record {
 	return &record{
+		seed:     seed,
 		attempts: map[string]*attempt{}, newest: map[*Store]uint64{}, log: map[uint64]*raft.Log{}, read: map[*Store]uint64{},
 		leaders: map[uint64]string{}, finals: map[string]*state.State{}, faults: map[string]int{},
 	}
@@ -123,8 +128,8 @@ func (r *record) violation(format string, args ...any) {
 }
 
 func (r *record) violate(format string, args ...any) {
-	if v := fmt.Sprintf(format, args...); len(r.violations) < 20 {
-		r.violations = append(r.violations, v)
+	if r.violations++; r.violations <= 20 {
+		r.t.Errorf("seed %d: %s", r.seed, fmt.Sprintf(format, args...))
 	}
 }
 

@@ -37,11 +37,16 @@ func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 // The error is ErrNotLeader, ErrBusy, ErrTooLarge, ErrAudit, ErrClosed or that of ctx: the
 // entry has no effect.
 func (s *Store) Submit(ctx context.Context, e *logv1.Entry) (*Proposal, error) {
-	if _, err := s.leading(ctx); err != nil {
+	r, err := s.leading(ctx)
+	if err != nil {
 		return nil, err
 	}
 	if s.audit.Full() {
 		return nil, fmt.Errorf("%w: the disk is full", ErrAudit)
+	}
+	key := e.GetIdempotencyKey()
+	if seeded == "forgotten-key" {
+		key = fmt.Sprint(key, "@", r.term)
 	}
 	when := s.cfg.Now()
 	if newest := s.State().When(); when.Before(newest) {
@@ -49,7 +54,7 @@ func (s *Store) Submit(ctx context.Context, e *logv1.Entry) (*Proposal, error) {
 	}
 	entry := &logv1.Entry{
 		When: timestamppb.New(when), Who: e.GetWho(), From: e.GetFrom(), Method: e.GetMethod(), SpiffeId: e.GetSpiffeId(),
-		IdempotencyKey: e.GetIdempotencyKey(), OperationHash: e.GetOperationHash(), Op: e.GetOp(),
+		IdempotencyKey: key, OperationHash: e.GetOperationHash(), Op: e.GetOp(),
 	}
 	entry.Format = state.FormatOf(entry)
 	data, err := proto.Marshal(entry)

@@ -58,6 +58,5 @@ func TestPipelineEndsBehindARefusal(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		m.down("a")
 	})
 }
