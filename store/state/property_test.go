@@ -117,48 +117,48 @@ func entries(t *rapid.T, s *state.State) *logv1.Entry {
 }
 
 // TestProperties: over random logs, what the package comment promises.
-func TestProperties(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		var log []*logv1.Entry
-		states := []*state.State{state.New()}
-		var bytesThen [][]byte
-		index := uint64(0)
-		indexes := []uint64{0}
-		e := &logv1.Entry{Format: state.Format, When: timestamppb.New(epoch), Op: &logv1.Entry_Init{Init: initOp()}}
-		for range rapid.IntRange(1, 40).Draw(t, "length") {
-			s := states[len(states)-1]
-			index += uint64(rapid.IntRange(1, 3).Draw(t, "gap")) // raft has entries of its own
-			next, r := state.Apply(s, index, e)
-			checkStep(t, s, next, r)
-			checkRetired(t, s, next, e, r)
-			log, states, indexes = append(log, e), append(states, next), append(indexes, index)
-			bytesThen = append(bytesThen, snapshotBytes(t, s))
-			e = entries(t, next)
-		}
-		last := snapshotBytes(t, states[len(states)-1])
+func TestProperties(t *testing.T) { rapid.Check(t, properties) }
 
-		// No state has changed since.
-		for i, b := range bytesThen {
-			if !bytes.Equal(snapshotBytes(t, states[i]), b) {
-				t.Fatalf("state %d was changed by a later entry", i)
-			}
+func properties(t *rapid.T) {
+	var log []*logv1.Entry
+	states := []*state.State{state.New()}
+	var bytesThen [][]byte
+	index := uint64(0)
+	indexes := []uint64{0}
+	e := &logv1.Entry{Format: state.Format, When: timestamppb.New(epoch), Op: &logv1.Entry_Init{Init: initOp()}}
+	for range rapid.IntRange(1, 40).Draw(t, "length") {
+		s := states[len(states)-1]
+		index += uint64(rapid.IntRange(1, 3).Draw(t, "gap")) // raft has entries of its own
+		next, r := state.Apply(s, index, e)
+		checkStep(t, s, next, r)
+		checkRetired(t, s, next, e, r)
+		log, states, indexes = append(log, e), append(states, next), append(indexes, index)
+		bytesThen = append(bytesThen, snapshotBytes(t, s))
+		e = entries(t, next)
+	}
+	last := snapshotBytes(t, states[len(states)-1])
+
+	// No state has changed since.
+	for i, b := range bytesThen {
+		if !bytes.Equal(snapshotBytes(t, states[i]), b) {
+			t.Fatalf("state %d was changed by a later entry", i)
 		}
-		// The log again, decoded anew, from anywhere: replay = snapshot + tail.
-		from := rapid.IntRange(0, len(log)).Draw(t, "snapshot at")
-		s, err := state.Read(bytes.NewReader(snapshotBytes(t, states[from])))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := state.Diff(states[from], s); !d.Empty() {
-			t.Fatalf("restored state differs: %+v", d)
-		}
-		for i := from; i < len(log); i++ {
-			s, _ = state.Apply(s, indexes[i+1], proto.CloneOf(log[i]))
-		}
-		if !bytes.Equal(snapshotBytes(t, s), last) {
-			t.Fatal("snapshot and tail lead elsewhere than the log")
-		}
-	})
+	}
+	// The log again, decoded anew, from anywhere: replay = snapshot + tail.
+	from := rapid.IntRange(0, len(log)).Draw(t, "snapshot at")
+	s, err := state.Read(bytes.NewReader(snapshotBytes(t, states[from])))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := state.Diff(states[from], s); !d.Empty() {
+		t.Fatalf("restored state differs: %+v", d)
+	}
+	for i := from; i < len(log); i++ {
+		s, _ = state.Apply(s, indexes[i+1], proto.CloneOf(log[i]))
+	}
+	if !bytes.Equal(snapshotBytes(t, s), last) {
+		t.Fatal("snapshot and tail lead elsewhere than the log")
+	}
 }
 
 // checkStep checks one Apply.
