@@ -22,6 +22,7 @@ type cluster struct {
 	s     *state.State
 	index uint64
 	now   time.Time
+	log   []*logv1.Entry // all that were applied
 }
 
 func newCluster(t testing.TB) *cluster {
@@ -47,6 +48,7 @@ func (c *cluster) apply(e *logv1.Entry) state.Result {
 		e.When = timestamppb.New(c.now)
 	}
 	var r state.Result
+	c.log = append(c.log, proto.CloneOf(e))
 	c.s, r = state.Apply(c.s, c.index, e)
 	return r
 }

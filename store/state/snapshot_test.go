@@ -25,7 +25,9 @@ var update = flag.Bool("update", false, "write the golden snapshots that are not
 func sample1(t testing.TB) *state.State { return sampleCluster(t).s }
 
 // sample is one with something in every collection.
-func sample(t testing.TB) *state.State {
+func sample(t testing.TB) *state.State { return sampleOf(t).s }
+
+func sampleOf(t testing.TB) *cluster {
 	c := sampleCluster(t)
 	c.must(c.put(doc("Workload", "shop", "old", "o"), doc("Workload", "bank", "old", "o")))
 	e := applyEntry(&logv1.Apply{ValidatedAt: c.s.Revision(), Deletes: []*logv1.Key{key("Workload", "shop", "old"), key("Workload", "bank", "old")}})
@@ -35,7 +37,7 @@ func sample(t testing.TB) *state.State {
 	e.GetPropose().Message = "try"
 	c.must(e)
 	c.must(propose("bank"))
-	return c.s
+	return c
 }
 
 // sample3 is sample after a change that named a lineage.
