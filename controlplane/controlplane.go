@@ -172,7 +172,7 @@ func (s *Server) Addresses() Addresses { return s.addresses }
 // trust is what this server knows and shows on every TLS connection.
 func (s *Server) trust() identity.Trust {
 	return identity.Trust{
-		TrustDomain: s.td, Roots: func() []*x509.Certificate { return s.roots },
+		TrustDomain: s.td, Epoch: s.epoch, Roots: func() []*x509.Certificate { return s.roots },
 		Certificate: s.current.Certificate, Now: s.cfg.Now,
 	}
 }
@@ -233,6 +233,9 @@ func (s *Server) keepSealedRoot(ctx context.Context, agreedOn *store.Store) erro
 	return agreedOn.Watch(ctx, func(st *state.State, changed state.Changes) error {
 		if !changed.Trust || !st.Initialized() {
 			return nil
+		}
+		if _, epoch := st.Epoch(); epoch != s.epoch {
+			return fmt.Errorf("this server is of epoch %s of the cluster, and the log is of %s: it must join anew", s.epoch, epoch)
 		}
 		return identity.WriteFile(s.dir.sealedRoot(), st.SealedRootKey())
 	})

@@ -108,7 +108,7 @@ func Init(ctx context.Context, cfg InitConfig) (adminFile string, err error) {
 		return "", err
 	}
 	failpoint.Hit("controlplane.init.keys")
-	if err := bootstrap(ctx, cfg, d, id, data,
+	if err := bootstrap(ctx, cfg.Logger, cfg.Now, d, id, data, nil,
 		&logv1.Entry{Format: state.Format, Who: "init", Method: "init", Op: &logv1.Entry_Init{Init: &logv1.Init{
 			TrustDomain: cfg.TrustDomain, ClusterId: clusterID,
 			Roots: [][]byte{root.Certificate().Raw}, SealedRootKey: sealed,
@@ -192,8 +192,8 @@ func writeAdmin(path string, root *identity.Root) error {
 const defaultAdminContextServer = "127.0.0.1:7400"
 
 // bootstrap commits the first entries in a store of one server that nobody can
-// reach.
-func bootstrap(ctx context.Context, cfg InitConfig, d dataDir, id string, data *identity.DataKeys, entries ...*logv1.Entry) error {
+// reach, after the state from, unless that is nil.
+func bootstrap(ctx context.Context, log *slog.Logger, now func() time.Time, d dataDir, id string, data *identity.DataKeys, from *state.State, entries ...*logv1.Entry) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -203,13 +203,16 @@ func bootstrap(ctx context.Context, cfg InitConfig, d dataDir, id string, data *
 		Dial: func(context.Context, string) (net.Conn, error) {
 			return nil, errors.New("a cluster in the making has no peers")
 		},
-		Logger: cfg.Logger, Now: cfg.Now,
+		Logger: log, Now: now,
 		Timing: store.Timing{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond},
 	})
 	if err != nil {
 		return err
 	}
 	err = waitLeader(ctx, s)
+	if err == nil && from != nil {
+		err = s.Restore(ctx, from)
+	}
 	for _, e := range entries {
 		if err != nil {
 			break

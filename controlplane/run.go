@@ -265,7 +265,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
 	door := api.New(api.Config{
 		ServerID: s.id, Version: Version, Log: agreed{agreedOn}, Cluster: others, Proxies: held,
-		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Views: views, Identify: s.identify,
+		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Backup: s.backup, Views: views, Identify: s.identify,
 		Passthrough: passthrough, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 		Handshake: s.cfg.Handshake,
 	})

@@ -29,7 +29,11 @@ type Trust struct {
 	// Certificate returns what this side shows. Required on servers and within
 	// the cluster; nil on a client that has none yet.
 	Certificate func() (*tls.Certificate, error)
-	Now         func() time.Time
+	// Epoch is that of the cluster. Within it, each end must be of the same one: a
+	// server of before a restore has a certificate that is good, and is of another
+	// cluster all the same. Empty: not looked at.
+	Epoch string
+	Now   func() time.Time
 }
 
 // ServerConfig is for the admin and node ports (7400, 7401). A client
@@ -43,7 +47,18 @@ func ServerConfig(t Trust) (*tls.Config, error) {
 // ClusterServerConfig is for the listener of the cluster port (7402): servers
 // only, and only zt-raft or h2, which the connection state then names.
 func ClusterServerConfig(t Trust) (*tls.Config, error) {
-	return t.server(tls.RequireAndVerifyClientCert, []string{ALPNRaft, ALPNHTTP2}, Server)
+	c, err := t.server(tls.RequireAndVerifyClientCert, []string{ALPNRaft, ALPNHTTP2}, Server)
+	if err != nil || t.Epoch == "" {
+		return c, err
+	}
+	forConnection := c.GetConfigForClient
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if hello.ServerName != t.Epoch {
+			return nil, errors.New("TLS: the client is of another epoch of this cluster")
+		}
+		return forConnection(hello)
+	}
+	return c, nil
 }
 
 // ClusterClientConfig is for dialling the cluster port of another server with
@@ -57,6 +72,7 @@ func ClusterClientConfig(t Trust, protocol string) (*tls.Config, error) {
 		return nil, err
 	}
 	c.NextProtos = []string{protocol}
+	c.ServerName = t.Epoch // what the server holds its own against
 	verify := c.VerifyConnection
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
 		if cs.NegotiatedProtocol != protocol {

@@ -127,6 +127,7 @@ type Config struct {
 	Proxies     Proxies
 	Differences Differences
 	Issuer      Issuer
+	Backup      Backup
 	Views       *view.Cache
 	// Identify reads the principal out of a finished handshake. A connection
 	// without a client certificate is nobody, without an error.

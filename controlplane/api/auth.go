@@ -216,7 +216,7 @@ func (s *Server) deadline(req any) time.Duration {
 }
 
 // stream is the door of every streaming call. Streams are answered by the
-// server that was asked.
+// server that was asked; the one exception is Backup.
 func (s *Server) stream(who identify) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		if s.cfg.Passthrough[info.FullMethod] {
@@ -227,9 +227,17 @@ func (s *Server) stream(who identify) grpc.StreamServerInterceptor {
 			if err != nil {
 				return err
 			}
+			row := methods[info.FullMethod]
+			forward := row.leader && !s.cfg.Log.IsLeader()
+			if forward && c.forwarded {
+				return ErrNoLeader
+			}
 			judged, m, err := s.authorize(c, info.FullMethod)
-			if err != nil {
+			if err != nil && !(forward && c.principal.Role == row.caller) {
 				return err
+			}
+			if forward { // the leader judges the right
+				return s.forwardBackup(c, ss)
 			}
 			judged.method = info.FullMethod
 			ctx := context.WithValue(ss.Context(), callKey{}, judged)

@@ -104,6 +104,7 @@ var methods = map[string]method{
 	ztv1.AdminService_Unblock_FullMethodName:            {RoleAdmin, rightEditor, true, recordEntry},
 	ztv1.AdminService_GetShadow_FullMethodName:          {RoleAdmin, rightViewer, true, recordNone},
 	ztv1.AdminService_EndShadow_FullMethodName:          {RoleAdmin, rightEditor, true, recordEntry},
+	ztv1.AdminService_Backup_FullMethodName:             {RoleAdmin, rightAdmin, true, recordedBefore},
 	ztv1.AdminService_GetServerInfo_FullMethodName:      {RoleAdmin, rightViewer, false, recordNone},
 
 	ztv1.NodeService_Enrol_FullMethodName:       {RoleNobody, rightNone, true, recordEntry},

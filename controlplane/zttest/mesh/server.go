@@ -207,6 +207,17 @@ func (s *Server) Keys() identity.Keys {
 	return keys
 }
 
+// Restore makes a server of a backup, in a new data directory, and starts it.
+func (m *Mesh) Restore(backup string, keys identity.Keys) *Server {
+	m.t.Helper()
+	s := m.newServer()
+	m.check(identity.SaveKeys(s.Dir+".kek", keys))
+	_, err := controlplane.Restore(m.context(), controlplane.RestoreConfig{DataDir: s.Dir, From: backup, Logger: s.log})
+	m.check(err)
+	s.Start()
+	return s
+}
+
 // Intermediate is what this server signs with, as it lies in its data directory.
 func (s *Server) Intermediate() *identity.KeyPair {
 	s.m.t.Helper()

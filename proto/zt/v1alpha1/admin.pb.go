@@ -3595,6 +3595,104 @@ func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
 	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
 }
 
+type BackupRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupRequest) Reset() {
+	*x = BackupRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupRequest) ProtoMessage() {}
+
+func (x *BackupRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
+func (*BackupRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
+}
+
+type BackupResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next part of the file.
+	Chunk []byte `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	// Set in the last message: how many bytes there were, and their SHA-256.
+	Size          uint64 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Sha256        []byte `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BackupResponse) Reset() {
+	*x = BackupResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BackupResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BackupResponse) ProtoMessage() {}
+
+func (x *BackupResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
+func (*BackupResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *BackupResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+func (x *BackupResponse) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *BackupResponse) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3603,7 +3701,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3615,7 +3713,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3628,7 +3726,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 type GetServerInfoResponse struct {
@@ -3646,7 +3744,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3658,7 +3756,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3671,7 +3769,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -3981,7 +4079,12 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"1\n" +
 	"\x12RemoveAdminRequest\x12\x1b\n" +
 	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\"\x15\n" +
-	"\x13RemoveAdminResponse\"\x16\n" +
+	"\x13RemoveAdminResponse\"\x0f\n" +
+	"\rBackupRequest\"R\n" +
+	"\x0eBackupResponse\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"\x16\n" +
 	"\x14GetServerInfoRequest\"\xca\x01\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x16\n" +
@@ -3989,7 +4092,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\tR\x06leader\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12(\n" +
-	"\x03you\x18\x06 \x01(\v2\x16.zt.v1alpha1.AdminInfoR\x03you2\xa1\x13\n" +
+	"\x03you\x18\x06 \x01(\v2\x16.zt.v1alpha1.AdminInfoR\x03you2\xe6\x13\n" +
 	"\fAdminService\x12Z\n" +
 	"\x05Apply\x12\x19.zt.v1alpha1.ApplyRequest\x1a\x1a.zt.v1alpha1.ApplyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1alpha1/apply\x12\x87\x01\n" +
 	"\vGetDocument\x12\x1f.zt.v1alpha1.GetDocumentRequest\x1a .zt.v1alpha1.GetDocumentResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1alpha1/documents/{kind}/{namespace}/{name}\x12s\n" +
@@ -4013,7 +4116,8 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05Block\x12\x19.zt.v1alpha1.BlockRequest\x1a\x1a.zt.v1alpha1.BlockResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1alpha1/blocks\x12q\n" +
 	"\aUnblock\x12\x1b.zt.v1alpha1.UnblockRequest\x1a\x1c.zt.v1alpha1.UnblockResponse\"+\x82\xd3\xe4\x93\x02%*#/v1alpha1/blocks/{namespace}/{name}\x12d\n" +
 	"\tGetShadow\x12\x1d.zt.v1alpha1.GetShadowRequest\x1a\x1e.zt.v1alpha1.GetShadowResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1alpha1/shadow\x12p\n" +
-	"\tEndShadow\x12\x1d.zt.v1alpha1.EndShadowRequest\x1a\x1e.zt.v1alpha1.EndShadowResponse\"$\x82\xd3\xe4\x93\x02\x1e*\x1c/v1alpha1/shadow/{namespace}\x12n\n" +
+	"\tEndShadow\x12\x1d.zt.v1alpha1.EndShadowRequest\x1a\x1e.zt.v1alpha1.EndShadowResponse\"$\x82\xd3\xe4\x93\x02\x1e*\x1c/v1alpha1/shadow/{namespace}\x12C\n" +
+	"\x06Backup\x12\x1a.zt.v1alpha1.BackupRequest\x1a\x1b.zt.v1alpha1.BackupResponse0\x01\x12n\n" +
 	"\rGetServerInfo\x12!.zt.v1alpha1.GetServerInfoRequest\x1a\".zt.v1alpha1.GetServerInfoResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1alpha1/infoB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
@@ -4028,7 +4132,7 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_admin_proto_rawDescData
 }
 
-var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*File)(nil),                       // 0: zt.v1alpha1.File
 	(*ApplyRequest)(nil),               // 1: zt.v1alpha1.ApplyRequest
@@ -4088,63 +4192,65 @@ var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*AddAdminResponse)(nil),           // 55: zt.v1alpha1.AddAdminResponse
 	(*RemoveAdminRequest)(nil),         // 56: zt.v1alpha1.RemoveAdminRequest
 	(*RemoveAdminResponse)(nil),        // 57: zt.v1alpha1.RemoveAdminResponse
-	(*GetServerInfoRequest)(nil),       // 58: zt.v1alpha1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),      // 59: zt.v1alpha1.GetServerInfoResponse
-	nil,                                // 60: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 61: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 62: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 63: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	nil,                                // 64: zt.v1alpha1.CanRequest.HeadersEntry
-	(*Document)(nil),                   // 65: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 66: google.protobuf.Timestamp
-	(*User)(nil),                       // 67: zt.v1alpha1.User
-	(*Block)(nil),                      // 68: zt.v1alpha1.Block
-	(*durationpb.Duration)(nil),        // 69: google.protobuf.Duration
+	(*BackupRequest)(nil),              // 58: zt.v1alpha1.BackupRequest
+	(*BackupResponse)(nil),             // 59: zt.v1alpha1.BackupResponse
+	(*GetServerInfoRequest)(nil),       // 60: zt.v1alpha1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 61: zt.v1alpha1.GetServerInfoResponse
+	nil,                                // 62: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 63: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 64: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 65: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 66: zt.v1alpha1.CanRequest.HeadersEntry
+	(*Document)(nil),                   // 67: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 68: google.protobuf.Timestamp
+	(*User)(nil),                       // 69: zt.v1alpha1.User
+	(*Block)(nil),                      // 70: zt.v1alpha1.Block
+	(*durationpb.Duration)(nil),        // 71: google.protobuf.Duration
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	0,  // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	60, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	62, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
 	3,  // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
 	4,  // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	61, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	63, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
 	5,  // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
 	5,  // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	62, // 7: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	64, // 7: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
 	10, // 8: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
-	65, // 9: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	67, // 9: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
 	10, // 10: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	63, // 11: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	65, // 11: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
 	15, // 12: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	66, // 13: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	68, // 13: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
 	3,  // 14: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
 	15, // 15: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
 	48, // 16: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
 	20, // 17: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
 	21, // 18: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	66, // 19: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	66, // 20: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	66, // 21: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	68, // 19: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	68, // 20: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	68, // 21: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
 	24, // 22: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
-	66, // 23: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	68, // 23: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
 	21, // 24: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	67, // 25: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
-	66, // 26: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
-	64, // 27: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
-	68, // 28: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	69, // 25: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	68, // 26: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	66, // 27: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	70, // 28: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
 	4,  // 29: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
 	4,  // 30: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
 	33, // 31: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
 	34, // 32: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	66, // 33: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
-	66, // 34: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
-	66, // 35: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
-	69, // 36: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	68, // 33: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	68, // 34: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	68, // 35: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	71, // 36: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	39, // 37: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	66, // 38: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	68, // 38: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
 	39, // 39: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
 	48, // 40: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
 	53, // 41: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
-	66, // 42: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	68, // 42: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
 	53, // 43: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
 	1,  // 44: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
 	8,  // 45: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
@@ -4167,31 +4273,33 @@ var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	29, // 62: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
 	31, // 63: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
 	35, // 64: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
-	58, // 65: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	2,  // 66: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	9,  // 67: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	12, // 68: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	14, // 69: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	17, // 70: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	19, // 71: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	23, // 72: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	26, // 73: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	38, // 74: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	41, // 75: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	43, // 76: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	45, // 77: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	47, // 78: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	50, // 79: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	52, // 80: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	55, // 81: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	57, // 82: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	28, // 83: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
-	30, // 84: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
-	32, // 85: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
-	36, // 86: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
-	59, // 87: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	66, // [66:88] is the sub-list for method output_type
-	44, // [44:66] is the sub-list for method input_type
+	58, // 65: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
+	60, // 66: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	2,  // 67: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	9,  // 68: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	12, // 69: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	14, // 70: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	17, // 71: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	19, // 72: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	23, // 73: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	26, // 74: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	38, // 75: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	41, // 76: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	43, // 77: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	45, // 78: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	47, // 79: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	50, // 80: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	52, // 81: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	55, // 82: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	57, // 83: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	28, // 84: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	30, // 85: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	32, // 86: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	36, // 87: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	59, // 88: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
+	61, // 89: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	67, // [67:90] is the sub-list for method output_type
+	44, // [44:67] is the sub-list for method input_type
 	44, // [44:44] is the sub-list for extension type_name
 	44, // [44:44] is the sub-list for extension extendee
 	0,  // [0:44] is the sub-list for field type_name
@@ -4209,7 +4317,7 @@ func file_zt_v1alpha1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   65,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

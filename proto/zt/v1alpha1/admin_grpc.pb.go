@@ -40,6 +40,7 @@ const (
 	AdminService_Unblock_FullMethodName            = "/zt.v1alpha1.AdminService/Unblock"
 	AdminService_GetShadow_FullMethodName          = "/zt.v1alpha1.AdminService/GetShadow"
 	AdminService_EndShadow_FullMethodName          = "/zt.v1alpha1.AdminService/EndShadow"
+	AdminService_Backup_FullMethodName             = "/zt.v1alpha1.AdminService/Backup"
 	AdminService_GetServerInfo_FullMethodName      = "/zt.v1alpha1.AdminService/GetServerInfo"
 )
 
@@ -110,6 +111,9 @@ type AdminServiceClient interface {
 	// EndShadow takes back what `apply --shadow` proposed for a namespace. Role:
 	// editor of the namespace.
 	EndShadow(ctx context.Context, in *EndShadowRequest, opts ...grpc.CallOption) (*EndShadowResponse, error)
+	// Backup sends the whole state, as the leader has it, sealed by the key-encryption
+	// key and signed by the leader. gRPC only. Role: admin.
+	Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error)
 	// GetServerInfo tells the version, trust domain and leader. Role: viewer.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
@@ -350,6 +354,25 @@ func (c *adminServiceClient) EndShadow(ctx context.Context, in *EndShadowRequest
 	return out, nil
 }
 
+func (c *adminServiceClient) Backup(ctx context.Context, in *BackupRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BackupResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[2], AdminService_Backup_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[BackupRequest, BackupResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_BackupClient = grpc.ServerStreamingClient[BackupResponse]
+
 func (c *adminServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerInfoResponse)
@@ -427,6 +450,9 @@ type AdminServiceServer interface {
 	// EndShadow takes back what `apply --shadow` proposed for a namespace. Role:
 	// editor of the namespace.
 	EndShadow(context.Context, *EndShadowRequest) (*EndShadowResponse, error)
+	// Backup sends the whole state, as the leader has it, sealed by the key-encryption
+	// key and signed by the leader. gRPC only. Role: admin.
+	Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error
 	// GetServerInfo tells the version, trust domain and leader. Role: viewer.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
@@ -501,6 +527,9 @@ func (UnimplementedAdminServiceServer) GetShadow(context.Context, *GetShadowRequ
 }
 func (UnimplementedAdminServiceServer) EndShadow(context.Context, *EndShadowRequest) (*EndShadowResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method EndShadow not implemented")
+}
+func (UnimplementedAdminServiceServer) Backup(*BackupRequest, grpc.ServerStreamingServer[BackupResponse]) error {
+	return status.Error(codes.Unimplemented, "method Backup not implemented")
 }
 func (UnimplementedAdminServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
@@ -890,6 +919,17 @@ func _AdminService_EndShadow_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_Backup_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(BackupRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).Backup(m, &grpc.GenericServerStream[BackupRequest, BackupResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_BackupServer = grpc.ServerStreamingServer[BackupResponse]
+
 func _AdminService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetServerInfoRequest)
 	if err := dec(in); err != nil {
@@ -1005,6 +1045,11 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchReceipt",
 			Handler:       _AdminService_WatchReceipt_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Backup",
+			Handler:       _AdminService_Backup_Handler,
 			ServerStreams: true,
 		},
 	},
