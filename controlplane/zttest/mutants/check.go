@@ -92,6 +92,7 @@ func (c *check) run() error {
 		}
 	}
 	caught := c.try(some)
+	fmt.Printf("%d of %d mutants tried\n", len(some), len(mutants))
 	return report(some, caught, reasons)
 }
 
