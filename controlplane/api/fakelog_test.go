@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ztmesh/ztmesh/controlplane/view"
@@ -67,6 +68,7 @@ func (l *fakeLog) put(t testing.TB, e *logv1.Entry) {
 }
 
 func (l *fakeLog) apply(e *logv1.Entry) state.Result {
+	e = proto.CloneOf(e) // as the store does: who has submitted it goes on reading it
 	e.Format, e.When = state.FormatOf(e), timestamppb.New(epoch)
 	before := l.st
 	var r state.Result
