@@ -78,12 +78,17 @@ func openLog(files Files, dir string, size int64, covered uint64, fail func(erro
 	if err := l.open(covered); err != nil {
 		return nil, err
 	}
-	l.mark.start()
 	return l, nil
 }
 
-// create makes what a new server has. A folder that has entries or a snapshot, but
-// not the terms and the mark, is not new: something was lost.
+// start is called when raft has the log.
+func (l *diskLog) start() {
+	l.running.Store(true)
+	l.mark.start()
+}
+
+// create makes what a new server has: the terms, then the mark. A folder that has
+// more than this order allows for is not new: something was lost.
 func (l *diskLog) create(dir string, covered uint64) error {
 	if err := l.files.MakeDir(l.dir); err != nil {
 		return err
@@ -92,22 +97,33 @@ func (l *diskLog) create(dir string, covered uint64) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{termsFile, markFile} {
-		there, err := exists(l.files, dir, name)
+	terms, mark := filepath.Join(dir, termsFile), filepath.Join(dir, markFile)
+	hasTerms, err := exists(l.files, dir, termsFile)
+	if err != nil {
+		return err
+	}
+	hasMark, err := exists(l.files, dir, markFile)
+	if err != nil {
+		return err
+	}
+	used := len(names) > 0 || covered > 0
+	if !hasTerms {
+		if used || hasMark {
+			return fmt.Errorf("%s: %w: it is missing", terms, errDamaged)
+		}
+		if err := createTerms(l.files, terms); err != nil {
+			return err
+		}
+	}
+	if !hasMark {
+		had, err := openTerms(l.files, terms)
 		if err != nil {
 			return err
 		}
-		if there {
-			continue
+		if used || len(had.values) > 0 {
+			return fmt.Errorf("%s: %w: it is missing", mark, errDamaged)
 		}
-		if len(names) > 0 || covered > 0 {
-			return fmt.Errorf("%s: %w: it is missing", filepath.Join(dir, name), errDamaged)
-		}
-		make := createTerms
-		if name == markFile {
-			make = createMark
-		}
-		if err := make(l.files, filepath.Join(dir, name)); err != nil {
+		if err := createMark(l.files, mark); err != nil {
 			return err
 		}
 	}
@@ -192,7 +208,7 @@ func (l *diskLog) check(bad string, covered uint64) error {
 
 // settle makes durable and exact what check has found to be there.
 func (l *diskLog) settle(covered uint64) error {
-	if err := l.mark.snapshot(covered); err != nil {
+	if err := errors.Join(l.files.SyncDir(l.dir), l.mark.again(), l.mark.snapshot(covered)); err != nil {
 		return err
 	}
 	if l.last == 0 {
@@ -201,26 +217,26 @@ func (l *diskLog) settle(covered uint64) error {
 	if l.last < covered { // A crash between a leader's snapshot and the end of what it replaces.
 		return l.deleteAll()
 	}
-	if err := l.segments[len(l.segments)-1].clear(); err != nil {
+	tail, marked := l.segments[len(l.segments)-1], l.mark.get().index
+	if err := tail.clear(); err != nil {
 		return err
 	}
-	marked := l.mark.get().index
-	if l.last == marked {
-		return nil
-	}
 	for _, s := range l.segments {
-		if s.last() > marked {
+		if s.last() > marked || s == tail {
 			if err := s.rewrite(marked + 1); err != nil {
 				return err
 			}
 		}
+	}
+	if l.last == marked {
+		return nil
 	}
 	var e raft.Log
 	if err := l.read(l.last, &e); err != nil {
 		return err
 	}
 	l.mark.raise(e.Index, e.Term)
-	return l.files.SyncDir(l.dir)
+	return nil
 }
 
 // FirstIndex is part of raft.LogStore. After a restart it may be lower than before:
@@ -287,6 +303,7 @@ func (l *diskLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log{e
 func (l *diskLog) StoreLogs(entries []*raft.Log) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
+	before := l.last
 	for len(entries) > 0 {
 		n, size := 0, int64(0)
 		for n < len(entries) && (n == 0 || size < l.size/2) {
@@ -294,9 +311,27 @@ func (l *diskLog) StoreLogs(entries []*raft.Log) error {
 			n++
 		}
 		if err := l.store(entries[:n], size); err != nil {
-			return err
+			return errors.Join(err, l.undo(before))
 		}
 		entries = entries[n:]
+	}
+	return nil
+}
+
+// undo takes back what was stored of entries that found no room: raft takes none of
+// them for stored, and will give the same indexes again.
+func (l *diskLog) undo(last uint64) error {
+	var err error
+	switch {
+	case l.broken != nil || l.last == last:
+		return nil
+	case last == 0:
+		err = l.deleteAll()
+	default:
+		err = l.deleteLast(last)
+	}
+	if err != nil {
+		return l.refused(err)
 	}
 	return nil
 }

@@ -34,9 +34,9 @@ type marker struct {
 	written mark
 	seq     uint64
 
-	moved chan struct{} // holds one: now is ahead of written
-	stop  chan struct{}
-	done  chan struct{}
+	moved   chan struct{} // holds one: now is ahead of written
+	stop    chan struct{}
+	running sync.WaitGroup // run
 }
 
 const (
@@ -61,7 +61,7 @@ func openMark(files Files, name string, fail func(error)) (*marker, error) {
 	}
 	m := &marker{
 		file: f, fail: fail,
-		moved: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+		moved: make(chan struct{}, 1), stop: make(chan struct{}),
 	}
 	found := false
 	for slot := range int64(2) {
@@ -99,10 +99,9 @@ func decodeMark(b []byte) (at mark, seq uint64, ok bool) {
 }
 
 // start makes the mark follow, until close.
-func (m *marker) start() { go m.run() }
+func (m *marker) start() { m.running.Go(m.run) }
 
 func (m *marker) run() {
-	defer close(m.done)
 	for {
 		select {
 		case <-m.moved:
@@ -163,6 +162,15 @@ func (m *marker) snapshot(index uint64) error {
 	return m.writeLocked()
 }
 
+// again writes the mark once more. After a sync that failed, what was read may not
+// be what is on the disk.
+func (m *marker) again() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.written = mark{index: ^uint64(0)}
+	return m.writeLocked()
+}
+
 func (m *marker) write() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -188,7 +196,7 @@ func (m *marker) writeLocked() error {
 // one that has failed writes nothing more.
 func (m *marker) close(orderly bool) error {
 	close(m.stop)
-	<-m.done
+	m.running.Wait()
 	var err error
 	if orderly {
 		err = m.write()

@@ -279,6 +279,12 @@ func (s *segment) rewrite(index uint64) error {
 	} else if i < int64(len(s.places)) {
 		from = s.places[i].offset
 	}
+	// The end, too: zeros that were shown may never have been written.
+	if n := min(s.size-s.end(), recordHead); n > 0 {
+		if _, err := s.file.WriteAt(make([]byte, n), s.end()); err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+	}
 	buf := make([]byte, 1<<20)
 	for at := from; at < s.end(); at += int64(len(buf)) {
 		n := min(int64(len(buf)), s.end()-at)

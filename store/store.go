@@ -246,7 +246,7 @@ func open(cfg Config) (_ *Store, err error) {
 		s.tasks.Wait()
 		return errors.Join(s.down, s.release())
 	})
-	s.log.running.Store(true)
+	s.log.start()
 	s.tasks.Go(s.runLeadership)
 	go s.answerProposals()
 	if err := s.metrics.register(s); err != nil {
