@@ -340,6 +340,14 @@ func (f *faultyFiles) arrange(change func(*faultyFiles)) {
 	change(f)
 }
 
+// take gives room to a file. The caller holds mu.
+func (f *faultyFiles) take(n *inode, bytes int64) {
+	n.taken += bytes
+	if f.room >= 0 {
+		f.room -= bytes
+	}
+}
+
 // damage changes the durable bytes of a file, while nobody has it open.
 func (f *faultyFiles) damage(name string, change func([]byte) []byte) {
 	n := f.names[name]
@@ -402,14 +410,13 @@ func (h *faultyFile) WriteAt(b []byte, at int64) (int, error) {
 		}
 	}
 	end := at + int64(len(b))
-	if more := end - max(h.n.taken, int64(len(h.n.seen))); more > 0 && h.fs.room >= 0 {
-		if more > h.fs.room {
+	if more := end - max(h.n.taken, int64(len(h.n.seen))); more > 0 {
+		if h.fs.room >= 0 && more > h.fs.room {
 			end -= more - h.fs.room
 			b, short = b[:max(0, end-at)], unix.ENOSPC
 			more = h.fs.room
 		}
-		h.fs.room -= more
-		h.n.taken += more
+		h.fs.take(h.n, more)
 	}
 	if end > int64(len(h.n.seen)) {
 		h.n.seen = append(h.n.seen, make([]byte, end-int64(len(h.n.seen)))...)
@@ -446,13 +453,10 @@ func (h *faultyFile) Allocate(size int64) error {
 	if err := h.fs.op(); err != nil {
 		return err
 	}
-	if h.fs.room >= 0 {
-		if size > h.fs.room {
-			return unix.ENOSPC
-		}
-		h.fs.room -= size
-		h.n.taken += size
+	if h.fs.room >= 0 && size > h.fs.room {
+		return unix.ENOSPC
 	}
+	h.fs.take(h.n, size)
 	if more := size - int64(len(h.n.seen)); more > 0 {
 		h.n.seen = append(h.n.seen, make([]byte, more)...)
 	}

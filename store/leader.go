@@ -257,3 +257,16 @@ func (s *Store) TransferLeadership(ctx context.Context) error {
 	}
 	return nil
 }
+
+// TransferLeadershipTo hands leadership to one other voter, once it has all that this
+// server has.
+func (s *Store) TransferLeadershipTo(ctx context.Context, id, address string) error {
+	if _, err := s.leading(ctx); err != nil {
+		return err
+	}
+	f := s.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(address))
+	if err := s.await(ctx, f); err != nil {
+		return fmt.Errorf("transfer leadership to %s: %w", id, readError(err))
+	}
+	return nil
+}

@@ -12,6 +12,8 @@ type metrics struct {
 	registered []prometheus.Collector
 	commit     prometheus.Histogram
 	snapshots  prometheus.Counter
+	scrubs     prometheus.Counter
+	scrubbed   prometheus.Gauge
 }
 
 // newMetrics makes the metrics; they are seen once ready has been called.
@@ -24,6 +26,12 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 		}),
 		snapshots: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "zt_store_snapshots_total", Help: "Snapshots that this server has written.",
+		}),
+		scrubs: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "zt_store_scrubs_total", Help: "How often log and snapshots were read through and found whole. Damage ends the server.",
+		}),
+		scrubbed: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "zt_store_scrubbed_timestamp_seconds", Help: "When log and snapshots were last read through and found whole.",
 		}),
 	}
 }
@@ -41,7 +49,15 @@ func (m *metrics) register(s *Store) error {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.commit, m.snapshots,
+		m.commit, m.snapshots, m.scrubs, m.scrubbed,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "zt_store_disk_full_ratio", Help: "1 while the disk is so full that changes are refused.",
+		}, func() float64 {
+			if s.Full() {
+				return 1
+			}
+			return 0
+		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "zt_store_applied_index", Help: "The Raft index of the last entry applied here.",
 		}, func() float64 { return float64(s.State().Index()) }),

@@ -34,12 +34,15 @@ func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 // store fills in Format (state.FormatOf) and When; e is not changed. Any number of
 // entries may be under way: they share fsyncs and round trips.
 //
-// The error is ErrNotLeader, ErrBusy, ErrTooLarge, ErrAudit, ErrClosed or that of ctx: the
-// entry has no effect.
+// The error is ErrNotLeader, ErrBusy, ErrFull, ErrTooLarge, ErrAudit, ErrClosed or that of
+// ctx: the entry has no effect.
 func (s *Store) Submit(ctx context.Context, e *logv1.Entry) (*Proposal, error) {
 	r, err := s.leading(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if s.Full() && state.Grows(e) {
+		return nil, ErrFull
 	}
 	if s.audit.Full() {
 		return nil, fmt.Errorf("%w: the disk is full", ErrAudit)
@@ -177,6 +180,8 @@ func proposeError(err error) error {
 		return ErrNotLeader
 	case errors.Is(err, raft.ErrEnqueueTimeout):
 		return ErrBusy
+	case isFull(err): // the log has refused it, and sent it to nobody
+		return fmt.Errorf("%w: %w", ErrFull, err)
 	default:
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
 	}

@@ -52,6 +52,8 @@ var (
 	// ErrBusy is returned when the log did not take the entry in time. Nothing was
 	// done.
 	ErrBusy = errors.New("log is busy")
+	// ErrFull is returned when the disk has no room for an entry. Nothing was done.
+	ErrFull = errors.New("the disk is full")
 	// ErrTooLarge is returned when an entry is above MaxEntry. Nothing was done.
 	ErrTooLarge = errors.New("entry is too large")
 	// ErrClosed is returned when the store is closed or has failed. Nothing was
@@ -110,6 +112,10 @@ type Config struct {
 	Audit  Audit
 	// Files is the file system that Dir is on. Default: that of this machine.
 	Files Files
+	// Reserve is how many bytes to keep back for the day that the disk is full. While
+	// less than as much again is free, what adds to the state is refused. 0: none,
+	// and nothing is refused before a write has found no room.
+	Reserve uint64
 
 	segment int64 // bytes of a segment of the log; 16 MiB
 }
@@ -135,6 +141,8 @@ type Timing struct {
 	SnapshotInterval time.Duration
 	SnapshotEntries  uint64
 	TrailingEntries  uint64
+	// Scrub is how often log and snapshots are read through for damage; 1 h.
+	Scrub time.Duration
 }
 
 // Store is one server of the cluster. Make one by Open; Close it.
@@ -144,6 +152,8 @@ type Store struct {
 	raft      *raft.Raft
 	log       *diskLog
 	audit     *audit.Log
+	snapshots *snapshots
+	space     *space
 	lock      io.Closer
 	transport *transport
 	lead      leadership
@@ -156,7 +166,7 @@ type Store struct {
 	down      error          // what raft's shutdown returned; set when runLeadership ends
 	stopped   func() error   // waits for everything and gives back what open has taken, once
 	end       *end           // set once: by Close, or by whoever finds that the store cannot go on
-	tasks     sync.WaitGroup // runLeadership
+	tasks     sync.WaitGroup // runLeadership, watchSpace, runScrub
 }
 
 // Open opens or makes the data directory, restores the newest snapshot, and joins
@@ -211,6 +221,10 @@ func open(cfg Config) (_ *Store, err error) {
 	}
 	failpoint.Hit("store.open.locked")
 	logger := newRaftLogger(cfg.Logger, cfg.Now)
+	if s.space, err = newSpace(cfg.Files, cfg.Dir, cfg.Reserve, cfg.Logger); err != nil {
+		return nil, err
+	}
+	cfg.Files = s.space
 	restored, snapshots, err := s.openDisk(cfg)
 	if isDamage(err) {
 		err = fmt.Errorf("%w: %w", ErrUnreadable, err)
@@ -248,6 +262,8 @@ func open(cfg Config) (_ *Store, err error) {
 	})
 	s.log.start()
 	s.tasks.Go(s.runLeadership)
+	s.tasks.Go(s.watchSpace)
+	s.tasks.Go(s.runScrub)
 	go s.answerProposals()
 	if err := s.metrics.register(s); err != nil {
 		return nil, errors.Join(err, s.stop())
@@ -275,6 +291,7 @@ func (s *Store) openDisk(cfg Config) (*state.State, *sealedSnapshots, error) {
 		return nil, nil, fmt.Errorf("log: %w", err)
 	}
 	snapshots.note = s.log.mark.snapshot
+	s.snapshots = snapshots
 	for _, err := range damaged {
 		cfg.Logger.Warn("a damaged snapshot is set aside; the log has what lies after the one before", "error", err)
 	}
