@@ -42,6 +42,7 @@ type peer struct {
 
 	// guarded by cluster.mu
 	reachable bool
+	full      bool // its disk
 	revision  uint64
 	proxies   []*ztv1.Proxy
 }
@@ -126,7 +127,7 @@ func (c *cluster) follow(ctx context.Context, p *peer) error {
 			return err
 		}
 		c.mu.Lock()
-		p.reachable, p.revision, p.proxies = true, said.Revision, said.Proxies
+		p.reachable, p.revision, p.proxies, p.full = true, said.Revision, said.Proxies, said.DiskFull
 		c.mu.Unlock()
 		c.moved.send()
 	}
@@ -196,9 +197,9 @@ func (c *cluster) Members() []*ztv1.Member {
 		}
 		delete(group, s.Id)
 		if s.Id == c.self {
-			m.Reachable, m.Revision = true, st.Revision()
+			m.Reachable, m.Revision, m.DiskFull = true, st.Revision(), c.store.Full()
 		} else if p := c.peers[s.Id]; p != nil {
-			m.Reachable, m.Revision = p.reachable, p.revision
+			m.Reachable, m.Revision, m.DiskFull = p.reachable, p.revision, p.reachable && p.full
 		}
 		out = append(out, m)
 	}

@@ -53,6 +53,9 @@ type Config struct {
 	// Handshake is how long a connection may stay silent before it has said who it
 	// is. Default 10 s.
 	Handshake time.Duration
+	// DiskReserve is how many bytes to keep back for the day that the disk is full,
+	// see store.Config. 0: none.
+	DiskReserve uint64
 	// Timing, Liveness and Resolution may be left empty.
 	Timing     store.Timing
 	Liveness   Liveness
@@ -102,6 +105,7 @@ func isLoopback(host string) bool {
 type Server struct {
 	cfg   Config
 	dir   dataDir
+	who   serverFile
 	id    string
 	td    string
 	peers []string // cluster ports to be found by, until the log names them
@@ -134,12 +138,15 @@ func New(cfg Config) (*Server, error) {
 		cfg.Handshake = 10 * time.Second
 	}
 	d := dataDir(cfg.DataDir)
+	if err := d.checkReseed(); err != nil {
+		return nil, err
+	}
 	who, err := d.load()
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{
-		cfg: cfg, dir: d, id: who.ID, td: who.TrustDomain, epoch: who.Epoch, peers: who.Peers,
+		cfg: cfg, dir: d, who: who, id: who.ID, td: who.TrustDomain, epoch: who.Epoch, peers: who.Peers,
 		metrics: prometheus.NewRegistry(), ready: make(chan struct{}),
 	}
 	if s.roots, err = d.loadRoots(); err != nil {
@@ -206,11 +213,7 @@ func (s *Server) openIdentity() error {
 // one no server would talk to another, and a cluster that was down for a week
 // would be down for ever.
 func (s *Server) lateIntermediate() (*identity.KeyPair, error) {
-	sealed, err := os.ReadFile(s.dir.sealedRoot())
-	if err != nil {
-		return nil, err
-	}
-	root, err := identity.OpenRoot(s.roots[0], sealed, s.keys.get(), s.signing())
+	root, err := s.rootBesideLog()
 	if err != nil {
 		return nil, err
 	}
@@ -219,6 +222,15 @@ func (s *Server) lateIntermediate() (*identity.KeyPair, error) {
 		return nil, err
 	}
 	return pair, pair.SaveSealed(s.dir.intermediate(), s.data)
+}
+
+// rootBesideLog opens the root key as keepSealedRoot has kept it.
+func (s *Server) rootBesideLog() (*identity.Root, error) {
+	sealed, err := os.ReadFile(s.dir.sealedRoot())
+	if err != nil {
+		return nil, err
+	}
+	return identity.OpenRoot(s.roots[0], sealed, s.keys.get(), s.signing())
 }
 
 func (s *Server) signIntermediate(root *identity.Root) (*identity.KeyPair, error) {

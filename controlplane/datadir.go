@@ -29,6 +29,8 @@ func (d dataDir) sealedRoot() string   { return d.path("root-key.sealed") }
 func (d dataDir) intermediate() string { return d.path("intermediate.sealed") }
 func (d dataDir) journal() string      { return d.path("issuance.log") }
 func (d dataDir) raft() string         { return d.path("raft") }
+func (d dataDir) peers() string        { return d.path("peers.json") }
+func (d dataDir) reseed() string       { return d.path("reseed") }
 func (d dataDir) addresses() string    { return d.path("addresses.json") }
 
 // DefaultKEK is the source of a server's key-encryption key where none is named: a
@@ -67,6 +69,8 @@ type serverFile struct {
 	TrustDomain string   `json:"trustDomain"`
 	Epoch       string   `json:"epoch"`           // of the cluster that the folder is of; never changes
 	Peers       []string `json:"peers,omitempty"` // cluster ports, to be found by at first
+	// Opened says that this server has had a log. From then on, one without is lost.
+	Opened bool `json:"opened,omitempty"`
 }
 
 // Addresses are the ports that a server has taken (host:port).

@@ -124,7 +124,7 @@ func Init(ctx context.Context, cfg InitConfig) (adminFile string, err error) {
 	if err := writeAdmin(cfg.AdminFile, root); err != nil {
 		return "", err
 	}
-	return cfg.AdminFile, writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: cfg.TrustDomain, Epoch: clusterID})
+	return cfg.AdminFile, writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: cfg.TrustDomain, Epoch: clusterID, Opened: true})
 }
 
 // firstKeys asks the source, and makes a key where a file is named that is not there.

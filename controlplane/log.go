@@ -44,6 +44,8 @@ func storeError(err error) error {
 	switch {
 	case errors.Is(err, store.ErrUnknown):
 		return fmt.Errorf("%w: %w", api.ErrUnknown, err)
+	case errors.Is(err, store.ErrFull):
+		return fmt.Errorf("%w: %w", api.ErrFull, err)
 	case errors.Is(err, store.ErrTooLarge):
 		return fmt.Errorf("%w: %w", api.ErrTooLarge, err)
 	case errors.Is(err, store.ErrAudit):

@@ -75,7 +75,18 @@ func (l listeners) close() {
 
 // Run serves until ctx ends (then it returns nil) or something that it cannot do
 // without fails. It hands leadership over before it goes.
+//
+// An error that wraps store.ErrUnreadable says that this server's log is lost or
+// damaged: it can only come back as another member, see Reseed.
 func (s *Server) Run(ctx context.Context) error {
+	err := s.run(ctx)
+	if errors.Is(err, store.ErrUnreadable) {
+		return fmt.Errorf("%w\nthis server must not vote with what it has; to put a new member in its place: ztd reseed --data-dir %s", err, string(s.dir))
+	}
+	return err
+}
+
+func (s *Server) run(ctx context.Context) error {
 	lock, err := s.dir.lock()
 	if err != nil {
 		return err
@@ -107,15 +118,21 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := s.hasLog(); err != nil {
+		return err
+	}
 	agreedOn, err := store.Open(store.Config{
 		ID: s.id, Dir: s.dir.raft(), Cipher: s.data, Address: s.addresses.Cluster, Listener: port.raft,
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			return (&tls.Dialer{Config: raftTLS}).DialContext(ctx, "tcp", address)
 		},
-		Logger: s.cfg.Logger, Now: s.cfg.Now, Metrics: s.metrics, Timing: s.cfg.Timing,
+		Logger: s.cfg.Logger, Now: s.cfg.Now, Metrics: s.metrics, Timing: s.cfg.Timing, Reserve: s.cfg.DiskReserve,
 	})
 	if err != nil {
 		return err
+	}
+	if err := s.noteOpened(); err != nil {
+		return errors.Join(err, agreedOn.Close())
 	}
 	s.agreedOn.Store(agreedOn)
 	failpoint.Hit("controlplane.start.opened")
@@ -281,6 +298,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 
 	g.Go(func() error { return agreedOn.Wait(ctx) })
 	g.Go(func() error { return others.Run(ctx) })
+	g.Go(func() error { return others.watchDisk(ctx) })
 	g.Go(func() error { return held.Run(ctx) })
 	g.Go(func() error { return agreedOn.Watch(ctx, loop.OnState) })
 	g.Go(func() error { return agreedOn.Watch(ctx, s.watchMembers(port)) })
@@ -292,6 +310,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	})
 	g.Go(func() error { return s.announce(ctx, door, others, agreedOn) })
 	g.Go(func() error { return s.keepAdminContext(ctx, agreedOn) })
+	g.Go(func() error { return s.keepPeers(ctx, agreedOn) })
 	g.Go(func() error { return s.keepSealedRoot(ctx, agreedOn) })
 	g.Go(func() error { return serveGRPC(ctx, internal, port.grpc, nil) })
 	g.Go(func() error { return serveGRPC(ctx, strangers, port.gone, nil) })
@@ -412,6 +431,8 @@ func (s *Server) local(agreedOn *store.Store, loop *reconciler) http.Handler {
 			http.Error(w, "no state is served yet", http.StatusServiceUnavailable)
 		case leader == "":
 			http.Error(w, fmt.Sprintf("no leader; revision %d is served on", revision), http.StatusServiceUnavailable)
+		case agreedOn.Full():
+			fmt.Fprintf(w, "ok revision=%d leader=%s disk=full\n", revision, leader)
 		default:
 			fmt.Fprintf(w, "ok revision=%d leader=%s\n", revision, leader)
 		}

@@ -272,7 +272,7 @@ func (d *disk) write(index uint64) (full bool, err error) {
 // random moments of a random life, and looks at each start whether everything that was
 // acknowledged is there, and nothing else.
 func TestDiskPower(t *testing.T) {
-	n, seed := cycles(t, 1500)
+	n, seed := cycles(t, 300)
 	did := map[string]int{}
 	for life := uint64(0); n > 0; life++ {
 		d := newDisk(t, rand.New(rand.NewPCG(seed, life)))
@@ -362,7 +362,7 @@ func (d *disk) reopen(kind string) error {
 // TestDiskDamage flips bits, cuts tails, blanks sectors and takes files away while
 // nobody looks. A start then refuses, and destroys nothing, or it has everything.
 func TestDiskDamage(t *testing.T) {
-	n, seed := cycles(t, 1500)
+	n, seed := cycles(t, 300)
 	did := map[string]int{}
 	for life := uint64(0); n > 0; life++ {
 		d := newDisk(t, rand.New(rand.NewPCG(seed, life)))

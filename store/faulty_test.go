@@ -357,6 +357,8 @@ func (f *faultyFiles) damage(name string, change func([]byte) []byte) {
 
 // matching are the files whose names have an ending, sorted.
 func (f *faultyFiles) matching(suffix string) (names []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	for _, name := range sortedKeys(f.names) {
 		if strings.HasSuffix(name, suffix) {
 			names = append(names, name)

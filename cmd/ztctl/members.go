@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -68,7 +69,15 @@ func (a *app) showMembers(members []*ztv1.Member) error {
 			m.AdminAddress, m.NodeAddress, m.ClusterAddress, m.Version,
 		})
 	}
-	return a.columns("SERVER ROLE REACHABLE REVISION ADMIN NODE CLUSTER VERSION", rows)
+	if err := a.columns("SERVER ROLE REACHABLE REVISION ADMIN NODE CLUSTER VERSION", rows); err != nil {
+		return err
+	}
+	for _, m := range members {
+		if m.DiskFull {
+			fmt.Fprintln(a.out, a.paint(red, fmt.Sprintf("\nthe disk of %s is nearly full: while it leads, changes are refused", m.Id)))
+		}
+	}
+	return nil
 }
 
 func (a *app) newDeregister() *cobra.Command {

@@ -49,7 +49,7 @@ ZTD_<FLAG> in the environment (ZTD_DATA_DIR).`,
 	root.SetErr(stderr)
 	root.Flags().BoolVar(&dev, "dev", false, "make a cluster of one server if there is none, listen on loopback, and serve")
 	configFlags(root.PersistentFlags())
-	root.AddCommand(initCommand(stdout, stderr), joinCommand(stdout, stderr), runCommand(stderr), restoreCommand(stdout, stderr), versionCommand(stdout))
+	root.AddCommand(initCommand(stdout, stderr), joinCommand(stdout, stderr), runCommand(stderr), reseedCommand(stdout, stderr), restoreCommand(stdout, stderr), versionCommand(stdout))
 	return root
 }
 
@@ -158,11 +158,7 @@ func runCommand(stderr io.Writer) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s, err := controlplane.New(c.server(log))
-			if err != nil {
-				return err
-			}
-			return s.Run(cmd.Context())
+			return serve(cmd.Context(), c, log)
 		},
 	}
 }

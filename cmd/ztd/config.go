@@ -34,6 +34,11 @@ type config struct {
 	SnapshotInterval time.Duration `mapstructure:"snapshot-interval"`
 	TrailingEntries  uint64        `mapstructure:"trailing-entries"`
 
+	// DiskReserve is in MiB.
+	DiskReserve uint64 `mapstructure:"disk-reserve"`
+	// Reseed lets run put a new member in the place of one whose log is lost.
+	Reseed bool `mapstructure:"reseed"`
+
 	LogLevel string `mapstructure:"log-level"`
 }
 
@@ -53,6 +58,8 @@ func configFlags(f *pflag.FlagSet) {
 	f.Uint64("snapshot-entries", 4096, "entries since the last snapshot of the log after which there is a new one")
 	f.Duration("snapshot-interval", 30*time.Second, "how often that is looked at, to twice as often")
 	f.Uint64("trailing-entries", 2048, "entries that stay in the log after a snapshot, for servers that are a little behind")
+	f.Uint64("disk-reserve", 64, "MiB to keep back for the day that the disk is full; while less than as much again is free, changes are refused")
+	f.Bool("reseed", false, "when this server's log is lost or damaged, put a new member in its place (ztd reseed) and go on")
 	f.String("log-level", "info", "debug, info, warn or error")
 }
 
@@ -133,6 +140,7 @@ func (c config) server(log *slog.Logger) controlplane.Config {
 	s := controlplane.Default()
 	s.DataDir, s.Logger, s.Advertise = c.DataDir, log, c.Advertise
 	s.KEK, s.AdminFile = c.KEK, c.AdminFile
+	s.DiskReserve = c.DiskReserve << 20
 	s.AdminListen, s.NodeListen, s.ClusterListen, s.LocalListen = c.AdminListen, c.NodeListen, c.ClusterListen, c.LocalListen
 	s.Timing = store.Timing{
 		Heartbeat: c.ElectionTimeout, Election: c.ElectionTimeout, Lease: c.ElectionTimeout / 2,

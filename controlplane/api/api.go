@@ -51,6 +51,8 @@ type Log interface {
 	// or f fails.
 	Watch(ctx context.Context, f func(*state.State, state.Changes) error) error
 	IsLeader() bool
+	// Full says whether the disk of this server has no room for what adds.
+	Full() bool
 	// HeardLeader is when this server last heard a leader; now on the leader.
 	HeardLeader() time.Time
 }

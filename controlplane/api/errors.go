@@ -25,6 +25,9 @@ var (
 	// ErrNotRecorded is returned when what was asked for could not be put on record;
 	// nothing was done.
 	ErrNotRecorded = errors.New("not recorded")
+	// ErrFull is returned when the leader's disk has no room for what adds to the
+	// state; nothing was proposed.
+	ErrFull = errors.New("disk full")
 	// ErrTooLarge is returned when an entry is larger than the log takes; nothing
 	// was proposed.
 	ErrTooLarge = errors.New("too large")
@@ -105,6 +108,9 @@ func toStatus(err error) (*status.Status, bool) {
 		return status.New(codes.DeadlineExceeded, "outcome unknown: the change may or may not take effect; retry with the same idempotency key"), false
 	case errors.Is(err, ErrNotRecorded):
 		return status.New(codes.Unavailable, "the audit log of the leader cannot be written, so nothing was changed; its disk is full, or failing"), false
+	case errors.Is(err, ErrFull):
+		return status.New(codes.ResourceExhausted, "the disk of the leader is nearly full, and no other server can lead; nothing was changed: "+
+			"make room in its data directory (ztctl members list shows which). Reads, removals, blocks and renewals go on"), false
 	case errors.Is(err, ErrTooLarge):
 		return status.New(codes.ResourceExhausted, "this is more than one revision can hold; apply it in parts"), false
 	case errors.Is(err, ErrOtherKey):

@@ -113,6 +113,7 @@ var methods = map[string]method{
 	ztv1.NodeService_Deregister_FullMethodName:  {RoleNode, rightNone, true, recordEntry},
 
 	ztv1.PeerService_Announce_FullMethodName:        {RoleServer, rightNone, true, recordEntry},
+	ztv1.PeerService_Reseed_FullMethodName:          {RoleServer, rightNone, true, recordEntry},
 	ztv1.PeerService_WatchProxies_FullMethodName:    {RoleServer, rightNone, false, recordNone},
 	ztv1.PeerService_ListDifferences_FullMethodName: {RoleServer, rightNone, false, recordNone},
 	ztv1.PeerService_RecordAccess_FullMethodName:    {RoleServer, rightNone, true, recordEntry},

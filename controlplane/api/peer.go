@@ -78,7 +78,7 @@ func (s *Server) announce(ctx context.Context, a *ztv1.Server) error {
 func (s *Server) WatchProxies(_ *ztv1.WatchProxiesRequest, stream ztv1.PeerService_WatchProxiesServer) error {
 	return s.cfg.Proxies.Watch(stream.Context(), func() error {
 		revision, proxies := s.cfg.Proxies.Local()
-		return stream.Send(&ztv1.WatchProxiesResponse{Revision: revision, Proxies: proxies})
+		return stream.Send(&ztv1.WatchProxiesResponse{Revision: revision, Proxies: proxies, DiskFull: s.cfg.Log.Full()})
 	})
 }
 

@@ -3063,8 +3063,10 @@ type Member struct {
 	// The answering server could reach it.
 	Reachable bool `protobuf:"varint,7,opt,name=reachable,proto3" json:"reachable,omitempty"`
 	// The newest revision that it serves; 0 when unreachable.
-	Revision      uint64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
-	Version       string `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	Revision uint64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
+	Version  string `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
+	// Its disk has no room for what adds to the state.
+	DiskFull      bool `protobuf:"varint,20,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3160,6 +3162,13 @@ func (x *Member) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Member) GetDiskFull() bool {
+	if x != nil {
+		return x.DiskFull
+	}
+	return false
 }
 
 type RemoveMemberRequest struct {
@@ -4043,7 +4052,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x1aDeregisterInstanceResponse\"\x14\n" +
 	"\x12ListMembersRequest\"D\n" +
 	"\x13ListMembersResponse\x12-\n" +
-	"\amembers\x18\x01 \x03(\v2\x13.zt.v1alpha1.MemberR\amembers\"\x8b\x02\n" +
+	"\amembers\x18\x01 \x03(\v2\x13.zt.v1alpha1.MemberR\amembers\"\xa8\x02\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
@@ -4053,7 +4062,8 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05voter\x18\x06 \x01(\bR\x05voter\x12\x1c\n" +
 	"\treachable\x18\a \x01(\bR\treachable\x12\x1a\n" +
 	"\brevision\x18\b \x01(\x04R\brevision\x12\x18\n" +
-	"\aversion\x18\t \x01(\tR\aversion\".\n" +
+	"\aversion\x18\t \x01(\tR\aversion\x12\x1b\n" +
+	"\tdisk_full\x18\x14 \x01(\bR\bdiskFull\".\n" +
 	"\x13RemoveMemberRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\"\x16\n" +
 	"\x14RemoveMemberResponse\"\x13\n" +

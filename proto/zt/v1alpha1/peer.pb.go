@@ -102,6 +102,105 @@ func (*AnnounceResponse) Descriptor() ([]byte, []int) {
 	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{1}
 }
 
+type ReseedRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The member that is lost; the caller's certificate is its, or of server.
+	Lost string `protobuf:"bytes,1,opt,name=lost,proto3" json:"lost,omitempty"`
+	// The id of the new member: 32 hex digits that no member has had.
+	Server        string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReseedRequest) Reset() {
+	*x = ReseedRequest{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReseedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReseedRequest) ProtoMessage() {}
+
+func (x *ReseedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReseedRequest.ProtoReflect.Descriptor instead.
+func (*ReseedRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ReseedRequest) GetLost() string {
+	if x != nil {
+		return x.Lost
+	}
+	return ""
+}
+
+func (x *ReseedRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+type ReseedResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Cluster ports of the other members.
+	Peers         []string `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReseedResponse) Reset() {
+	*x = ReseedResponse{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReseedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReseedResponse) ProtoMessage() {}
+
+func (x *ReseedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReseedResponse.ProtoReflect.Descriptor instead.
+func (*ReseedResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ReseedResponse) GetPeers() []string {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
 // Server is one member of the cluster, with where it listens (host:port).
 type Server struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -116,7 +215,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[2]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -128,7 +227,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[2]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -141,7 +240,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{2}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Server) GetId() string {
@@ -187,7 +286,7 @@ type WatchProxiesRequest struct {
 
 func (x *WatchProxiesRequest) Reset() {
 	*x = WatchProxiesRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[3]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +298,7 @@ func (x *WatchProxiesRequest) String() string {
 func (*WatchProxiesRequest) ProtoMessage() {}
 
 func (x *WatchProxiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[3]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,21 +311,23 @@ func (x *WatchProxiesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchProxiesRequest.ProtoReflect.Descriptor instead.
 func (*WatchProxiesRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{3}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{5}
 }
 
 type WatchProxiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest revision that this server serves.
-	Revision      uint64   `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Proxies       []*Proxy `protobuf:"bytes,2,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	Revision uint64   `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Proxies  []*Proxy `protobuf:"bytes,2,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	// Its disk has no room for what adds to the state: it should not lead.
+	DiskFull      bool `protobuf:"varint,10,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchProxiesResponse) Reset() {
 	*x = WatchProxiesResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[4]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +339,7 @@ func (x *WatchProxiesResponse) String() string {
 func (*WatchProxiesResponse) ProtoMessage() {}
 
 func (x *WatchProxiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[4]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +352,7 @@ func (x *WatchProxiesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchProxiesResponse.ProtoReflect.Descriptor instead.
 func (*WatchProxiesResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{4}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchProxiesResponse) GetRevision() uint64 {
@@ -268,6 +369,13 @@ func (x *WatchProxiesResponse) GetProxies() []*Proxy {
 	return nil
 }
 
+func (x *WatchProxiesResponse) GetDiskFull() bool {
+	if x != nil {
+		return x.DiskFull
+	}
+	return false
+}
+
 type ListDifferencesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -276,7 +384,7 @@ type ListDifferencesRequest struct {
 
 func (x *ListDifferencesRequest) Reset() {
 	*x = ListDifferencesRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[5]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -288,7 +396,7 @@ func (x *ListDifferencesRequest) String() string {
 func (*ListDifferencesRequest) ProtoMessage() {}
 
 func (x *ListDifferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[5]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -301,7 +409,7 @@ func (x *ListDifferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDifferencesRequest.ProtoReflect.Descriptor instead.
 func (*ListDifferencesRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{5}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{7}
 }
 
 type ListDifferencesResponse struct {
@@ -314,7 +422,7 @@ type ListDifferencesResponse struct {
 
 func (x *ListDifferencesResponse) Reset() {
 	*x = ListDifferencesResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[6]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -326,7 +434,7 @@ func (x *ListDifferencesResponse) String() string {
 func (*ListDifferencesResponse) ProtoMessage() {}
 
 func (x *ListDifferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[6]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -339,7 +447,7 @@ func (x *ListDifferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDifferencesResponse.ProtoReflect.Descriptor instead.
 func (*ListDifferencesResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{6}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListDifferencesResponse) GetDifferences() []*ShadowDifference {
@@ -371,7 +479,7 @@ type RecordAccessRequest struct {
 
 func (x *RecordAccessRequest) Reset() {
 	*x = RecordAccessRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +491,7 @@ func (x *RecordAccessRequest) String() string {
 func (*RecordAccessRequest) ProtoMessage() {}
 
 func (x *RecordAccessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +504,7 @@ func (x *RecordAccessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAccessRequest.ProtoReflect.Descriptor instead.
 func (*RecordAccessRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{7}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RecordAccessRequest) GetWho() string {
@@ -442,7 +550,7 @@ type RecordAccessResponse struct {
 
 func (x *RecordAccessResponse) Reset() {
 	*x = RecordAccessResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +562,7 @@ func (x *RecordAccessResponse) String() string {
 func (*RecordAccessResponse) ProtoMessage() {}
 
 func (x *RecordAccessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +575,7 @@ func (x *RecordAccessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAccessResponse.ProtoReflect.Descriptor instead.
 func (*RecordAccessResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{8}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{10}
 }
 
 var File_zt_v1alpha1_peer_proto protoreflect.FileDescriptor
@@ -477,17 +585,24 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x16zt/v1alpha1/peer.proto\x12\vzt.v1alpha1\x1a\x17zt/v1alpha1/admin.proto\">\n" +
 	"\x0fAnnounceRequest\x12+\n" +
 	"\x06server\x18\x01 \x01(\v2\x13.zt.v1alpha1.ServerR\x06server\"\x12\n" +
-	"\x10AnnounceResponse\"\xa3\x01\n" +
+	"\x10AnnounceResponse\";\n" +
+	"\rReseedRequest\x12\x12\n" +
+	"\x04lost\x18\x01 \x01(\tR\x04lost\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\"&\n" +
+	"\x0eReseedResponse\x12\x14\n" +
+	"\x05peers\x18\x01 \x03(\tR\x05peers\"\xa3\x01\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
 	"\fnode_address\x18\x03 \x01(\tR\vnodeAddress\x12'\n" +
 	"\x0fcluster_address\x18\x04 \x01(\tR\x0eclusterAddress\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\"\x15\n" +
-	"\x13WatchProxiesRequest\"`\n" +
+	"\x13WatchProxiesRequest\"}\n" +
 	"\x14WatchProxiesResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12,\n" +
-	"\aproxies\x18\x02 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\"\x18\n" +
+	"\aproxies\x18\x02 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\x12\x1b\n" +
+	"\tdisk_full\x18\n" +
+	" \x01(\bR\bdiskFull\"\x18\n" +
 	"\x16ListDifferencesRequest\"t\n" +
 	"\x17ListDifferencesResponse\x12?\n" +
 	"\vdifferences\x18\x01 \x03(\v2\x1d.zt.v1alpha1.ShadowDifferenceR\vdifferences\x12\x18\n" +
@@ -498,9 +613,10 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x06method\x18\x03 \x01(\tR\x06method\x12\x12\n" +
 	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\"\x16\n" +
-	"\x14RecordAccessResponse2\xe0\x02\n" +
+	"\x14RecordAccessResponse2\xa3\x03\n" +
 	"\vPeerService\x12G\n" +
-	"\bAnnounce\x12\x1c.zt.v1alpha1.AnnounceRequest\x1a\x1d.zt.v1alpha1.AnnounceResponse\x12U\n" +
+	"\bAnnounce\x12\x1c.zt.v1alpha1.AnnounceRequest\x1a\x1d.zt.v1alpha1.AnnounceResponse\x12A\n" +
+	"\x06Reseed\x12\x1a.zt.v1alpha1.ReseedRequest\x1a\x1b.zt.v1alpha1.ReseedResponse\x12U\n" +
 	"\fWatchProxies\x12 .zt.v1alpha1.WatchProxiesRequest\x1a!.zt.v1alpha1.WatchProxiesResponse0\x01\x12\\\n" +
 	"\x0fListDifferences\x12#.zt.v1alpha1.ListDifferencesRequest\x1a$.zt.v1alpha1.ListDifferencesResponse\x12S\n" +
 	"\fRecordAccess\x12 .zt.v1alpha1.RecordAccessRequest\x1a!.zt.v1alpha1.RecordAccessResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
@@ -517,34 +633,38 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
 	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
-	(*Server)(nil),                  // 2: zt.v1alpha1.Server
-	(*WatchProxiesRequest)(nil),     // 3: zt.v1alpha1.WatchProxiesRequest
-	(*WatchProxiesResponse)(nil),    // 4: zt.v1alpha1.WatchProxiesResponse
-	(*ListDifferencesRequest)(nil),  // 5: zt.v1alpha1.ListDifferencesRequest
-	(*ListDifferencesResponse)(nil), // 6: zt.v1alpha1.ListDifferencesResponse
-	(*RecordAccessRequest)(nil),     // 7: zt.v1alpha1.RecordAccessRequest
-	(*RecordAccessResponse)(nil),    // 8: zt.v1alpha1.RecordAccessResponse
-	(*Proxy)(nil),                   // 9: zt.v1alpha1.Proxy
-	(*ShadowDifference)(nil),        // 10: zt.v1alpha1.ShadowDifference
+	(*ReseedRequest)(nil),           // 2: zt.v1alpha1.ReseedRequest
+	(*ReseedResponse)(nil),          // 3: zt.v1alpha1.ReseedResponse
+	(*Server)(nil),                  // 4: zt.v1alpha1.Server
+	(*WatchProxiesRequest)(nil),     // 5: zt.v1alpha1.WatchProxiesRequest
+	(*WatchProxiesResponse)(nil),    // 6: zt.v1alpha1.WatchProxiesResponse
+	(*ListDifferencesRequest)(nil),  // 7: zt.v1alpha1.ListDifferencesRequest
+	(*ListDifferencesResponse)(nil), // 8: zt.v1alpha1.ListDifferencesResponse
+	(*RecordAccessRequest)(nil),     // 9: zt.v1alpha1.RecordAccessRequest
+	(*RecordAccessResponse)(nil),    // 10: zt.v1alpha1.RecordAccessResponse
+	(*Proxy)(nil),                   // 11: zt.v1alpha1.Proxy
+	(*ShadowDifference)(nil),        // 12: zt.v1alpha1.ShadowDifference
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
-	2,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	9,  // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	10, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	4,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
+	11, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	12, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
 	0,  // 3: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	3,  // 4: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	5,  // 5: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
-	7,  // 6: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
-	1,  // 7: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	4,  // 8: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	6,  // 9: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	8,  // 10: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
-	7,  // [7:11] is the sub-list for method output_type
-	3,  // [3:7] is the sub-list for method input_type
+	2,  // 4: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
+	5,  // 5: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	7,  // 6: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	9,  // 7: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
+	1,  // 8: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	3,  // 9: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
+	6,  // 10: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	8,  // 11: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	10, // 12: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	8,  // [8:13] is the sub-list for method output_type
+	3,  // [3:8] is the sub-list for method input_type
 	3,  // [3:3] is the sub-list for extension type_name
 	3,  // [3:3] is the sub-list for extension extendee
 	0,  // [0:3] is the sub-list for field type_name
@@ -562,7 +682,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,6 +20,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	PeerService_Announce_FullMethodName        = "/zt.v1alpha1.PeerService/Announce"
+	PeerService_Reseed_FullMethodName          = "/zt.v1alpha1.PeerService/Reseed"
 	PeerService_WatchProxies_FullMethodName    = "/zt.v1alpha1.PeerService/WatchProxies"
 	PeerService_ListDifferences_FullMethodName = "/zt.v1alpha1.PeerService/ListDifferences"
 	PeerService_RecordAccess_FullMethodName    = "/zt.v1alpha1.PeerService/RecordAccess"
@@ -35,6 +36,10 @@ type PeerServiceClient interface {
 	// Announce makes the caller a member, or tells its new addresses.
 	// Answered by the leader.
 	Announce(ctx context.Context, in *AnnounceRequest, opts ...grpc.CallOption) (*AnnounceResponse, error)
+	// Reseed puts a new member in the place of the caller, whose log is lost, and with
+	// it its votes. The caller is known by the certificate of the member that it was,
+	// or, when it asks again, of the one that it is to be. Answered by the leader.
+	Reseed(ctx context.Context, in *ReseedRequest, opts ...grpc.CallOption) (*ReseedResponse, error)
 	// WatchProxies sends the status of every proxy connected to this server, at
 	// once and whenever it changes (newest only).
 	WatchProxies(ctx context.Context, in *WatchProxiesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchProxiesResponse], error)
@@ -58,6 +63,16 @@ func (c *peerServiceClient) Announce(ctx context.Context, in *AnnounceRequest, o
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(AnnounceResponse)
 	err := c.cc.Invoke(ctx, PeerService_Announce_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *peerServiceClient) Reseed(ctx context.Context, in *ReseedRequest, opts ...grpc.CallOption) (*ReseedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReseedResponse)
+	err := c.cc.Invoke(ctx, PeerService_Reseed_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -113,6 +128,10 @@ type PeerServiceServer interface {
 	// Announce makes the caller a member, or tells its new addresses.
 	// Answered by the leader.
 	Announce(context.Context, *AnnounceRequest) (*AnnounceResponse, error)
+	// Reseed puts a new member in the place of the caller, whose log is lost, and with
+	// it its votes. The caller is known by the certificate of the member that it was,
+	// or, when it asks again, of the one that it is to be. Answered by the leader.
+	Reseed(context.Context, *ReseedRequest) (*ReseedResponse, error)
 	// WatchProxies sends the status of every proxy connected to this server, at
 	// once and whenever it changes (newest only).
 	WatchProxies(*WatchProxiesRequest, grpc.ServerStreamingServer[WatchProxiesResponse]) error
@@ -134,6 +153,9 @@ type UnimplementedPeerServiceServer struct{}
 
 func (UnimplementedPeerServiceServer) Announce(context.Context, *AnnounceRequest) (*AnnounceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Announce not implemented")
+}
+func (UnimplementedPeerServiceServer) Reseed(context.Context, *ReseedRequest) (*ReseedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Reseed not implemented")
 }
 func (UnimplementedPeerServiceServer) WatchProxies(*WatchProxiesRequest, grpc.ServerStreamingServer[WatchProxiesResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchProxies not implemented")
@@ -179,6 +201,24 @@ func _PeerService_Announce_Handler(srv interface{}, ctx context.Context, dec fun
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(PeerServiceServer).Announce(ctx, req.(*AnnounceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PeerService_Reseed_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReseedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).Reseed(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_Reseed_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).Reseed(ctx, req.(*ReseedRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -240,6 +280,10 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Announce",
 			Handler:    _PeerService_Announce_Handler,
+		},
+		{
+			MethodName: "Reseed",
+			Handler:    _PeerService_Reseed_Handler,
 		},
 		{
 			MethodName: "ListDifferences",

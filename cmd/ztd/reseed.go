@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ztmesh/ztmesh/controlplane"
+	"github.com/ztmesh/ztmesh/store"
+)
+
+func reseedCommand(stdout, stderr io.Writer) *cobra.Command {
+	var peers []string
+	cmd := &cobra.Command{
+		Use:   "reseed",
+		Short: "Put a new member in the place of this one, whose log is lost or damaged",
+		Long: `reseed makes this server a new member of its cluster, in the place of the one
+that it was. It needs no token: the identity in the data directory is enough.
+The other servers must have a quorum without it; the old member loses its vote,
+and the new one gets everything from them. What is damaged is moved aside in the
+data directory and kept. The server must not run. Interrupted, it can be run again.`,
+		Example: "  ztd reseed --data-dir /var/lib/ztd && ztd run --data-dir /var/lib/ztd",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := loadConfig(cmd.Flags())
+			if err != nil {
+				return err
+			}
+			log, err := c.logger(stderr)
+			if err != nil {
+				return err
+			}
+			done, err := controlplane.Reseed(cmd.Context(), c.server(log), peers)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(stdout, "member %s is replaced by %s\n", done.Lost, done.Server)
+			if done.Kept != "" {
+				fmt.Fprintf(stdout, "what it had is kept in %s\n", done.Kept)
+			}
+			fmt.Fprintf(stdout, "next: ztd run --data-dir %s\n", c.DataDir)
+			return nil
+		},
+	}
+	cmd.Flags().StringSliceVar(&peers, "peer", nil, "cluster port of a server to ask, beside those that this one knows; may be given several times")
+	return cmd
+}
+
+// serve runs a server until it ends. One whose log is lost or damaged is reseeded and
+// runs on, once, if the configuration says so.
+func serve(ctx context.Context, c config, log *slog.Logger) error {
+	for tried := false; ; tried = true {
+		s, err := controlplane.New(c.server(log))
+		if err != nil {
+			return err
+		}
+		err = s.Run(ctx)
+		if !c.Reseed || tried || ctx.Err() != nil || !errors.Is(err, store.ErrUnreadable) {
+			return err
+		}
+		log.Error("log lost or damaged: this server is put in its place as a new member", "error", err)
+		done, rerr := controlplane.Reseed(ctx, c.server(log), nil)
+		if rerr != nil {
+			return errors.Join(err, rerr)
+		}
+		log.Warn("reseeded", "lost", done.Lost, "server", done.Server, "kept", done.Kept)
+	}
+}

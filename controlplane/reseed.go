@@ -1,0 +1,309 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	"github.com/ztmesh/ztmesh/identity"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store"
+	"github.com/ztmesh/ztmesh/store/state"
+)
+
+// ErrNoPeer is returned by Reseed when no other server has taken it over. Nothing
+// was changed here.
+var ErrNoPeer = errors.New("no other server of the cluster has agreed")
+
+// Reseeded is what Reseed has done.
+type Reseeded struct {
+	Lost   string // id of the member that this was
+	Server string // id of the one that it is now
+	Kept   string // where the data lies that was lost or damaged; empty if there was none
+}
+
+// Reseed puts a new member in the place of one whose log is lost or damaged. Such a
+// server cannot go on as who it was: it does not know any more what it has voted for
+// and acknowledged. It still has its identity, the sealed root and the key that opens
+// it, so it needs no token: it makes itself an identity under a new id, and asks the
+// other servers, as the member that it was, to take that one instead. Afterwards New
+// and Run serve from the folder; the cluster sends it everything.
+//
+// cfg is that of Run; peers are cluster ports to ask, beside those that the folder
+// knows. The server must not run. What is damaged is kept beside. A Reseed that was
+// interrupted, at whatever moment, is ended by another one.
+func Reseed(ctx context.Context, cfg Config, peers []string) (Reseeded, error) {
+	d := dataDir(cfg.DataDir)
+	lock, err := d.lock()
+	if err != nil {
+		return Reseeded{}, err
+	}
+	defer lock.Close()
+	r := reseeding{d: d, in: dataDir(d.reseed())}
+	if agreed, err := r.load(); err != nil {
+		return Reseeded{}, err
+	} else if agreed {
+		return r.finish()
+	}
+	s, err := New(cfg)
+	if err != nil {
+		return Reseeded{}, err
+	}
+	if err := s.openIdentity(); err != nil {
+		return Reseeded{}, err
+	}
+	defer s.journal.Close()
+	if err := r.prepare(s); err != nil {
+		return Reseeded{}, err
+	}
+	if err := r.ask(ctx, s, slices.Concat(peers, d.loadPeers(), s.peers)); err != nil {
+		return Reseeded{}, err
+	}
+	return r.finish()
+}
+
+// reseeding is what the folder `reseed` holds of one under way:
+//
+//	data-keys.sealed     of the new member
+//	intermediate.sealed  of the new member
+//	server.json          who it is, and who it was; written when the former are there
+//	agreed               the cluster has taken it; from then on there is no way back
+type reseeding struct {
+	d    dataDir // of the server
+	in   dataDir // the folder
+	file reseedFile
+	pair *identity.KeyPair
+}
+
+type reseedFile struct {
+	Lost string     `json:"lost"`
+	Kept string     `json:"kept"` // where the log of the lost one goes
+	New  serverFile `json:"new"`
+}
+
+func (r *reseeding) agreed() string { return r.in.path("agreed") }
+
+// load reads what an earlier one has left.
+func (r *reseeding) load() (agreed bool, err error) {
+	b, err := os.ReadFile(r.in.identityFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := json.Unmarshal(b, &r.file); err != nil {
+		return false, fmt.Errorf("%s: %w", r.in.identityFile(), err)
+	}
+	if _, err := os.Stat(r.agreed()); !errors.Is(err, fs.ErrNotExist) {
+		return err == nil, err
+	}
+	return false, nil
+}
+
+// prepare makes the new member's identity, unless there is one.
+func (r *reseeding) prepare(s *Server) (err error) {
+	if r.file.Lost == s.id {
+		data, err := identity.OpenDataKeys(r.in.dataKeys(), s.td, r.file.New.ID, s.keys.get())
+		if err != nil {
+			return err
+		}
+		r.pair, err = identity.LoadSealedKeyPair(r.in.intermediate(), data)
+		return err
+	}
+	root, err := s.rootBesideLog()
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: this server has never been told the sealed root; make it anew: ztd join with a token from ztctl token create --server, into another data directory", err)
+	}
+	if err != nil {
+		return err
+	}
+	r.file = reseedFile{
+		Lost: s.id,
+		Kept: r.d.path("raft.lost-" + s.cfg.Now().UTC().Format("20060102T150405Z") + "-" + s.id[:min(8, len(s.id))]),
+		New:  serverFile{ID: identity.NewID(), TrustDomain: s.td, Epoch: s.epoch},
+	}
+	r.pair, err = newIntermediate(func(key identity.PrivateKey) (*x509.Certificate, error) {
+		return root.SignIntermediate(key.Public(), r.file.New.ID)
+	})
+	if err != nil {
+		return err
+	}
+	kek, ok := s.keys.get().Find(s.data.KEK())
+	if !ok {
+		return fmt.Errorf("the key-encryption key %q is not among those of %s", s.data.KEK(), s.keys.source)
+	}
+	if err := errors.Join(os.RemoveAll(r.d.reseed()), os.MkdirAll(r.d.reseed(), 0o700)); err != nil {
+		return err
+	}
+	data, err := identity.NewDataKeys(r.in.dataKeys(), s.td, r.file.New.ID, kek)
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.pair.SaveSealed(r.in.intermediate(), data), writeJSON(r.in.identityFile(), r.file))
+}
+
+// ask asks one server after the other: first as the member that is lost, then as the
+// new one, which is known if an answer has gone astray.
+func (r *reseeding) ask(ctx context.Context, s *Server, peers []string) error {
+	authority, err := identity.NewAuthority(s.roots[0], r.pair, r.file.New.ID, s.signing())
+	if err != nil {
+		return err
+	}
+	own, err := authority.MakeServer()
+	if err != nil {
+		return err
+	}
+	var fresh identity.Current
+	fresh.Set(own)
+	as := s.trust()
+	asNew := as
+	asNew.Certificate = fresh.Certificate
+	if len(peers) == 0 {
+		return fmt.Errorf("%w: this folder knows none; name one with --peer HOST:7402. A cluster of one server comes back from a backup only", ErrNoPeer)
+	}
+	var errs []error
+	asked := map[string]bool{}
+	for len(peers) > 0 {
+		address := peers[0]
+		peers = peers[1:]
+		if asked[address] {
+			continue
+		}
+		asked[address] = true
+		for _, trust := range []identity.Trust{as, asNew} {
+			resp, err := r.askOne(ctx, trust, address)
+			if err == nil {
+				r.file.New.Peers = resp.Peers
+				return errors.Join(writeJSON(r.in.identityFile(), r.file), identity.WriteFile(r.agreed(), nil))
+			}
+			errs = append(errs, fmt.Errorf("%s: %s", address, status.Convert(err).Message()))
+			if c := status.Code(err); c != codes.PermissionDenied && c != codes.Unavailable && c != codes.Canceled {
+				break
+			}
+		}
+	}
+	return fmt.Errorf("%w, and nothing was changed:\n%w\nstart the others first; if most of them are lost as well, restore a backup (docs/operations.md)", ErrNoPeer, errors.Join(errs...))
+}
+
+func (r *reseeding) askOne(ctx context.Context, trust identity.Trust, address string) (*ztv1.ReseedResponse, error) {
+	t, err := identity.ClusterClientConfig(trust, identity.ALPNHTTP2)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(t)))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	return ztv1.NewPeerServiceClient(conn).Reseed(ctx, &ztv1.ReseedRequest{Lost: r.file.Lost, Server: r.file.New.ID})
+}
+
+// finish makes the folder that of the new member. Each step may be done already.
+func (r *reseeding) finish() (Reseeded, error) {
+	done := Reseeded{Lost: r.file.Lost, Server: r.file.New.ID}
+	owner, err := os.ReadFile(r.d.raftOwner())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return done, err
+	}
+	if strings.TrimSpace(string(owner)) != r.file.New.ID {
+		if err := os.Rename(r.d.raft(), r.file.Kept); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return done, err
+		}
+	}
+	if _, err := os.Stat(r.file.Kept); err == nil {
+		done.Kept = r.file.Kept
+	}
+	for _, move := range []struct{ from, to string }{
+		{r.in.dataKeys(), r.d.dataKeys()}, {r.in.intermediate(), r.d.intermediate()},
+	} {
+		if _, err := os.Stat(move.from); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		// What was kept is sealed by the keys of before.
+		if done.Kept != "" && move.to == r.d.dataKeys() {
+			if err := os.Rename(move.to, filepath.Join(done.Kept, filepath.Base(move.to))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return done, err
+			}
+		}
+		if err := os.Rename(move.from, move.to); err != nil {
+			return done, err
+		}
+	}
+	// WriteFile syncs the folder, with the names that were moved.
+	if err := writeJSON(r.d.identityFile(), r.file.New); err != nil {
+		return done, err
+	}
+	// agreed goes first: what is left without it is of no use, and prepare sees that.
+	return done, errors.Join(os.Remove(r.agreed()), os.RemoveAll(r.d.reseed()))
+}
+
+// checkReseed refuses a folder that is neither the old member's nor the new one's.
+func (d dataDir) checkReseed() error {
+	if _, err := os.Stat(dataDir(d.reseed()).path("agreed")); err == nil {
+		return fmt.Errorf("a reseed of %s was interrupted; end it: ztd reseed --data-dir %s", string(d), string(d))
+	}
+	return nil
+}
+
+// hasLog says whether the log is where it was.
+func (s *Server) hasLog() error {
+	if _, err := os.Stat(s.dir.raftOwner()); err == nil || !errors.Is(err, fs.ErrNotExist) || !s.who.Opened {
+		return nil // the store says what is wrong with it
+	}
+	return fmt.Errorf("%w: %s is lost", store.ErrUnreadable, s.dir.raft())
+}
+
+// raftOwner is the file of the store that says whose log it is.
+func (d dataDir) raftOwner() string { return filepath.Join(d.raft(), "server-id") }
+
+// noteOpened writes down that there is a log, before this server is a voter.
+func (s *Server) noteOpened() error {
+	if s.who.Opened {
+		return nil
+	}
+	s.who.Opened = true
+	return writeJSON(s.dir.identityFile(), s.who)
+}
+
+// keepPeers keeps beside the log where the others are, for Reseed.
+func (s *Server) keepPeers(ctx context.Context, agreedOn *store.Store) error {
+	return agreedOn.Watch(ctx, func(st *state.State, changed state.Changes) error {
+		if !changed.Servers {
+			return nil
+		}
+		peers := []string{}
+		for e := range st.Servers() {
+			if e.Id != s.id && e.ClusterAddress != "" {
+				peers = append(peers, e.ClusterAddress)
+			}
+		}
+		if err := writeJSON(s.dir.peers(), peers); err != nil {
+			s.cfg.Logger.Warn("the addresses of the other servers are not kept", "error", err)
+		}
+		return nil
+	})
+}
+
+// loadPeers reads them; a damaged file is as good as none.
+func (d dataDir) loadPeers() (peers []string) {
+	if b, err := os.ReadFile(d.peers()); err == nil {
+		_ = json.Unmarshal(b, &peers)
+	}
+	return peers
+}
