@@ -73,6 +73,7 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"NodeService/Deregister":  {node: []string{"node", "deregistered node"}}, // the second time: not found
 
 	"PeerService/Announce":        {cluster: peers},
+	"PeerService/Reseed":          {cluster: peers},
 	"PeerService/WatchProxies":    {cluster: peers},
 	"PeerService/ListDifferences": {cluster: peers},
 	"PeerService/RecordAccess":    {cluster: peers},

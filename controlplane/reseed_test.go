@@ -10,6 +10,9 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
@@ -149,6 +152,23 @@ func TestReseedRefuses(t *testing.T) {
 	others := c.Others(leader)
 	if _, err := controlplane.Reseed(c.ctx(), reseedConfig(others[0].Dir), nil); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("a server that runs: %v", err)
+	}
+	// Whoever has the identity of one member gives up that one only.
+	peer := ztv1.NewPeerServiceClient(c.Dial(leader.Addresses().Cluster, c.identityOf(others[0])))
+	for what, req := range map[string]*ztv1.ReseedRequest{
+		"another's place":            {Lost: others[1].ID(), Server: mesh.NewID()},
+		"a member that never was":    {Lost: mesh.NewID(), Server: mesh.NewID()},
+		"another's place, as itself": {Lost: others[1].ID(), Server: others[0].ID()},
+		"its own, for one in use":    {Lost: others[0].ID(), Server: others[1].ID()},
+		"its own, for itself":        {Lost: others[0].ID(), Server: others[0].ID()},
+		"no id":                      {Lost: others[0].ID(), Server: "x"},
+	} {
+		if _, err := peer.Reseed(c.ctx(), req); err == nil || status.Code(err) == codes.Internal {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if n := len(c.voters()); n != 3 {
+		t.Errorf("%d voters are left", n)
 	}
 	for _, s := range c.Servers {
 		s.Stop()

@@ -23,7 +23,7 @@ func faultyCluster(t *testing.T, set func(*Config)) (*testCluster, *faultyFiles,
 	files := newFaulty(rand.New(rand.NewPCG(1, 2)))
 	return c, files, func() (*Store, error) {
 		cfg := c.config("a")
-		cfg.Files, cfg.Dir, cfg.segment = files, "/a", 64<<10
+		cfg.Files, cfg.Dir, cfg.Cipher, cfg.segment = files, "/a", noCipher{}, 64<<10
 		set(&cfg)
 		s, err := Open(cfg)
 		if err != nil {

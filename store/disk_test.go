@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
@@ -47,7 +48,7 @@ type disk struct {
 	r     *rand.Rand
 	files *faultyFiles
 	log   *diskLog
-	snaps *snapshots
+	snaps *sealedSnapshots
 	state *state.State
 
 	term        uint64
@@ -75,7 +76,7 @@ func newDisk(t *testing.T, r *rand.Rand) *disk {
 func (d *disk) open(files *faultyFiles) error {
 	s := &Store{end: newEnd()}
 	d.failed = nil
-	cfg := Config{Files: files, Dir: diskDir, Logger: slog.New(slog.DiscardHandler), segment: 8 << 10}
+	cfg := Config{Files: files, Dir: diskDir, Logger: slog.New(slog.DiscardHandler), Cipher: noCipher{}, segment: 8 << 10}
 	if err := files.MakeDir(diskDir); err != nil {
 		return err
 	}
@@ -86,6 +87,19 @@ func (d *disk) open(files *faultyFiles) error {
 	d.files, d.log, d.snaps, d.state = files, s.log, snaps, st
 	return nil
 }
+
+// noCipher leaves everything as it is: what is damaged is to be found without one.
+type noCipher struct{}
+
+func (noCipher) Seal(b, _ []byte) []byte                              { return b }
+func (noCipher) Open(b, _ []byte) ([]byte, error)                     { return b, nil }
+func (noCipher) SealTo(w io.Writer, _ []byte) (io.WriteCloser, error) { return unclosed{w}, nil }
+func (noCipher) OpenFrom(r io.Reader, _ []byte) (io.Reader, error)    { return r, nil }
+func (noCipher) PlainSize(n int64) int64                              { return n }
+
+type unclosed struct{ io.Writer }
+
+func (unclosed) Close() error { return nil }
 
 func (d *disk) reach() uint64 { return max(d.last, d.covered) }
 
@@ -414,7 +428,7 @@ func (d *disk) damaged(whole *faultyFiles) (what, verdict string, err error) {
 		files.damage(name, func(b []byte) []byte { return b[:at] })
 	case 3:
 		what = fmt.Sprintf("blanked a sector of %s at %d", name, at)
-		files.damage(name, func(b []byte) []byte { clear(b[at:min(at+sector, len(b))]); return b })
+		files.damage(name, func(b []byte) []byte { clear(b[at:min(at+sectorBytes, len(b))]); return b })
 	case 4:
 		what = "took away " + name
 		delete(files.names, name)

@@ -51,7 +51,7 @@ type change struct {
 	also      string // of a rename: the name that goes with it
 }
 
-const sector = 512
+const sectorBytes = 512
 
 var errPower = errors.New("the power is gone")
 
@@ -130,7 +130,7 @@ func (n *inode) afterCut(r *rand.Rand) []byte {
 			}
 		}
 	}) {
-		from, to := i*sector, min((i+1)*sector, len(n.seen))
+		from, to := i*sectorBytes, min((i+1)*sectorBytes, len(n.seen))
 		switch r.IntN(4) {
 		case 0, 1: // lost
 			continue
@@ -424,7 +424,7 @@ func (h *faultyFile) WriteAt(b []byte, at int64) (int, error) {
 		h.n.seen = append(h.n.seen, make([]byte, end-int64(len(h.n.seen)))...)
 	}
 	copy(h.n.seen[at:], b)
-	for i := at / sector; i*sector < end; i++ {
+	for i := at / sectorBytes; i*sectorBytes < end; i++ {
 		h.n.dirty[int(i)] = true
 	}
 	return len(b), errors.Join(died, short)
@@ -482,8 +482,8 @@ func (h *faultyFile) Sync() error {
 		h.n.durable = append(h.n.durable, make([]byte, more)...)
 	}
 	for i := range h.n.dirty {
-		from := i * sector
-		copy(h.n.durable[from:], h.n.seen[from:min(from+sector, len(h.n.seen))])
+		from := i * sectorBytes
+		copy(h.n.durable[from:], h.n.seen[from:min(from+sectorBytes, len(h.n.seen))])
 	}
 	clear(h.n.dirty)
 	return nil

@@ -153,6 +153,7 @@ func (l *fakeLog) State() *state.State {
 
 func (l *fakeLog) Barrier(context.Context) error { return nil }
 func (l *fakeLog) IsLeader() bool                { return true }
+func (l *fakeLog) Full() bool                    { return false }
 func (l *fakeLog) HeardLeader() time.Time        { return epoch }
 
 func (l *fakeLog) Watch(context.Context, func(*state.State, state.Changes) error) error {
