@@ -50,7 +50,7 @@ func ParseKeySource(text string) (KeySource, error) {
 		return s, nil
 	}
 	// A key in the place of a source must not be printed.
-	return KeySource{}, errors.New("key source: must be file:PATH, env:NAME or command:PROGRAM ARGUMENT...")
+	return KeySource{}, errors.New("key source: must be file:PATH, env:NAME or command:PROGRAM ARGUMENTS")
 }
 
 // KeyFile is the source of a file.

@@ -133,14 +133,6 @@ func (r *record) violate(format string, args ...any) {
 	}
 }
 
-// tick returns the next moment; no two are the same.
-func (r *record) tick() int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.now++
-	return r.now
-}
-
 // begin makes an operation.
 func (r *record) begin(client int, read bool) *operation {
 	r.mu.Lock()

@@ -90,7 +90,6 @@ type Write struct {
 	Refused  bool   // given up: no try has left it open
 
 	began, ended uint64 // ticks of the clock; ended 0: under way
-	checked      bool
 }
 
 // read is a document that was read.

@@ -80,14 +80,6 @@ func (w *network) cut(from int, to ...int) {
 	}
 }
 
-// mend is the opposite of cut.
-func (w *network) mend(from int, to ...int) {
-	w.t.Helper()
-	for _, e := range to {
-		w.neighbour(from, e, mac(e))
-	}
-}
-
 // part cuts one end and others off from each other.
 func (w *network) part(one int, from ...int) {
 	w.t.Helper()
