@@ -35,11 +35,12 @@ func (s *Server) advertise(l listeners) (a Addresses, err error) {
 }
 
 // announce tells the cluster where this server is, again whenever the log does
-// not say so. A server that has just joined thereby becomes a voter.
+// not say so. A server that has just joined thereby becomes a member; whether and
+// when it votes, the leader decides (see Autopilot).
 func (s *Server) announce(ctx context.Context, door *api.Server, others *cluster, agreedOn *store.Store) error {
 	self := &ztv1.Server{
 		Id: s.id, AdminAddress: s.addresses.Admin, NodeAddress: s.addresses.Node,
-		ClusterAddress: s.addresses.Cluster, Version: Version,
+		ClusterAddress: s.addresses.Cluster, Version: Version, Format: agreedOn.Format(),
 	}
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
@@ -69,7 +70,7 @@ func (s *Server) announce(ctx context.Context, door *api.Server, others *cluster
 func (s *Server) announced(agreedOn *store.Store, self *ztv1.Server) bool {
 	e, ok := agreedOn.State().Server(s.id)
 	return ok && e.AdminAddress == self.AdminAddress && e.NodeAddress == self.NodeAddress &&
-		e.ClusterAddress == self.ClusterAddress && e.Version == self.Version &&
+		e.ClusterAddress == self.ClusterAddress && e.Version == self.Version && e.Format == self.Format &&
 		slices.ContainsFunc(agreedOn.Members(), func(m store.Member) bool {
 			return m.ID == s.id && m.Address == self.ClusterAddress
 		})

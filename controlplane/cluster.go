@@ -4,9 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -28,7 +28,9 @@ type cluster struct {
 	store *store.Store
 	tls   *tls.Config // towards the cluster port of others
 	log   *slog.Logger
-	moved *broadcast // whenever what a peer says has changed
+	now   func() time.Time
+	every time.Duration // how often each peer is asked where it stands
+	moved *broadcast    // whenever what a peer says has changed
 
 	mu    sync.Mutex                  // guards what follows; never held while calling out
 	conns map[string]*grpc.ClientConn // by address; nil once closed
@@ -45,13 +47,14 @@ type peer struct {
 	full      bool // its disk
 	revision  uint64
 	proxies   []*ztv1.Proxy
+	said      *said // the last report; nil: none yet. It is never changed
 }
 
-func newCluster(self string, s *store.Store, t *tls.Config, log *slog.Logger) *cluster {
-	return &cluster{
-		self: self, store: s, tls: t, log: log, moved: newBroadcast(),
-		conns: map[string]*grpc.ClientConn{}, peers: map[string]*peer{},
-	}
+// newCluster makes what is set of c usable.
+func newCluster(c *cluster) *cluster {
+	c.moved = newBroadcast()
+	c.conns, c.peers = map[string]*grpc.ClientConn{}, map[string]*peer{}
+	return c
 }
 
 // Run follows the membership and listens to every other server, until ctx ends.
@@ -83,6 +86,7 @@ func (c *cluster) Run(ctx context.Context) error {
 				p := &peer{address: address, stop: stop}
 				c.peers[id] = p
 				wg.Go(func() { c.listen(ctx, id, p) })
+				wg.Go(func() { c.ask(ctx, id, p) })
 			}
 		}
 		return nil
@@ -177,53 +181,43 @@ func (c *cluster) LeaderConn() (grpc.ClientConnInterface, error) {
 	return c.conn(address)
 }
 
-// Members is api.Cluster: the servers, sorted by id. One that still has a vote, but no
-// record any more, is a removal that was cut short: it is there until it is removed
-// again.
-func (c *cluster) Members() []*ztv1.Member {
-	st := c.store.State()
-	leader, _ := c.store.Leader()
-	group := map[string]store.Member{}
-	for _, m := range c.store.Members() {
-		group[m.ID] = m
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var out []*ztv1.Member
-	for s := range st.Servers() {
-		m := &ztv1.Member{
-			Id: s.Id, AdminAddress: s.AdminAddress, NodeAddress: s.NodeAddress, ClusterAddress: s.ClusterAddress,
-			Version: s.Version, Leader: s.Id == leader, Voter: group[s.Id].Voter,
-		}
-		delete(group, s.Id)
-		if s.Id == c.self {
-			m.Reachable, m.Revision, m.DiskFull = true, st.Revision(), c.store.Full()
-		} else if p := c.peers[s.Id]; p != nil {
-			m.Reachable, m.Revision, m.DiskFull = p.reachable, p.revision, p.reachable && p.full
-		}
-		out = append(out, m)
-	}
-	for id, g := range group {
-		out = append(out, &ztv1.Member{Id: id, ClusterAddress: g.Address, Leader: g.Leader, Voter: g.Voter})
-	}
-	slices.SortFunc(out, func(a, b *ztv1.Member) int { return strings.Compare(a.Id, b.Id) })
-	return out
+// Add is api.Cluster: without a vote, unless it has one.
+func (c *cluster) Add(ctx context.Context, id, address string) error {
+	return storeError(c.store.AddNonvoter(ctx, id, address))
 }
 
-// Add is api.Cluster.
-func (c *cluster) Add(ctx context.Context, id, address string) error {
-	for _, m := range c.store.Members() {
-		if m.ID == id && m.Address == address && m.Voter {
-			return nil
-		}
+// Promote is api.Cluster.
+func (c *cluster) Promote(ctx context.Context, id string) error {
+	m, ok := c.store.Member(id)
+	if !ok {
+		return fmt.Errorf("promote %s: %w", id, store.ErrNoMember)
 	}
-	return storeError(c.store.AddVoter(ctx, id, address))
+	return storeError(c.store.AddVoter(ctx, id, m.Address))
+}
+
+// Demote is api.Cluster.
+func (c *cluster) Demote(ctx context.Context, id string) error {
+	return storeError(c.store.DemoteVoter(ctx, id))
 }
 
 // Remove is api.Cluster.
 func (c *cluster) Remove(ctx context.Context, id string) error {
 	return storeError(c.store.RemoveServer(ctx, id))
 }
+
+// Transfer is api.Cluster.
+func (c *cluster) Transfer(ctx context.Context, id string) error {
+	return storeError(c.store.TransferLeadershipTo(ctx, id))
+}
+
+// Heard is api.Cluster.
+func (c *cluster) Heard(id string, format uint32) { c.store.Heard(id, format) }
+
+// Lowest is api.Cluster.
+func (c *cluster) Lowest() uint32 { return c.store.Lowest() }
+
+// Readable is api.Cluster.
+func (c *cluster) Readable(f state.Feature) error { return c.store.Readable(f) }
 
 // others is what every reachable peer holds, and the ids of those out of reach.
 func (c *cluster) others() (proxies []*ztv1.Proxy, unreachable []string) {

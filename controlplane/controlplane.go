@@ -56,12 +56,16 @@ type Config struct {
 	// DiskReserve is how many bytes to keep back for the day that the disk is full,
 	// see store.Config. 0: none.
 	DiskReserve uint64
-	// Timing, Liveness and Resolution may be left empty.
+	// Timing, Liveness, Autopilot and Resolution may be left empty.
 	Timing     store.Timing
 	Liveness   Liveness
+	Autopilot  Autopilot
 	Resolution Resolution
-	Logger     *slog.Logger
-	Now        func() time.Time
+	// Format is the newest format of log entries that this server reads; default
+	// state.Format. Only tests pretend to be of an older version.
+	Format uint32
+	Logger *slog.Logger
+	Now    func() time.Time
 }
 
 // Default is the configuration of a server on its own machine.
@@ -119,6 +123,7 @@ type Server struct {
 	journal      *identity.Journal
 	current      identity.Current // what this server shows
 	metrics      *prometheus.Registry
+	clock        clock
 	agreedOn     atomic.Pointer[store.Store] // nil until it is open
 	ready        chan struct{}               // closed when it serves
 	addresses    Addresses                   // set before ready is closed
@@ -263,6 +268,9 @@ func (s *Server) renewer(i *issuer) *identity.Renewer {
 	return &identity.Renewer{
 		NotBefore: leaf.NotBefore, NotAfter: leaf.NotAfter, Now: s.cfg.Now,
 		Renew: func(context.Context) (notBefore, notAfter time.Time, err error) {
+			if err := s.clock.check(); err != nil {
+				return notBefore, notAfter, err
+			}
 			root, err := i.root()
 			if err != nil {
 				return notBefore, notAfter, err

@@ -31,12 +31,12 @@ func (c *cluster) watchDisk(ctx context.Context) error {
 		if pause--; !full || pause > 0 || !c.store.IsLeader() {
 			continue
 		}
-		id, address := c.roomy()
+		id := c.roomy()
 		if id == "" {
 			continue
 		}
 		pause = diskHandover
-		if err := c.store.TransferLeadershipTo(ctx, id, address); err != nil {
+		if err := c.store.TransferLeadershipTo(ctx, id); err != nil {
 			c.log.Warn("the disk is full, and leadership was not handed over", "to", id, "error", err)
 		} else {
 			c.log.Info("the disk is full: leadership is handed over", "to", id)
@@ -45,14 +45,14 @@ func (c *cluster) watchDisk(ctx context.Context) error {
 }
 
 // roomy is a voter that this server reaches and whose disk has room; empty: none.
-func (c *cluster) roomy() (id, address string) {
+func (c *cluster) roomy() (id string) {
 	members := c.store.Members()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, m := range members {
 		if p := c.peers[m.ID]; m.Voter && p != nil && p.reachable && !p.full {
-			return m.ID, m.Address
+			return m.ID
 		}
 	}
-	return "", ""
+	return ""
 }

@@ -56,6 +56,9 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"AdminService/DeregisterInstance": {admin: editors},
 	"AdminService/ListMembers":        {admin: viewers},
 	"AdminService/RemoveMember":       {admin: admins},
+	"AdminService/PromoteMember":      {admin: admins},
+	"AdminService/DemoteMember":       {admin: admins},
+	"AdminService/TransferLeadership": {admin: admins},
 	"AdminService/ListAdmins":         {admin: viewers},
 	"AdminService/AddAdmin":           {admin: admins},
 	"AdminService/RemoveAdmin":        {admin: admins},
@@ -77,6 +80,7 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"PeerService/WatchProxies":    {cluster: peers},
 	"PeerService/ListDifferences": {cluster: peers},
 	"PeerService/RecordAccess":    {cluster: peers},
+	"PeerService/GetReport":       {cluster: peers},
 
 	"AggregatedDiscoveryService/DeltaAggregatedResources":  {node: nodes},
 	"AggregatedDiscoveryService/StreamAggregatedResources": {node: none}, // delta only

@@ -1,6 +1,7 @@
 package controlplane
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -230,6 +231,8 @@ type JoinConfig struct {
 	DataDir string
 	Server  string // node port of any server of the cluster, host:port
 	Token   string // a server token
+	Replica bool   // a read replica: it never votes
+	Format  uint32 // as in Config
 	// KEK is the source of the key-encryption key, as identity.KeySource reads it.
 	// Default: DefaultKEK. A file that is not there is filled with the key that the
 	// cluster hands over.
@@ -280,6 +283,7 @@ func Join(ctx context.Context, cfg JoinConfig) error {
 	}
 	resp, err := ztv1.NewNodeServiceClient(conn).EnrolServer(ctx, &ztv1.EnrolServerRequest{
 		Token: token.Reveal(), Server: id, IntermediateCsr: csr, KeyIds: keys.get().IDs(),
+		Replica: cfg.Replica, Format: cmp.Or(cfg.Format, state.Format), Version: Version,
 	})
 	if err != nil {
 		return fmt.Errorf("join by %s: %w", cfg.Server, err)

@@ -24,6 +24,7 @@ type issuer struct {
 	signing   identity.Signing
 	roots     []*x509.Certificate
 	state     func() *state.State
+	clock     *clock // nothing is signed while it is off
 }
 
 func (i *issuer) TrustDomain() string { return i.authority.TrustDomain() }
@@ -68,6 +69,9 @@ func (i *issuer) byRoot(csr []byte, sign func(*identity.Root, crypto.PublicKey) 
 	if err != nil {
 		return nil, time.Time{}, err
 	}
+	if err := i.clock.check(); err != nil {
+		return nil, time.Time{}, err
+	}
 	root, err := i.root()
 	if err != nil {
 		return nil, time.Time{}, err
@@ -99,6 +103,9 @@ func (i *issuer) Workload(csr []byte, namespace, name string, ttl time.Duration)
 	if err != nil {
 		return nil, time.Time{}, err
 	}
+	if err := i.clock.check(); err != nil {
+		return nil, time.Time{}, err
+	}
 	return encoded(i.authority.IssueWorkload(pub, identity.WorkloadID(i.TrustDomain(), namespace, name), ttl))
 }
 
@@ -126,8 +133,16 @@ func (i *issuer) KeyHash(csr []byte) ([]byte, error) {
 	return h[:], nil
 }
 
-func (i *issuer) NewToken() (token, id string, secretHash []byte, err error) {
-	t, err := identity.NewToken(identity.PinOf(i.roots[0]))
+func (i *issuer) NewToken(seed string) (token, id string, secretHash []byte, err error) {
+	pin := identity.PinOf(i.roots[0])
+	t, err := identity.NewToken(pin)
+	if seed != "" {
+		kek, kerr := i.keys.current(i.state())
+		if kerr != nil {
+			return "", "", nil, kerr
+		}
+		t, err = identity.DeriveToken(pin, kek.Reveal(), seed)
+	}
 	if err != nil {
 		return "", "", nil, err
 	}

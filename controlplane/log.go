@@ -13,9 +13,15 @@ import (
 )
 
 // agreed is the store as the API sees it: the same, in the API's own errors.
-type agreed struct{ *store.Store }
+type agreed struct {
+	*store.Store
+	clock *clock
+}
 
 func (a agreed) Propose(ctx context.Context, e *logv1.Entry) (state.Result, error) {
+	if err := a.clock.check(); err != nil { // it would stamp the entry
+		return state.Result{}, err
+	}
 	r, err := a.Store.Propose(ctx, e)
 	return r, storeError(err)
 }

@@ -126,7 +126,7 @@ func (s *Server) run(ctx context.Context) error {
 		Dial: func(ctx context.Context, address string) (net.Conn, error) {
 			return (&tls.Dialer{Config: raftTLS}).DialContext(ctx, "tcp", address)
 		},
-		Logger: s.cfg.Logger, Now: s.cfg.Now, Metrics: s.metrics, Timing: s.cfg.Timing, Reserve: s.cfg.DiskReserve,
+		Logger: s.cfg.Logger, Now: s.cfg.Now, Metrics: s.metrics, Timing: s.cfg.Timing, Format: s.cfg.Format, Reserve: s.cfg.DiskReserve,
 	})
 	if err != nil {
 		return err
@@ -254,8 +254,9 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 		return err
 	}
 	views := view.NewCache()
-	signer := &issuer{authority: s.authority, keys: s.keys, signing: s.signing(), roots: s.roots, state: agreedOn.State}
-	others := newCluster(s.id, agreedOn, peerTLS, s.cfg.Logger)
+	signer := &issuer{authority: s.authority, keys: s.keys, signing: s.signing(), roots: s.roots, state: agreedOn.State, clock: &s.clock}
+	rule := s.cfg.Autopilot.withDefaults()
+	others := newCluster(&cluster{self: s.id, store: agreedOn, tls: peerTLS, log: s.cfg.Logger, now: s.cfg.Now, every: rule.Check})
 
 	var loop *reconciler
 	fleet := serve.New(serve.Config{
@@ -277,11 +278,13 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	loop = newReconciler(&reconciler{
 		fleet: fleet, outside: resolver, views: views, authority: s.authority, roots: s.roots, forget: receiver.Forget,
 		log: s.cfg.Logger, now: s.cfg.Now,
-		mayIssue: func() bool { return s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence },
+		mayIssue: func() bool {
+			return s.clock.check() == nil && s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence
+		},
 	}, s.metrics)
 	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
 	door := api.New(api.Config{
-		ServerID: s.id, Version: Version, Log: agreed{agreedOn}, Cluster: others, Proxies: held,
+		ServerID: s.id, Version: Version, Log: agreed{agreedOn, &s.clock}, Cluster: others, Proxies: held,
 		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Backup: s.backup, Views: views, Identify: s.identify,
 		Passthrough: passthrough, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 		Handshake: s.cfg.Handshake,
@@ -307,6 +310,11 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	g.Go(func() error { return s.renewer(signer).Run(ctx) })
 	g.Go(func() error {
 		return watchLiveness(ctx, s.cfg.Liveness.withDefaults(), agreedOn, held, s.cfg.Logger, s.cfg.Now)
+	})
+	g.Go(func() error { return watchClock(ctx, &s.clock, others, rule.Check, s.cfg.Logger) })
+	g.Go(func() error {
+		p := &pilot{rule: rule, store: agreedOn, others: others, remove: door.RemoveDead, log: s.cfg.Logger, now: s.cfg.Now}
+		return p.run(ctx)
 	})
 	g.Go(func() error { return s.announce(ctx, door, others, agreedOn) })
 	g.Go(func() error { return s.keepAdminContext(ctx, agreedOn) })

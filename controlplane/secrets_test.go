@@ -15,6 +15,7 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store/state"
 )
 
 // TestSecretsStayWhereTheyBelong: through a life of a server that logs all it can,
@@ -36,7 +37,7 @@ func TestSecretsStayWhereTheyBelong(t *testing.T) {
 		t.Error("a token of another workload")
 	}
 	_, csr := c.NewRequest()
-	joined, err := node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: serverToken, Server: mesh.NewID(), IntermediateCsr: csr})
+	joined, err := node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: serverToken, Server: mesh.NewID(), IntermediateCsr: csr, Format: state.Format})
 	c.check(err)
 
 	dir := c.Servers[0].Dir

@@ -18,6 +18,7 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store/state"
 )
 
 // TestTokenRace is that of SPIRE 1.14.6: one token, many at once, one instance.
@@ -105,7 +106,7 @@ func TestBadTokens(t *testing.T) {
 	}
 	_, csr := c.NewRequest()
 	for what, token := range map[string]string{"garbage": "x", "of a workload": good, "wrong": flip(serverToken[4:5])} {
-		_, err := node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: token, Server: mesh.NewID(), IntermediateCsr: csr})
+		_, err := node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: token, Server: mesh.NewID(), IntermediateCsr: csr, Format: state.Format})
 		if got := c.refused(codes.PermissionDenied, err); got != "token refused" {
 			t.Errorf("a server by a token %s: %q", what, got)
 		}
@@ -119,7 +120,7 @@ func TestBadTokens(t *testing.T) {
 	_, req = c.enrolment(good, "shop/web")
 	_, err = node.Enrol(c.ctx(), req)
 	c.check(err)
-	_, err = node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: serverToken, Server: mesh.NewID(), IntermediateCsr: csr})
+	_, err = node.EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{Token: serverToken, Server: mesh.NewID(), IntermediateCsr: csr, Format: state.Format})
 	c.check(err)
 }
 

@@ -68,7 +68,7 @@ func names() []string {
 
 		// Members.
 		"api.announce.put",     // the log knows where a server is; it is no voter yet
-		"store.member.add",     // about to make a voter
+		"store.member.add",     // about to make a member
 		"store.member.added",   // done, not answered
 		"api.member.forgotten", // the log has no record of a server that still has a vote
 		"store.member.remove",  // about to remove a server

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -63,6 +64,20 @@ func NewToken(pin Pin) (Token, error) {
 	rand.Read(id) // never fails (Go 1.24)
 	rand.Read(secret)
 	return Token{ID: hex.EncodeToString(id), Pin: pin, secret: NewSecret(secret)}, nil
+}
+
+// DeriveToken makes the token that belongs to a seed: the same one each time, and one
+// that nobody can guess who has not the key, which is secret and has at least 256
+// bits.
+func DeriveToken(pin Pin, key []byte, seed string) (Token, error) {
+	if pin.IsZero() || len(key) < secretSize {
+		return Token{}, fmt.Errorf("derive token: %w", ErrNoTrust)
+	}
+	b, err := hkdf.Key(sha256.New, key, nil, "ztmesh join token\x00"+seed, tokenIDSize+secretSize)
+	if err != nil {
+		return Token{}, fmt.Errorf("derive token: %w", err)
+	}
+	return Token{ID: hex.EncodeToString(b[:tokenIDSize]), Pin: pin, secret: NewSecret(b[tokenIDSize:])}, nil
 }
 
 // ParseToken reads what Reveal wrote, and nothing that differs from it by a

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -29,6 +30,7 @@ import (
 // so that no later start takes the hole for the truth.
 type fsm struct {
 	state  atomic.Pointer[state.State]
+	format uint32 // the newest that this server reads
 	hooks  fsmHooks
 	broken error // only in raft's goroutine
 
@@ -41,6 +43,7 @@ type fsm struct {
 
 // fsmHooks is what the fsm tells the store. None of them may block.
 type fsmHooks struct {
+	format     uint32                   // the newest that it reads; 0: state.Format
 	fail       func(error)              // it is broken
 	audit      recorder                 // keeps the records of entries
 	snapshot   func()                   // a snapshot was written
@@ -60,7 +63,7 @@ var (
 )
 
 func newFSM(s *state.State, hooks fsmHooks) *fsm {
-	f := &fsm{hooks: hooks, watchers: make(map[*watcher]struct{}), applied: s.Index(), advanced: make(chan struct{})}
+	f := &fsm{format: cmp.Or(hooks.format, state.Format), hooks: hooks, watchers: make(map[*watcher]struct{}), applied: s.Index(), advanced: make(chan struct{})}
 	f.state.Store(s)
 	return f
 }
@@ -73,7 +76,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		return f.broken
 	}
 	failpoint.Hit("store.fsm.apply")
-	next, result, err := apply(f.state.Load(), l)
+	next, result, err := apply(f.state.Load(), l, f.format)
 	if err == nil && result.Audit != nil {
 		err = f.hooks.audit.Append(result.Audit)
 	}
@@ -100,16 +103,26 @@ func (f *fsm) StoreConfiguration(index uint64, c raft.Configuration) {
 	f.publish(f.state.Load(), index, state.Changes{})
 }
 
-func apply(s *state.State, l *raft.Log) (*state.State, state.Result, error) {
+func apply(s *state.State, l *raft.Log, format uint32) (*state.State, state.Result, error) {
 	e := &logv1.Entry{}
 	if err := proto.Unmarshal(l.Data, e); err != nil {
 		return nil, state.Result{}, fmt.Errorf("entry %d: %w", l.Index, err)
 	}
+	if e.GetFormat() > format {
+		err := fmt.Errorf("%w: it is of format %d", state.ErrUnknownEntry, e.GetFormat())
+		return nil, state.Result{}, errTooOld(fmt.Errorf("entry %d: %w", l.Index, err), format)
+	}
 	next, result := state.Apply(s, l.Index, e)
 	if errors.Is(result.Err, state.ErrUnknownEntry) {
-		return nil, state.Result{}, fmt.Errorf("entry %d: %w", l.Index, result.Err)
+		return nil, state.Result{}, errTooOld(fmt.Errorf("entry %d: %w", l.Index, result.Err), format)
 	}
 	return next, result, nil
+}
+
+// errTooOld adds to an error what helps: this server stops, and does so again at
+// each start, since it must not go on without the entry.
+func errTooOld(err error, format uint32) error {
+	return fmt.Errorf("%w; this server reads formats up to %d and stops: run the version of the other servers", err, format)
 }
 
 func (f *fsm) publish(s *state.State, applied uint64, changed state.Changes) {
@@ -159,6 +172,11 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	s, err := state.Read(r)
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
+	}
+	if needs := s.SnapshotFormat(); needs > f.format {
+		f.broken = errTooOld(fmt.Errorf("%w: the snapshot at %d is of format %d", state.ErrUnknownEntry, s.Index(), needs), f.format)
+		f.hooks.fail(f.broken)
+		return f.broken
 	}
 	if err := f.hooks.audit.Jump(auditHead(s)); err != nil {
 		f.broken = err

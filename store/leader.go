@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -201,6 +200,15 @@ func (s *Store) IsLeader() bool {
 	return r.term != 0 && r.term == s.raft.CurrentTerm() && s.raft.State() == raft.Leader
 }
 
+// LeadsSince is the term since which this server leads, as IsLeader says; 0: it does
+// not.
+func (s *Store) LeadsSince() uint64 {
+	if r, _ := s.lead.get(); s.IsLeader() {
+		return r.term
+	}
+	return 0
+}
+
 // WatchLeader calls fn at once and at each change with whether this server leads
 // (as IsLeader says) and since which term; 0 when it does not. Changes that are
 // over before fn returns may be skipped, the last never is: a term that differs
@@ -245,28 +253,4 @@ func (s *Store) LastContact() time.Time {
 		return s.cfg.Now()
 	}
 	return s.raft.LastContact()
-}
-
-// TransferLeadership hands leadership to the most up-to-date other voter.
-func (s *Store) TransferLeadership(ctx context.Context) error {
-	if _, err := s.leading(ctx); err != nil {
-		return err
-	}
-	if err := s.await(ctx, s.raft.LeadershipTransfer()); err != nil {
-		return fmt.Errorf("transfer leadership: %w", readError(err))
-	}
-	return nil
-}
-
-// TransferLeadershipTo hands leadership to one other voter, once it has all that this
-// server has.
-func (s *Store) TransferLeadershipTo(ctx context.Context, id, address string) error {
-	if _, err := s.leading(ctx); err != nil {
-		return err
-	}
-	f := s.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(address))
-	if err := s.await(ctx, f); err != nil {
-		return fmt.Errorf("transfer leadership to %s: %w", id, readError(err))
-	}
-	return nil
 }

@@ -34,8 +34,9 @@ func (s *Store) Propose(ctx context.Context, e *logv1.Entry) (state.Result, erro
 // store fills in Format (state.FormatOf) and When; e is not changed. Any number of
 // entries may be under way: they share fsyncs and round trips.
 //
-// The error is ErrNotLeader, ErrBusy, ErrFull, ErrTooLarge, ErrAudit, ErrClosed or that of
-// ctx: the entry has no effect.
+// The error is ErrNotLeader, ErrBusy, ErrFull, ErrTooLarge, ErrAudit, ErrClosed, a
+// *state.FormatError, of a member that could not read the entry, or that of ctx: the
+// entry has no effect.
 func (s *Store) Submit(ctx context.Context, e *logv1.Entry) (*Proposal, error) {
 	r, err := s.leading(ctx)
 	if err != nil {
@@ -60,6 +61,9 @@ func (s *Store) Submit(ctx context.Context, e *logv1.Entry) (*Proposal, error) {
 		IdempotencyKey: key, OperationHash: e.GetOperationHash(), Op: e.GetOp(),
 	}
 	entry.Format = state.FormatOf(entry)
+	if err := s.readable(entry.Format); err != nil {
+		return nil, err
+	}
 	data, err := proto.Marshal(entry)
 	if err != nil {
 		return nil, fmt.Errorf("propose: %w", err)

@@ -110,6 +110,9 @@ type Config struct {
 	// Timing and Audit may be left empty.
 	Timing Timing
 	Audit  Audit
+	// Format is the newest format of entries that this server reads; default
+	// state.Format. Only tests pretend to be of an older version.
+	Format uint32
 	// Files is the file system that Dir is on. Default: that of this machine.
 	Files Files
 	// Reserve is how many bytes to keep back for the day that the disk is full. While
@@ -158,6 +161,7 @@ type Store struct {
 	transport *transport
 	lead      leadership
 	metrics   *metrics
+	heard     formats // what members say they read
 
 	proposals chan *Proposal // Submit → answerProposals
 	notify    chan bool      // raft → runLeadership
@@ -206,8 +210,12 @@ func open(cfg Config) (_ *Store, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	if cfg.Format == 0 {
+		cfg.Format = state.Format
+	}
 	s := &Store{cfg: cfg, proposals: make(chan *Proposal, 256), notify: make(chan bool, 16), removed: make(chan struct{}, 1), end: newEnd()}
 	s.lead.changed = make(chan struct{})
+	s.heard.of = map[string]uint32{cfg.ID: cfg.Format}
 	defer func() {
 		if err != nil && s.raft == nil {
 			err = errors.Join(err, s.release())
@@ -233,12 +241,15 @@ func open(cfg Config) (_ *Store, err error) {
 		return nil, err
 	}
 	failpoint.Hit("store.open.restored")
+	if needs := restored.SnapshotFormat(); needs > cfg.Format {
+		return nil, errTooOld(fmt.Errorf("%w: the snapshot at %d is of format %d", state.ErrUnknownEntry, restored.Index(), needs), cfg.Format)
+	}
 	if s.audit, err = openAudit(cfg, restored); err != nil {
 		return nil, err
 	}
 	s.metrics = newMetrics(cfg.Metrics)
 	s.fsm = newFSM(restored, fsmHooks{
-		fail: s.end.set, audit: s.audit, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
+		format: cfg.Format, fail: s.end.set, audit: s.audit, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
 	})
 	s.transport = newTransport(cfg, logger)
 	conf, log := raftConfig(cfg, logger, s.notify), &sealedLog{hitLog{s.log}, cfg.Cipher}

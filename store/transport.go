@@ -126,6 +126,9 @@ type transport struct {
 	confirmMu sync.Mutex    // guards what follows
 	confirmed map[raft.ServerID]confirmation
 	changed   chan struct{} // closed and replaced when confirmed changes
+	followers map[raft.ServerID]Follower
+
+	now func() time.Time
 }
 
 // confirmation is a follower's latest answer that this server leads.
@@ -142,6 +145,7 @@ func (t *transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 	failpoint.Hit("store.replicate.answered")
 	t.confirmMu.Lock()
 	defer t.confirmMu.Unlock()
+	t.followers[id] = Follower{Heard: t.now(), LastIndex: resp.LastLog}
 	if was := t.confirmed[id]; args.Term > was.term || args.Term == was.term && sent > was.sent {
 		t.confirmed[id] = confirmation{term: args.Term, sent: sent}
 		close(t.changed)
@@ -247,5 +251,8 @@ func newTransport(cfg Config, logger hclog.Logger) *transport {
 		Timeout: rpcTimeout,
 		Logger:  logger,
 	})
-	return &transport{NetworkTransport: inner, confirmed: make(map[raft.ServerID]confirmation), changed: make(chan struct{})}
+	return &transport{
+		NetworkTransport: inner, confirmed: make(map[raft.ServerID]confirmation), changed: make(chan struct{}),
+		followers: make(map[raft.ServerID]Follower), now: cfg.Now,
+	}
 }

@@ -21,7 +21,8 @@ it was given (specs, tokens, instances), a viewer may look.`,
 		Example: "  ztctl admin add alice --role editor --namespaces shop --out alice.yaml\n  ztctl admin list",
 		RunE:    showHelp,
 	}
-	cmd.AddCommand(a.newAdminAdd(), a.newAdminList(), &cobra.Command{
+	var key string
+	remove := &cobra.Command{
 		Use: "remove NAME", Short: "Take every right away, at once", Args: cobra.ExactArgs(1),
 		Example: "  ztctl admin remove alice",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -30,13 +31,15 @@ it was given (specs, tokens, instances), a viewer may look.`,
 				return err
 			}
 			defer c.Close()
-			if _, err := call(cmd.Context(), a, c.RemoveAdmin, &ztv1.RemoveAdminRequest{Name: args[0]}); err != nil {
+			if _, err := commit(cmd.Context(), a, c.RemoveAdmin, &ztv1.RemoveAdminRequest{Name: args[0], IdempotencyKey: key}); err != nil {
 				return err
 			}
 			a.note("admin %s is removed", args[0])
 			return nil
 		},
-	})
+	}
+	keyFlag(remove, &key)
+	cmd.AddCommand(a.newAdminAdd(), a.newAdminList(), remove)
 	return cmd
 }
 
@@ -66,6 +69,7 @@ one who has a credential.`,
 	f.StringVar(&req.Role, "role", "", "admin, editor or viewer")
 	f.StringSliceVar(&req.Namespaces, "namespaces", nil, "what an editor may change")
 	f.StringVar(&out, "out", "", "write the new context to this new file (mode 0600)")
+	keyFlag(cmd, &req.IdempotencyKey)
 	if err := cmd.MarkFlagRequired("role"); err != nil {
 		panic(err) // the flag stands above
 	}
@@ -91,7 +95,7 @@ func (a *app) addAdmin(ctx context.Context, req *ztv1.AddAdminRequest, out strin
 			return err
 		}
 	}
-	resp, err := call(ctx, a, c.AddAdmin, req)
+	resp, err := commit(ctx, a, c.AddAdmin, req)
 	if err != nil {
 		return err
 	}
@@ -134,7 +138,8 @@ func writeContext(path string, own identity.Context, name string, key identity.P
 }
 
 func (a *app) newAdminList() *cobra.Command {
-	return &cobra.Command{
+	var stale bool
+	cmd := &cobra.Command{
 		Use: "list", Short: "Show who may administer what", Args: cobra.NoArgs,
 		Example: "  ztctl admin list -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -143,11 +148,12 @@ func (a *app) newAdminList() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			resp, err := call(cmd.Context(), a, c.ListAdmins, &ztv1.ListAdminsRequest{})
+			resp, err := call(cmd.Context(), a, c.ListAdmins, &ztv1.ListAdminsRequest{Stale: stale})
 			if err != nil {
 				return err
 			}
 			return a.print(resp, func() error {
+				a.showStaleness(resp.Staleness)
 				var rows [][]string
 				for _, x := range resp.Admins {
 					rows = append(rows, []string{x.Name, x.Role, strings.Join(x.Namespaces, ",")})
@@ -156,4 +162,6 @@ func (a *app) newAdminList() *cobra.Command {
 			})
 		},
 	}
+	staleFlag(cmd, &stale)
+	return cmd
 }

@@ -10,12 +10,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
-	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
@@ -69,7 +67,7 @@ of the namespace, or ztctl shadow end, ends the proposal.`,
 	f.StringVarP(&o.message, "message", "m", "", "free text, kept with the revision")
 	f.StringToStringVar(&o.bases, "base", nil, "NAMESPACE=REVISION that was reviewed; repeatable (default: as read now)")
 	f.Lookup("base").DefValue = ""
-	f.StringVar(&o.key, "idempotency-key", "", "repeat the apply whose outcome is not known (default: a new key)")
+	keyFlag(cmd, &o.key)
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "no-wait")
 	cmd.MarkFlagsMutuallyExclusive("shadow", "no-wait")
 	return cmd
@@ -113,11 +111,8 @@ func (a *app) apply(ctx context.Context, o application) error {
 			return err
 		}
 	}
-	if req.IdempotencyKey = o.key; o.key == "" {
-		req.IdempotencyKey = identity.NewID()
-	}
-	resp, err := commit(ctx, a, c.Apply, req,
-		"ask again with the same files and --idempotency-key "+req.IdempotencyKey+"; it takes effect at most once")
+	req.IdempotencyKey = o.key
+	resp, err := commit(ctx, a, c.Apply, req)
 	if err != nil {
 		return err
 	}
@@ -206,39 +201,5 @@ func (a *app) throughElection(ctx context.Context, read func() error) error {
 		case <-ctx.Done():
 			return err
 		}
-	}
-}
-
-// commit changes something for good. An outcome that is not known is asked for
-// again: req has an idempotency key, with which it takes effect at most once. again
-// is what to do when it stays unknown.
-func commit[Req, Resp any](ctx context.Context, a *app, method func(context.Context, Req, ...grpc.CallOption) (Resp, error), req Req, again string) (Resp, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*a.set.RequestTimeout)
-	defer cancel()
-	sent := false
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		call, done := a.deadline(ctx)
-		resp, err := method(call, req)
-		done()
-		if err == nil {
-			return resp, nil
-		}
-		var away *unreachable
-		reached := !errors.As(err, &away)
-		switch status.Code(err) {
-		case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
-			sent = sent || reached
-		default:
-			return resp, a.explain(err)
-		}
-		select {
-		case <-time.After(wait):
-			continue
-		case <-ctx.Done():
-		}
-		if !sent {
-			return resp, a.explain(err)
-		}
-		return resp, withHint(fmt.Errorf("the outcome is not known: the change may or may not be committed: %w", a.explain(err)), "%s", again)
 	}
 }

@@ -16,7 +16,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
-	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
@@ -28,6 +27,7 @@ type blocking struct {
 	until  string        // --until, as written
 	dryRun bool
 	wait   waiting
+	key    string
 }
 
 func (a *app) newBlock() *cobra.Command {
@@ -66,6 +66,7 @@ the reason and the end.`,
 	o.target.flags(cmd)
 	f.BoolVar(&o.dryRun, "dry-run", false, "tell which proxies it would concern, and commit nothing")
 	o.wait.flags(cmd)
+	keyFlag(cmd, &o.key)
 	cmd.MarkFlagsMutuallyExclusive("for", "until")
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "no-wait")
 	if err := cmd.MarkFlagRequired("reason"); err != nil {
@@ -77,6 +78,7 @@ the reason and the end.`,
 func (a *app) newUnblock() *cobra.Command {
 	var t blockTarget
 	var w waiting
+	var key string
 	cmd := &cobra.Command{
 		Use:   "unblock NAME",
 		Short: "Lift a Block of ztctl block",
@@ -88,11 +90,12 @@ to ztctl block.`,
   ztctl unblock shop/web --service bank/ledger`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t.workloads = args
-			return a.unblock(cmd.Context(), t, w)
+			return a.unblock(cmd.Context(), t, w, key)
 		},
 	}
 	t.flags(cmd)
 	w.flags(cmd)
+	keyFlag(cmd, &key)
 	return cmd
 }
 
@@ -105,6 +108,9 @@ func (a *app) block(ctx context.Context, o blocking) error {
 	if b.Until, err = a.end(o); err != nil {
 		return err
 	}
+	if o.length != 0 { // the same again asks for the same end
+		a.args = replaceFlag(a.args, "--for", "--until", b.Until.AsTime().Format(time.RFC3339))
+	}
 	c, err := a.connect()
 	if err != nil {
 		return err
@@ -113,11 +119,8 @@ func (a *app) block(ctx context.Context, o blocking) error {
 	if err := a.mayReplace(ctx, c, ref, b); err != nil {
 		return err
 	}
-	req := &ztv1.BlockRequest{Namespace: ref.Namespace, Name: ref.Name, Block: b, DryRun: o.dryRun}
-	if !o.dryRun {
-		req.IdempotencyKey = identity.NewID()
-	}
-	resp, err := commit(ctx, a, c.Block, req, "see ztctl get blocks, and run it again: the same Block twice is one")
+	req := &ztv1.BlockRequest{Namespace: ref.Namespace, Name: ref.Name, Block: b, DryRun: o.dryRun, IdempotencyKey: o.key}
+	resp, err := commit(ctx, a, c.Block, req)
 	if err != nil {
 		return err
 	}
@@ -198,7 +201,7 @@ func (a *app) mayReplace(ctx context.Context, c *client, ref spec.Ref, b *ztv1.B
 	return nil
 }
 
-func (a *app) unblock(ctx context.Context, t blockTarget, w waiting) error {
+func (a *app) unblock(ctx context.Context, t blockTarget, w waiting, key string) error {
 	ref, _, err := t.resolve(a.set.Namespace)
 	if err != nil {
 		return err
@@ -212,17 +215,18 @@ func (a *app) unblock(ctx context.Context, t blockTarget, w waiting) error {
 	switch {
 	case err != nil:
 		return err
+	case doc == nil && key != "": // an earlier try has lifted it, perhaps
 	case doc == nil:
 		return withHint(fmt.Errorf("there is no Block %s", ref), "ztctl get blocks shows what is blocked")
 	case !(&spec.Document{Document: doc}).Operator():
 		return withHint(fmt.Errorf("the Block %s is in the files of its namespace", ref), "remove it there, then ztctl apply")
 	}
-	req := &ztv1.UnblockRequest{Namespace: ref.Namespace, Name: ref.Name, IdempotencyKey: identity.NewID()}
-	resp, err := commit(ctx, a, c.Unblock, req, "see ztctl get blocks; if it is still there, run it again")
+	req := &ztv1.UnblockRequest{Namespace: ref.Namespace, Name: ref.Name, IdempotencyKey: key}
+	resp, err := commit(ctx, a, c.Unblock, req)
 	if err != nil {
 		return err
 	}
-	if a.set.Output == "table" {
+	if a.set.Output == "table" && doc != nil {
 		fmt.Fprintf(a.out, "Block %s is removed; it said: %s\n", ref, printable(denial(inFull(doc.GetBlock(), ref.Namespace))))
 	}
 	return a.afterCommit(ctx, c, w, "unblock", resp)

@@ -30,6 +30,7 @@ type question struct {
 	at              string
 	source          string
 	headers         []string // NAME=VALUE
+	stale           bool     // as any server knows it
 }
 
 func (a *app) newCan() *cobra.Command {
@@ -68,6 +69,8 @@ verified; when it begins; where it comes from; its headers.`,
 	f.StringVar(&q.at, "at", "", "when the request begins: a `TIME` such as 2026-08-01T18:00:00Z (default: now)")
 	f.StringVar(&q.source, "source", "", "the `ADDRESS` that it comes from (default 127.0.0.1)")
 	f.StringArrayVar(&q.headers, "header", nil, "`NAME=VALUE` of the request; repeatable")
+	staleFlag(cmd, &q.stale)
+	cmd.MarkFlagsMutuallyExclusive("stale", "file")
 	return cmd
 }
 
@@ -86,6 +89,7 @@ func (a *app) can(ctx context.Context, q question) error {
 		return err
 	}
 	if err := a.print(resp, func() error {
+		a.showStaleness(resp.Staleness)
 		color := red
 		if resp.Allowed {
 			color = green
@@ -247,7 +251,7 @@ func (a *app) canOnline(ctx context.Context, q question, t *ztv1.Test) (*ztv1.Ca
 	}
 	defer c.Close()
 	caller, err := a.caller(q.caller, func() ([]string, error) {
-		docs, err := a.listDocuments(ctx, c, spec.KindWorkload, "")
+		docs, _, err := a.listDocuments(ctx, c, spec.KindWorkload, "", q.stale)
 		var refs []string
 		for _, d := range docs {
 			refs = append(refs, d.Document.GetMetadata().GetNamespace()+"/"+d.Document.GetMetadata().GetName())
@@ -260,7 +264,7 @@ func (a *app) canOnline(ctx context.Context, q question, t *ztv1.Test) (*ztv1.Ca
 	as(t, caller)
 	return call(ctx, a, c.Can, &ztv1.CanRequest{
 		Caller: caller, Request: t.Request, Namespace: a.namespaceOf(caller),
-		User: t.As.User, At: t.At, Source: t.Source, Headers: t.Headers,
+		User: t.As.User, At: t.At, Source: t.Source, Headers: t.Headers, Stale: q.stale,
 	})
 }
 

@@ -121,18 +121,9 @@ func call[Req, Resp any](ctx context.Context, a *app, method func(context.Contex
 	return resp, a.explain(err)
 }
 
-// repeatable are the calls that may be made twice: reads, and what has an
-// idempotency key (Apply, Block, Unblock).
-func repeatable(method string) bool {
-	switch method {
-	case ztv1.AdminService_CreateToken_FullMethodName, ztv1.AdminService_DeleteToken_FullMethodName,
-		ztv1.AdminService_DeregisterInstance_FullMethodName, ztv1.AdminService_RemoveMember_FullMethodName,
-		ztv1.AdminService_AddAdmin_FullMethodName, ztv1.AdminService_RemoveAdmin_FullMethodName,
-		ztv1.AdminService_EndShadow_FullMethodName:
-		return false
-	}
-	return true
-}
+// repeatable tells whether a call may be made twice: reads, what has an idempotency
+// key, and what says the same when it is said again, which is all of the admin API.
+func repeatable(string) bool { return true }
 
 // servers is a grpc.ClientConnInterface over several servers. A call goes to the
 // first one; when that cannot be reached, or answers a repeatable call with
@@ -210,6 +201,9 @@ func (s *servers) Invoke(ctx context.Context, method string, args, reply any, op
 	for range s.conns {
 		var p peer.Peer // gets an address only if the call was given to a connection
 		err := s.conns[s.first].Invoke(ctx, method, args, reply, append(slices.Clone(opts), grpc.Peer(&p))...)
+		if status.Code(err) == codes.DeadlineExceeded {
+			s.next() // for the next call: this one does not answer
+		}
 		if status.Code(err) != codes.Unavailable || ctx.Err() != nil {
 			return err
 		}

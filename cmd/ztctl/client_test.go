@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
@@ -60,8 +61,9 @@ func (f *flaky) Apply(_ context.Context, req *ztv1.ApplyRequest) (*ztv1.ApplyRes
 	return &ztv1.ApplyResponse{Revision: 7}, f.next()
 }
 
-func (f *flaky) CreateToken(context.Context, *ztv1.CreateTokenRequest) (*ztv1.CreateTokenResponse, error) {
+func (f *flaky) CreateToken(_ context.Context, req *ztv1.CreateTokenRequest) (*ztv1.CreateTokenResponse, error) {
 	f.tokens++
+	f.keys = append(f.keys, req.IdempotencyKey)
 	return &ztv1.CreateTokenResponse{Token: "t"}, f.next()
 }
 
@@ -137,9 +139,41 @@ func TestApplyAsksAgainWithTheSameKey(t *testing.T) {
 func TestApplyReportsAnUnknownOutcome(t *testing.T) {
 	f := &flaky{errs: slices.Repeat([]error{status.Error(codes.DeadlineExceeded, "outcome unknown")}, 1000)}
 	code, _, stderr := runFlaky(t, f, "apply", "-f", "-", "--no-wait", "--request-timeout", "200ms")
-	if code != exitError || !strings.Contains(stderr, "the outcome is not known") ||
-		!strings.Contains(stderr, "--idempotency-key "+f.keys[0]) {
+	if code != exitUnknown || !strings.Contains(stderr, "the outcome is not known") ||
+		!strings.Contains(stderr, ": ztctl apply -f - --no-wait --request-timeout 200ms --config ") ||
+		!strings.Contains(stderr, " --idempotency-key "+f.keys[0]+" (with the same input)") {
 		t.Fatalf("exit %d\n%s", code, stderr)
+	}
+}
+
+// What a server says has changed nothing, has changed nothing.
+func TestNoLeaderIsNoUnknownOutcome(t *testing.T) {
+	none := must(status.New(codes.Unavailable, "no leader").WithDetails(protoadapt.MessageV1Of(&ztv1.NothingChanged{}))).Err()
+	f := &flaky{errs: slices.Repeat([]error{none}, 1000)}
+	code, _, stderr := runFlaky(t, f, "token", "create", "--server", "--request-timeout", "200ms")
+	if code != exitError || strings.Contains(stderr, "not known") || len(slices.Compact(f.keys)) != 1 {
+		t.Fatalf("exit %d\n%s", code, stderr)
+	}
+	f.errs = append([]error{status.Error(codes.Unavailable, "going away")}, slices.Repeat([]error{none}, 1000)...)
+	if code, _, stderr = runFlaky(t, f, "token", "create", "--server", "--request-timeout", "200ms"); code != exitUnknown {
+		t.Fatalf("after an answer that was lost, exit %d\n%s", code, stderr)
+	}
+}
+
+// The command to run next asks for the same, whatever its words are.
+func TestCommandToRunNext(t *testing.T) {
+	a := &app{args: []string{"block", "shop/web", "--reason", "it's \"INC-42\" $HOME"}}
+	if got, want := a.again("k1"), `ztctl block shop/web --reason 'it'\''s "INC-42" $HOME' --idempotency-key k1`; got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+	a.args = []string{"apply", "-f", "shop", "--idempotency-key=k0"}
+	if got, want := a.again("k0"), "ztctl apply -f shop --idempotency-key=k0"; got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+	for _, args := range [][]string{{"block", "--for", "1h", "w"}, {"block", "--for=1h", "w"}} {
+		if got := strings.Join(replaceFlag(args, "--for", "--until", "T"), " "); got != "block --until T w" {
+			t.Error(got)
+		}
 	}
 }
 
@@ -150,12 +184,12 @@ func TestApplyRefusedIsNotRepeated(t *testing.T) {
 	}
 }
 
-// What may be done already is not done again, but an address that nobody listens
-// on costs nothing.
-func TestCreateTokenIsSentOnce(t *testing.T) {
+// A token that was made already is not made twice: the same key asks for it.
+func TestCreateTokenAsksAgainWithTheSameKey(t *testing.T) {
 	f := &flaky{errs: []error{status.Error(codes.Unavailable, "going away")}}
-	if code, _, stderr := runFlaky(t, f, "token", "create", "--server"); code != exitError || f.tokens != 1 {
-		t.Fatalf("exit %d after %d calls\n%s", code, f.tokens, stderr)
+	code, _, stderr := runFlaky(t, f, "token", "create", "--server")
+	if code != exitOK || f.tokens != 2 || len(f.keys[0]) != 32 || f.keys[0] != f.keys[1] {
+		t.Fatalf("exit %d after %d calls with %q\n%s", code, f.tokens, f.keys, stderr)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 )
 
 func (a *app) newGet() *cobra.Command {
+	var stale bool
 	cmd := &cobra.Command{
 		Use:   "get [KIND [[NAMESPACE/]NAME]]",
 		Short: "Show the documents that are stored",
@@ -45,22 +46,23 @@ of ztctl block, which no file may hold; stderr names them.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return a.getAll(cmd.Context(), kind{})
+				return a.getAll(cmd.Context(), kind{}, stale)
 			}
 			k, err := kindOf(args[0])
 			if err != nil {
 				return err
 			}
 			if len(args) == 2 {
-				return a.getOne(cmd.Context(), k, args[1])
+				return a.getOne(cmd.Context(), k, args[1], stale)
 			}
-			return a.getAll(cmd.Context(), k)
+			return a.getAll(cmd.Context(), k, stale)
 		},
 	}
+	staleFlag(cmd, &stale)
 	return cmd
 }
 
-func (a *app) getOne(ctx context.Context, k kind, name string) error {
+func (a *app) getOne(ctx context.Context, k kind, name string, stale bool) error {
 	namespace := a.set.Namespace
 	if namespace == "" && k.mesh {
 		namespace = spec.MeshNamespace
@@ -74,20 +76,21 @@ func (a *app) getOne(ctx context.Context, k kind, name string) error {
 		return err
 	}
 	defer c.Close()
-	resp, err := call(ctx, a, c.GetDocument, &ztv1.GetDocumentRequest{Kind: k.name, Namespace: ref.Namespace, Name: ref.Name})
+	resp, err := call(ctx, a, c.GetDocument, &ztv1.GetDocumentRequest{Kind: k.name, Namespace: ref.Namespace, Name: ref.Name, Stale: stale})
 	if err != nil {
 		return orHint(err, "see ztctl get %s", k.words()[1])
 	}
+	a.headStaleness(resp.Staleness)
 	return a.showDocuments([]*ztv1.StoredDocument{resp.Document}, true)
 }
 
-func (a *app) getAll(ctx context.Context, k kind) error {
+func (a *app) getAll(ctx context.Context, k kind, stale bool) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	docs, err := a.listDocuments(ctx, c, k.name, a.set.Namespace)
+	docs, age, err := a.listDocuments(ctx, c, k.name, a.set.Namespace, stale)
 	if err != nil {
 		return a.explain(err)
 	}
@@ -100,28 +103,29 @@ func (a *app) getAll(ctx context.Context, k kind) error {
 			return doc.Operator()
 		})
 	}
+	a.headStaleness(age)
 	return a.showDocuments(docs, false)
 }
 
 // listDocuments reads all pages of one revision, and begins again when the
 // revision moves on meanwhile.
-func (a *app) listDocuments(ctx context.Context, c *client, kind, namespace string) ([]*ztv1.StoredDocument, error) {
+func (a *app) listDocuments(ctx context.Context, c *client, kind, namespace string, stale bool) ([]*ztv1.StoredDocument, *ztv1.Staleness, error) {
 	ctx, cancel := a.deadline(ctx)
 	defer cancel()
 	var docs []*ztv1.StoredDocument
 	token := ""
 	for {
-		page, err := c.ListDocuments(ctx, &ztv1.ListDocumentsRequest{Kind: kind, Namespace: namespace, PageToken: token})
+		page, err := c.ListDocuments(ctx, &ztv1.ListDocumentsRequest{Kind: kind, Namespace: namespace, PageToken: token, Stale: stale})
 		if token != "" && status.Code(err) == codes.Aborted {
 			docs, token = nil, ""
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		docs = append(docs, page.Documents...)
 		if token = page.NextPageToken; token == "" {
-			return docs, nil
+			return docs, page.Staleness, nil
 		}
 	}
 }

@@ -245,7 +245,7 @@ func (a *app) judgeStored(ctx context.Context) ([]*spec.Document, *policy.Index,
 		return nil, nil, err
 	}
 	defer c.Close()
-	stored, err := a.listDocuments(ctx, c, "", "")
+	stored, _, err := a.listDocuments(ctx, c, "", "", false)
 	if err != nil {
 		return nil, nil, a.explain(err)
 	}

@@ -44,6 +44,7 @@ const (
 	exitDenied      = 3 // a request is denied, or a test failed
 	exitUnconfirmed = 4 // committed, but not ACKed by every proxy in time
 	exitStale       = 5 // the base is stale: somebody else applied first
+	exitUnknown     = 6 // the change may or may not take effect
 )
 
 // app is what every command needs of the process it runs in.
@@ -51,8 +52,9 @@ type app struct {
 	in       io.Reader
 	out, err io.Writer
 	now      func() time.Time
-	color    bool // stdout is a terminal that wants colour
-	progress bool // stderr is a terminal: a line may be drawn over
+	color    bool     // stdout is a terminal that wants colour
+	progress bool     // stderr is a terminal: a line may be drawn over
+	args     []string // of the command line
 	set      settings
 	settle   func() error // fills set from flags and environment, once they are parsed
 }
@@ -96,6 +98,7 @@ func orHint(err error, format string, args ...any) error {
 
 // main runs one command line and returns its exit code.
 func (a *app) main(ctx context.Context, args, environ []string) int {
+	a.args = args
 	root := a.root(environ)
 	root.SetArgs(args)
 	root.SetIn(a.in)
@@ -192,12 +195,13 @@ func exitCodesTopic() *cobra.Command {
 		Long: `The exit codes of every command:
 
   0  it is done
-  1  an error: nothing was changed, unless the message says that the outcome
-     is not known
+  1  an error: nothing was changed
   3  the request is denied (can), or a test failed (test, validate)
   4  committed, but not confirmed by all proxies in time (apply, block, unblock);
      the proxies that are late take it over when they can
-  5  stale base: somebody else changed the namespace first; nothing was changed`,
+  5  stale base: somebody else changed the namespace first; nothing was changed
+  6  the outcome is not known: no server has answered in time whether the change
+     takes effect. The hint is the command that tells; it changes nothing twice`,
 	}
 }
 

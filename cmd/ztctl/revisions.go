@@ -14,7 +14,7 @@ import (
 
 func (a *app) newRevisions() *cobra.Command {
 	var limit, before uint64
-	var changes bool
+	var changes, stale bool
 	cmd := &cobra.Command{
 		Use:   "revisions",
 		Short: "Show who changed what, newest first",
@@ -23,12 +23,13 @@ func (a *app) newRevisions() *cobra.Command {
   ztctl revisions --before 40 -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.revisions(cmd.Context(), &ztv1.ListRevisionsRequest{PageSize: uint32(min(limit, 1000)), Before: before}, changes)
+			return a.revisions(cmd.Context(), &ztv1.ListRevisionsRequest{PageSize: uint32(min(limit, 1000)), Before: before, Stale: stale}, changes)
 		},
 	}
 	cmd.Flags().Uint64Var(&limit, "limit", 20, "how many, at most 1000")
 	cmd.Flags().Uint64Var(&before, "before", 0, "only revisions before this one")
 	cmd.Flags().BoolVar(&changes, "changes", false, "show what each changed")
+	staleFlag(cmd, &stale)
 	return cmd
 }
 
@@ -43,6 +44,7 @@ func (a *app) revisions(ctx context.Context, req *ztv1.ListRevisionsRequest, cha
 		return err
 	}
 	return a.print(resp, func() error {
+		a.showStaleness(resp.Staleness)
 		if changes {
 			for _, r := range resp.Revisions {
 				fmt.Fprintf(a.out, "revision %d by %s at %s %s\n", r.Revision, printable(r.Who), r.When.AsTime().Format(time.RFC3339), printable(r.Message))

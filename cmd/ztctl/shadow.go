@@ -12,6 +12,8 @@ import (
 )
 
 func (a *app) newShadow() *cobra.Command {
+	var stale bool
+	var key string
 	cmd := &cobra.Command{
 		Use:   "shadow",
 		Short: "Show which requests would get another verdict",
@@ -27,7 +29,7 @@ servers: they begin anew with each proposal, and when a server starts.`,
   ztctl shadow -o json | jq '.differences[] | select(.wouldAllow | not)'
   ztctl shadow end shop`,
 		Args: knownCommand,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.shadow(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.shadow(cmd.Context(), stale) },
 	}
 	end := &cobra.Command{
 		Use: "end NAMESPACE", Short: "Take back what was proposed for a namespace", Args: cobra.ExactArgs(1),
@@ -40,24 +42,26 @@ servers: they begin anew with each proposal, and when a server starts.`,
 				return err
 			}
 			defer c.Close()
-			if _, err := call(cmd.Context(), a, c.EndShadow, &ztv1.EndShadowRequest{Namespace: args[0]}); err != nil {
+			if _, err := commit(cmd.Context(), a, c.EndShadow, &ztv1.EndShadowRequest{Namespace: args[0], IdempotencyKey: key}); err != nil {
 				return orHint(err, "ztctl shadow shows what is proposed")
 			}
 			a.note("what was proposed for namespace %s is taken back", args[0])
 			return nil
 		},
 	}
+	staleFlag(cmd, &stale)
+	keyFlag(end, &key)
 	cmd.AddCommand(end)
 	return cmd
 }
 
-func (a *app) shadow(ctx context.Context) error {
+func (a *app) shadow(ctx context.Context, stale bool) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	resp, err := call(ctx, a, c.GetShadow, &ztv1.GetShadowRequest{Namespace: a.set.Namespace})
+	resp, err := call(ctx, a, c.GetShadow, &ztv1.GetShadowRequest{Namespace: a.set.Namespace, Stale: stale})
 	if err != nil {
 		return err
 	}
@@ -65,6 +69,7 @@ func (a *app) shadow(ctx context.Context) error {
 }
 
 func (a *app) showShadow(resp *ztv1.GetShadowResponse, trustDomain string) error {
+	a.showStaleness(resp.Staleness)
 	for _, p := range resp.Proposals {
 		line := fmt.Sprintf("proposed for namespace %s by %s %s ago", p.Namespace, p.Who, a.age(p.When))
 		if p.Message != "" {

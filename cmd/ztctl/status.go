@@ -12,7 +12,7 @@ import (
 )
 
 func (a *app) newStatus() *cobra.Command {
-	var watch bool
+	var watch, stale bool
 	var every time.Duration
 	cmd := &cobra.Command{
 		Use:   "status",
@@ -24,14 +24,15 @@ Envoy's own words. A proxy that refuses serves on with what it had.`,
   ztctl status --watch
   ztctl status -o json | jq '.proxies[] | select(.connected | not)'`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context(), watch, every) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context(), watch, stale, every) },
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again and again, until Ctrl-C")
 	cmd.Flags().DurationVar(&every, "interval", 2*time.Second, "how often, with --watch")
+	staleFlag(cmd, &stale)
 	return cmd
 }
 
-func (a *app) status(ctx context.Context, watch bool, every time.Duration) error {
+func (a *app) status(ctx context.Context, watch, stale bool, every time.Duration) error {
 	if every <= 0 {
 		return fmt.Errorf("interval %s is not positive", every)
 	}
@@ -41,9 +42,9 @@ func (a *app) status(ctx context.Context, watch bool, every time.Duration) error
 	}
 	defer c.Close()
 	for {
-		st, err := call(ctx, a, c.GetStatus, &ztv1.GetStatusRequest{})
+		st, err := call(ctx, a, c.GetStatus, &ztv1.GetStatusRequest{Stale: stale})
 		if err != nil {
-			return err
+			return orHint(err, "ztctl status --stale shows what the server that is asked knows")
 		}
 		if watch && a.color {
 			fmt.Fprint(a.out, "\x1b[H\x1b[2J") // home, clear
@@ -60,6 +61,7 @@ func (a *app) status(ctx context.Context, watch bool, every time.Duration) error
 }
 
 func (a *app) showStatus(st *ztv1.GetStatusResponse) error {
+	a.showStaleness(st.Staleness)
 	fmt.Fprintf(a.out, "revision %d\n\n", st.Revision)
 	if err := a.showMembers(st.Servers); err != nil {
 		return err

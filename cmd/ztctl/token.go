@@ -19,7 +19,8 @@ func (a *app) newToken() *cobra.Command {
 		Example: "  ztctl token create --workload shop/web --out web.token\n  ztctl token list",
 		RunE:    showHelp,
 	}
-	cmd.AddCommand(a.newTokenCreate(), a.newTokenList(), &cobra.Command{
+	var key string
+	remove := &cobra.Command{
 		Use: "delete ID", Short: "Make a token unusable", Args: cobra.ExactArgs(1),
 		Example: "  ztctl token delete 4b1d90c2aa37f08e",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -28,18 +29,20 @@ func (a *app) newToken() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			if _, err := call(cmd.Context(), a, c.DeleteToken, &ztv1.DeleteTokenRequest{Id: args[0]}); err != nil {
+			if _, err := commit(cmd.Context(), a, c.DeleteToken, &ztv1.DeleteTokenRequest{Id: args[0], IdempotencyKey: key}); err != nil {
 				return err
 			}
 			a.note("token %s is deleted", args[0])
 			return nil
 		},
-	})
+	}
+	keyFlag(remove, &key)
+	cmd.AddCommand(a.newTokenCreate(), a.newTokenList(), remove)
 	return cmd
 }
 
 func (a *app) newTokenCreate() *cobra.Command {
-	var workload, out string
+	var workload, out, key string
 	var server bool
 	var ttl time.Duration
 	cmd := &cobra.Command{
@@ -51,7 +54,7 @@ workload only, and is shown only now: on stdout, or in a file of mode 0600.`,
   ztctl token create --server > server.token`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			req := &ztv1.CreateTokenRequest{Server: server, Ttl: durationpb.New(ttl)}
+			req := &ztv1.CreateTokenRequest{Server: server, Ttl: durationpb.New(ttl), IdempotencyKey: key}
 			if !server {
 				ref, err := spec.ParseRef(workload, a.set.Namespace)
 				if err != nil {
@@ -67,6 +70,7 @@ workload only, and is shown only now: on stdout, or in a file of mode 0600.`,
 	f.BoolVar(&server, "server", false, "for a server that joins the cluster")
 	f.DurationVar(&ttl, "ttl", time.Hour, "how long it can be used, at most 24h")
 	f.StringVar(&out, "out", "", "write it to this new file (mode 0600)")
+	keyFlag(cmd, &key)
 	cmd.MarkFlagsMutuallyExclusive("workload", "server")
 	cmd.MarkFlagsOneRequired("workload", "server")
 	return cmd
@@ -83,14 +87,14 @@ func (a *app) createToken(ctx context.Context, req *ztv1.CreateTokenRequest, out
 		return err
 	}
 	defer c.Close()
-	resp, err := call(ctx, a, c.CreateToken, req)
+	resp, err := commit(ctx, a, c.CreateToken, req)
 	if err != nil {
 		return err
 	}
 	if out != "" {
 		if err := writeNew(out, []byte(resp.Token+"\n")); err != nil {
 			// Nobody has seen the token; it must not stay usable.
-			_, derr := call(ctx, a, c.DeleteToken, &ztv1.DeleteTokenRequest{Id: resp.Info.GetId()})
+			_, derr := commit(ctx, a, c.DeleteToken, &ztv1.DeleteTokenRequest{Id: resp.Info.GetId()})
 			return errors.Join(err, derr)
 		}
 		a.note("token %s is written to %s; it can be used once within %s", resp.Info.GetId(), out, a.left(resp.Info.GetExpires()))
@@ -106,7 +110,8 @@ func (a *app) createToken(ctx context.Context, req *ztv1.CreateTokenRequest, out
 }
 
 func (a *app) newTokenList() *cobra.Command {
-	return &cobra.Command{
+	var stale bool
+	cmd := &cobra.Command{
 		Use: "list", Short: "Show the tokens that can still be used", Args: cobra.NoArgs,
 		Example: "  ztctl token list",
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -115,11 +120,12 @@ func (a *app) newTokenList() *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			resp, err := call(cmd.Context(), a, c.ListTokens, &ztv1.ListTokensRequest{})
+			resp, err := call(cmd.Context(), a, c.ListTokens, &ztv1.ListTokensRequest{Stale: stale})
 			if err != nil {
 				return err
 			}
 			return a.print(resp, func() error {
+				a.showStaleness(resp.Staleness)
 				var rows [][]string
 				for _, t := range resp.Tokens {
 					what := t.Workload
@@ -132,4 +138,6 @@ func (a *app) newTokenList() *cobra.Command {
 			})
 		},
 	}
+	staleFlag(cmd, &stale)
+	return cmd
 }

@@ -102,15 +102,21 @@ func initialise(ctx context.Context, c config, trustDomain string, stderr io.Wri
 
 func joinCommand(stdout, stderr io.Writer) *cobra.Command {
 	var server, tokenFile string
+	var replica bool
 	cmd := &cobra.Command{
 		Use:   "join --server HOST:PORT --token-file FILE",
 		Short: "Make this a further server of an existing cluster",
 		Long: `join redeems a one-use server token (ztctl token create --server) at the node
 port of any server of the cluster. The token pins the cluster's root, so that it
-is shown to no other. Afterwards ztd run makes this server a voter. Where --kek names
-a file that is not there yet, the cluster hands its key-encryption key over.`,
-		Example: "  ztd join --server 10.0.0.1:7401 --token-file token --data-dir /var/lib/ztd",
-		Args:    cobra.NoArgs,
+is shown to no other. Afterwards ztd run makes this server a member, which votes
+once it has been up to date for a while (--stable-after of the leader). Where --kek names a file that
+is not there yet, the cluster hands its key-encryption key over.
+
+With --replica it never votes: it serves proxies and stale reads, and forwards the
+rest. It adds capacity and costs the writers nothing.`,
+		Example: `  ztd join --server 10.0.0.1:7401 --token-file token --data-dir /var/lib/ztd
+  ztd join --server 10.0.0.1:7401 --token-file token --data-dir /var/lib/ztd --replica`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := loadConfig(cmd.Flags())
 			if err != nil {
@@ -127,7 +133,7 @@ a file that is not there yet, the cluster hands its key-encryption key over.`,
 			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
 			defer cancel()
 			err = controlplane.Join(ctx, controlplane.JoinConfig{
-				DataDir: c.DataDir, KEK: c.KEK, Server: server, Token: strings.TrimSpace(string(token)), Logger: log,
+				DataDir: c.DataDir, KEK: c.KEK, Server: server, Token: strings.TrimSpace(string(token)), Replica: replica, Logger: log,
 			})
 			if err != nil {
 				return err
@@ -137,6 +143,7 @@ a file that is not there yet, the cluster hands its key-encryption key over.`,
 		},
 	}
 	cmd.Flags().StringVar(&server, "server", "", "node port of any server of the cluster (required)")
+	cmd.Flags().BoolVar(&replica, "replica", false, "make it a read replica, which never votes")
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with the server token (required)")
 	_ = cmd.MarkFlagRequired("server")
 	_ = cmd.MarkFlagRequired("token-file")

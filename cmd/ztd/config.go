@@ -29,6 +29,9 @@ type config struct {
 	LocalListen     string        `mapstructure:"local-listen"`
 	Advertise       string        `mapstructure:"advertise"`
 	ElectionTimeout time.Duration `mapstructure:"election-timeout"`
+	StableAfter     time.Duration `mapstructure:"stable-after"`
+	DeadAfter       time.Duration `mapstructure:"dead-after"`
+	MinVoters       int           `mapstructure:"min-voters"`
 
 	SnapshotEntries  uint64        `mapstructure:"snapshot-entries"`
 	SnapshotInterval time.Duration `mapstructure:"snapshot-interval"`
@@ -60,6 +63,9 @@ func configFlags(f *pflag.FlagSet) {
 	f.Uint64("trailing-entries", 2048, "entries that stay in the log after a snapshot, for servers that are a little behind")
 	f.Uint64("disk-reserve", 64, "MiB to keep back for the day that the disk is full; while less than as much again is free, changes are refused")
 	f.Bool("reseed", false, "when this server's log is lost or damaged, put a new member in its place (ztd reseed) and go on")
+	f.Duration("stable-after", 10*time.Second, "how long a server that has joined is to be up to date before it votes")
+	f.Duration("dead-after", 24*time.Hour, "silence after which a server is removed, if the cluster is safe without it; negative: never")
+	f.Int("min-voters", 3, "nobody is removed for silence if fewer voters would be left")
 	f.String("log-level", "info", "debug, info, warn or error")
 }
 
@@ -146,6 +152,7 @@ func (c config) server(log *slog.Logger) controlplane.Config {
 		Heartbeat: c.ElectionTimeout, Election: c.ElectionTimeout, Lease: c.ElectionTimeout / 2,
 		SnapshotEntries: c.SnapshotEntries, SnapshotInterval: c.SnapshotInterval, TrailingEntries: c.TrailingEntries,
 	}
+	s.Autopilot = controlplane.Autopilot{Stable: c.StableAfter, DeadAfter: c.DeadAfter, MinVoters: c.MinVoters}
 	return s
 }
 

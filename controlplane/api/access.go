@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"regexp"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
@@ -52,7 +54,12 @@ func (s *Server) CreateToken(ctx context.Context, req *ztv1.CreateTokenRequest) 
 	if err := s.mayMakeToken(ctx, st, req); err != nil {
 		return nil, err
 	}
-	token, id, hash, err := s.cfg.Issuer.NewToken()
+	w := keyed(ctx, req, req.IdempotencyKey)
+	seed := ""
+	if w.key != "" { // a retry makes the same token
+		seed = callOf(ctx).principal.String() + "\x00" + w.key
+	}
+	token, id, hash, err := s.cfg.Issuer.NewToken(seed)
 	if err != nil {
 		return nil, err
 	}
@@ -60,10 +67,18 @@ func (s *Server) CreateToken(ctx context.Context, req *ztv1.CreateTokenRequest) 
 		Id: id, SecretHash: hash, Workload: req.Workload, Server: req.Server,
 		Expires: timestamppb.New(s.cfg.Now().Add(ttl)), CreatedBy: callOf(ctx).principal.String(),
 	}
-	if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_PutToken{PutToken: &logv1.PutToken{Token: t}}}); err != nil {
+	result, err := s.proposeOnce(ctx, w, &logv1.Entry{Op: &logv1.Entry_PutToken{PutToken: &logv1.PutToken{Token: t}}})
+	if err != nil {
 		return nil, err
 	}
 	failpoint.Hit("api.token.created")
+	if result.Replayed {
+		made, ok := s.cfg.Log.State().Token(id)
+		if !ok || !bytes.Equal(made.SecretHash, hash) {
+			return nil, refuse(codes.FailedPrecondition, "the token of this idempotency key was made, and has been used or has ended; ask for another one with another key")
+		}
+		t = made
+	}
 	return &ztv1.CreateTokenResponse{Token: token, Info: tokenInfo(t)}, nil
 }
 
@@ -92,12 +107,12 @@ func tokenInfo(t *logv1.Token) *ztv1.TokenInfo {
 }
 
 // ListTokens is AdminService.ListTokens.
-func (s *Server) ListTokens(ctx context.Context, _ *ztv1.ListTokensRequest) (*ztv1.ListTokensResponse, error) {
-	st, err := s.read(ctx, false)
+func (s *Server) ListTokens(ctx context.Context, req *ztv1.ListTokensRequest) (*ztv1.ListTokensResponse, error) {
+	st, stale, err := s.readAged(ctx, req.Stale)
 	if err != nil {
 		return nil, err
 	}
-	resp := &ztv1.ListTokensResponse{}
+	resp := &ztv1.ListTokensResponse{Staleness: stale}
 	for t := range st.Tokens() {
 		if t.Expires.AsTime().After(s.cfg.Now()) {
 			resp.Tokens = append(resp.Tokens, tokenInfo(t))
@@ -112,6 +127,10 @@ func (s *Server) DeleteToken(ctx context.Context, req *ztv1.DeleteTokenRequest) 
 	if err != nil {
 		return nil, err
 	}
+	w := keyed(ctx, req, req.IdempotencyKey)
+	if done, err := s.replayed(ctx, w); done || err != nil {
+		return &ztv1.DeleteTokenResponse{}, err
+	}
 	t, ok := st.Token(req.Id)
 	if !ok {
 		return nil, refuse(codes.NotFound, "no token %q", req.Id)
@@ -119,7 +138,7 @@ func (s *Server) DeleteToken(ctx context.Context, req *ztv1.DeleteTokenRequest) 
 	if err := s.may(ctx, st, namespaceOf(t.Workload)); err != nil {
 		return nil, err
 	}
-	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_DeleteToken{DeleteToken: &logv1.DeleteToken{Id: req.Id}}})
+	_, err = s.proposeOnce(ctx, w, &logv1.Entry{Op: &logv1.Entry_DeleteToken{DeleteToken: &logv1.DeleteToken{Id: req.Id}}})
 	return &ztv1.DeleteTokenResponse{}, err
 }
 
@@ -139,6 +158,10 @@ func (s *Server) DeregisterInstance(ctx context.Context, req *ztv1.DeregisterIns
 	if err != nil {
 		return nil, err
 	}
+	w := keyed(ctx, req, req.IdempotencyKey)
+	if done, err := s.replayed(ctx, w); done || err != nil {
+		return &ztv1.DeregisterInstanceResponse{}, err
+	}
 	i, ok := st.Instance(req.Instance)
 	if !ok {
 		return nil, refuse(codes.NotFound, "no instance %q", req.Instance)
@@ -146,47 +169,22 @@ func (s *Server) DeregisterInstance(ctx context.Context, req *ztv1.DeregisterIns
 	if err := s.may(ctx, st, namespaceOf(i.Workload)); err != nil {
 		return nil, err
 	}
-	return &ztv1.DeregisterInstanceResponse{}, s.deregister(ctx, req.Instance)
+	return &ztv1.DeregisterInstanceResponse{}, s.deregister(ctx, w, req.Instance)
 }
 
-func (s *Server) deregister(ctx context.Context, instance string) error {
-	_, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Deregister{Deregister: &logv1.Deregister{Instance: instance}}})
+func (s *Server) deregister(ctx context.Context, w once, instance string) error {
+	_, err := s.proposeOnce(ctx, w, &logv1.Entry{Op: &logv1.Entry_Deregister{Deregister: &logv1.Deregister{Instance: instance}}})
 	failpoint.Hit("api.deregister.done")
 	return err
 }
 
-// RemoveMember is AdminService.RemoveMember.
-func (s *Server) RemoveMember(ctx context.Context, req *ztv1.RemoveMemberRequest) (*ztv1.RemoveMemberResponse, error) {
-	// An announcement in between would bring the record back.
-	s.membership.Lock()
-	defer s.membership.Unlock()
-	known, others := false, false
-	for _, m := range s.cfg.Cluster.Members() {
-		known = known || m.Id == req.Id
-		others = others || m.Id != req.Id && m.Voter
-	}
-	switch {
-	case !known:
-		return nil, refuse(codes.NotFound, "no member %q", req.Id)
-	case !others:
-		return nil, refuse(codes.FailedPrecondition, "this is the last voting server; without it there is no cluster")
-	}
-	// First the record, by which the others believe its certificate; then the
-	// vote. A crash in between leaves a member that may not speak.
-	if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_DeleteServer{DeleteServer: &logv1.DeleteServer{Id: req.Id}}}); err != nil && !errors.Is(err, state.ErrNotFound) {
-		return nil, err
-	}
-	failpoint.Hit("api.member.forgotten")
-	return &ztv1.RemoveMemberResponse{}, s.cfg.Cluster.Remove(ctx, req.Id)
-}
-
 // ListAdmins is AdminService.ListAdmins.
-func (s *Server) ListAdmins(ctx context.Context, _ *ztv1.ListAdminsRequest) (*ztv1.ListAdminsResponse, error) {
-	st, err := s.read(ctx, false)
+func (s *Server) ListAdmins(ctx context.Context, req *ztv1.ListAdminsRequest) (*ztv1.ListAdminsResponse, error) {
+	st, stale, err := s.readAged(ctx, req.Stale)
 	if err != nil {
 		return nil, err
 	}
-	resp := &ztv1.ListAdminsResponse{}
+	resp := &ztv1.ListAdminsResponse{Staleness: stale}
 	for a := range st.Admins() {
 		resp.Admins = append(resp.Admins, adminInfo(a))
 	}
@@ -215,7 +213,10 @@ func (s *Server) AddAdmin(ctx context.Context, req *ztv1.AddAdminRequest) (*ztv1
 		resp.Chain, resp.NotAfter = chain, timestamppb.New(notAfter)
 	}
 	admin := &logv1.Admin{Name: req.Name, Role: req.Role, Namespaces: slices.Compact(slices.Sorted(slices.Values(req.Namespaces)))}
-	if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_PutAdmin{PutAdmin: &logv1.PutAdmin{Admin: admin}}}); err != nil {
+	asked := proto.CloneOf(req)
+	asked.Csr = nil // a retry may bring another key
+	w := keyed(ctx, asked, req.IdempotencyKey)
+	if _, err := s.proposeOnce(ctx, w, &logv1.Entry{Op: &logv1.Entry_PutAdmin{PutAdmin: &logv1.PutAdmin{Admin: admin}}}); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("api.admin.added")
@@ -224,6 +225,7 @@ func (s *Server) AddAdmin(ctx context.Context, req *ztv1.AddAdminRequest) (*ztv1
 
 // RemoveAdmin is AdminService.RemoveAdmin.
 func (s *Server) RemoveAdmin(ctx context.Context, req *ztv1.RemoveAdminRequest) (*ztv1.RemoveAdminResponse, error) {
-	_, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_DeleteAdmin{DeleteAdmin: &logv1.DeleteAdmin{Name: req.Name}}})
+	w := keyed(ctx, req, req.IdempotencyKey)
+	_, err := s.proposeOnce(ctx, w, &logv1.Entry{Op: &logv1.Entry_DeleteAdmin{DeleteAdmin: &logv1.DeleteAdmin{Name: req.Name}}})
 	return &ztv1.RemoveAdminResponse{}, err
 }

@@ -73,8 +73,22 @@ type Cluster interface {
 	// when there is none to ask. The Cluster owns it.
 	LeaderConn() (grpc.ClientConnInterface, error)
 	Members() []*ztv1.Member
+	// Report is where this server stands.
+	Report() *ztv1.GetReportResponse
+	// What follows only the leader can do. Add makes a server a member without a
+	// vote, or changes the address of one, and leaves the vote that it has.
 	Add(ctx context.Context, id, address string) error
+	Promote(ctx context.Context, id string) error
+	Demote(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error
+	// Transfer hands leadership to a voter.
+	Transfer(ctx context.Context, id string) error
+	// Heard notes the newest format of entries that a member says it reads. Lowest is
+	// that of the member that reads least, and Readable a *state.FormatError if one
+	// does not read what a feature needs.
+	Heard(id string, format uint32)
+	Lowest() uint32
+	Readable(state.Feature) error
 }
 
 // Proxies is every connected proxy, here and on the other servers.
@@ -113,8 +127,9 @@ type Issuer interface {
 	// KeyFor is for a joining server only, which has the keys of these ids. key is the
 	// cluster's, where it has none; secret. ErrOtherKey: it may not join so.
 	KeyFor(have []string) (id string, key []byte, err error)
-	// NewToken returns the token as shown once, its id and the hash to store.
-	NewToken() (token, id string, secretHash []byte, err error)
+	// NewToken returns the token as shown once, its id and the hash to store. The same
+	// seed gives the same token, unless it is "".
+	NewToken(seed string) (token, id string, secretHash []byte, err error)
 	// ParseToken returns what a token says; an error for every malformed one.
 	ParseToken(token string) (id string, secretHash []byte, err error)
 }
@@ -209,7 +224,11 @@ func (s *Server) propose(ctx context.Context, e *logv1.Entry) (state.Result, err
 // sign notes in an entry who asks for it, from where and by which method.
 func (s *Server) sign(ctx context.Context, e *logv1.Entry) {
 	c := callOf(ctx)
-	e.Who, e.From, e.Method = c.principal.String(), c.address, c.method
+	e.Who = c.principal.String()
+	if sequence, _ := s.cfg.Log.State().AuditHead(); sequence == 0 && s.cfg.Cluster.Readable(state.AuditChain) != nil {
+		return // a member of an older version would not record it
+	}
+	e.From, e.Method = c.address, c.method
 	if c.principal.Role != RoleNobody {
 		e.SpiffeId = "spiffe://control." + s.cfg.Issuer.TrustDomain() + "/" + e.Who
 	}

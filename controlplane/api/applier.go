@@ -123,12 +123,16 @@ func (s *Server) take(ctx context.Context, w wish) (o *offer, a answer, after *o
 	if a.plan == nil {
 		return nil, a, last(ahead), nil
 	}
-	if a.plan.proposal != nil && len(ahead) > 0 {
+	// A member of an older version reads only what was validated on what is agreed on.
+	alone := s.cfg.Cluster.Readable(state.Ahead) != nil
+	if (alone || a.plan.proposal != nil) && len(ahead) > 0 {
 		return nil, answer{}, last(ahead), nil // the state machine does not ask what it was judged on
 	}
 	failpoint.Hit("api.apply.planned")
 	o = &offer{plan: a.plan, entry: a.plan.entry(st, w), namespaces: a.plan.namespaces()}
-	if apply := o.entry.GetApply(); apply != nil {
+	if apply := o.entry.GetApply(); apply != nil && alone {
+		apply.Lineage, apply.ValidatedAt = nil, st.Revision()
+	} else if apply != nil {
 		apply.Judged, _ = st.Admin(callOf(ctx).principal.Name)
 	}
 	s.sign(ctx, o.entry)

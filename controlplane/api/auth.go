@@ -144,7 +144,7 @@ func (s *Server) unary(who identify) grpc.UnaryServerInterceptor {
 			return err
 		})
 		if err != nil {
-			return nil, s.answer(info.FullMethod, err)
+			return nil, s.answer(info.FullMethod, withKey(req, err))
 		}
 		return resp, nil
 	}

@@ -39,7 +39,7 @@ func stored(d state.Document) (*ztv1.StoredDocument, error) {
 
 // GetDocument is AdminService.GetDocument.
 func (s *Server) GetDocument(ctx context.Context, req *ztv1.GetDocumentRequest) (*ztv1.GetDocumentResponse, error) {
-	st, err := s.read(ctx, req.Stale)
+	st, stale, err := s.readAged(ctx, req.Stale)
 	if err != nil {
 		return nil, err
 	}
@@ -51,14 +51,14 @@ func (s *Server) GetDocument(ctx context.Context, req *ztv1.GetDocumentRequest) 
 	if err != nil {
 		return nil, err
 	}
-	return &ztv1.GetDocumentResponse{Document: doc, Revision: st.Revision()}, nil
+	return &ztv1.GetDocumentResponse{Document: doc, Revision: st.Revision(), Staleness: stale}, nil
 }
 
 // ListDocuments is AdminService.ListDocuments. A page token names the revision
 // and the last key sent. Later pages are only given while that revision is the
 // newest: the caller starts again otherwise.
 func (s *Server) ListDocuments(ctx context.Context, req *ztv1.ListDocumentsRequest) (*ztv1.ListDocumentsResponse, error) {
-	st, err := s.read(ctx, req.Stale)
+	st, stale, err := s.readAged(ctx, req.Stale)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func (s *Server) ListDocuments(ctx context.Context, req *ztv1.ListDocumentsReque
 	if size == 0 || size > 1000 {
 		size = 1000
 	}
-	resp := &ztv1.ListDocumentsResponse{Revision: st.Revision(), Namespaces: map[string]uint64{}}
+	resp := &ztv1.ListDocumentsResponse{Revision: st.Revision(), Staleness: stale, Namespaces: map[string]uint64{}}
 	for ns, r := range st.Namespaces() {
 		resp.Namespaces[ns] = r
 	}
@@ -112,7 +112,7 @@ func parsePageToken(token string, newest uint64) (state.Key, error) {
 
 // ListRevisions is AdminService.ListRevisions.
 func (s *Server) ListRevisions(ctx context.Context, req *ztv1.ListRevisionsRequest) (*ztv1.ListRevisionsResponse, error) {
-	st, err := s.read(ctx, false)
+	st, stale, err := s.readAged(ctx, req.Stale)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +120,7 @@ func (s *Server) ListRevisions(ctx context.Context, req *ztv1.ListRevisionsReque
 	if size == 0 {
 		size = 20
 	}
-	resp := &ztv1.ListRevisionsResponse{}
+	resp := &ztv1.ListRevisionsResponse{Staleness: stale}
 	for r := range st.Revisions(req.Before) {
 		if len(resp.Revisions) == min(size, 1000) {
 			break
@@ -206,7 +206,7 @@ func matching(changes []*ztv1.Change, req *ztv1.WatchDocumentsRequest) []*ztv1.C
 
 // Can is AdminService.Can.
 func (s *Server) Can(ctx context.Context, req *ztv1.CanRequest) (*ztv1.CanResponse, error) {
-	st, err := s.read(ctx, req.Stale)
+	st, stale, err := s.readAged(ctx, req.Stale)
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +222,7 @@ func (s *Server) Can(ctx context.Context, req *ztv1.CanRequest) (*ztv1.CanRespon
 	if err != nil {
 		return nil, refuse(codes.InvalidArgument, "%s", err)
 	}
-	resp := &ztv1.CanResponse{Allowed: d.Allowed, Reason: d.Reason, Revision: st.Revision(), Hints: d.Hints}
+	resp := &ztv1.CanResponse{Allowed: d.Allowed, Reason: d.Reason, Revision: st.Revision(), Hints: d.Hints, Staleness: stale}
 	if d.Asks != (spec.Ref{}) {
 		resp.Asks = d.Asks.String()
 	}

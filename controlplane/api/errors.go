@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
@@ -28,6 +29,9 @@ var (
 	// ErrFull is returned when the leader's disk has no room for what adds to the
 	// state; nothing was proposed.
 	ErrFull = errors.New("disk full")
+	// ErrClock is returned while this server's clock is far from the others': it
+	// proposes and signs nothing.
+	ErrClock = errors.New("this server's clock is off")
 	// ErrTooLarge is returned when an entry is larger than the log takes; nothing
 	// was proposed.
 	ErrTooLarge = errors.New("too large")
@@ -87,6 +91,7 @@ func TurnedAway(err error) bool {
 func toStatus(err error) (*status.Status, bool) {
 	var r *refusal
 	var stale *state.StaleBaseError
+	var format *state.FormatError
 	switch {
 	case errors.As(err, &r):
 		st := status.New(r.code, r.message)
@@ -97,17 +102,21 @@ func toStatus(err error) (*status.Status, bool) {
 		}
 		return st, false
 	case errors.As(err, &stale):
-		st := status.New(codes.Aborted, "stale base: "+stale.Error())
-		if with, derr := st.WithDetails(protoadapt.MessageV1Of(&ztv1.StaleBase{Current: stale.Current})); derr == nil {
-			st = with
+		return detailed(codes.Aborted, "stale base: "+stale.Error(), &ztv1.StaleBase{Current: stale.Current}), false
+	case errors.Is(err, ErrUnknown): // before what it was caused by
+		detail := &ztv1.OutcomeUnknown{}
+		if u := (*unknown)(nil); errors.As(err, &u) {
+			detail.IdempotencyKey = u.key
 		}
-		return st, false
+		return detailed(codes.DeadlineExceeded, "outcome unknown: the change may or may not take effect; ask again with the same idempotency key", detail), false
 	case errors.Is(err, ErrNoLeader):
-		return status.New(codes.Unavailable, "no leader: the cluster has no quorum now, or is electing; nothing was changed"), false
-	case errors.Is(err, ErrUnknown):
-		return status.New(codes.DeadlineExceeded, "outcome unknown: the change may or may not take effect; retry with the same idempotency key"), false
+		return detailed(codes.Unavailable, "no leader: the cluster has no quorum now, or is electing; nothing was changed", &ztv1.NothingChanged{}), false
+	case errors.Is(err, ErrClock):
+		return detailed(codes.Unavailable, err.Error()+"; nothing was changed", &ztv1.NothingChanged{}), false
+	case errors.As(err, &format):
+		return status.New(codes.FailedPrecondition, format.Error()+"; upgrade it, or remove it (ztctl members); nothing was changed"), false
 	case errors.Is(err, ErrNotRecorded):
-		return status.New(codes.Unavailable, "the audit log of the leader cannot be written, so nothing was changed; its disk is full, or failing"), false
+		return detailed(codes.Unavailable, "the audit log of the leader cannot be written, so nothing was changed; its disk is full, or failing", &ztv1.NothingChanged{}), false
 	case errors.Is(err, ErrFull):
 		return status.New(codes.ResourceExhausted, "the disk of the leader is nearly full, and no other server can lead; nothing was changed: "+
 			"make room in its data directory (ztctl members list shows which). Reads, removals, blocks and renewals go on"), false
@@ -132,4 +141,13 @@ func toStatus(err error) (*status.Status, bool) {
 		return st, false // already a status: a forwarded call's answer
 	}
 	return status.New(codes.Internal, "internal error; the server's log has it"), true
+}
+
+// detailed is a status with a detail for programs.
+func detailed(code codes.Code, message string, detail proto.Message) *status.Status {
+	st := status.New(code, message)
+	if with, err := st.WithDetails(protoadapt.MessageV1Of(detail)); err == nil {
+		return with
+	}
+	return st
 }

@@ -188,7 +188,7 @@ func (s *Server) Renew(ctx context.Context, req *ztv1.RenewRequest) (*ztv1.Renew
 
 // Deregister is NodeService.Deregister.
 func (s *Server) Deregister(ctx context.Context, _ *ztv1.DeregisterRequest) (*ztv1.DeregisterResponse, error) {
-	return &ztv1.DeregisterResponse{}, s.deregister(ctx, callOf(ctx).principal.Name)
+	return &ztv1.DeregisterResponse{}, s.deregister(ctx, once{}, callOf(ctx).principal.Name)
 }
 
 // EnrolServer is NodeService.EnrolServer.
@@ -218,9 +218,11 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{
-		Id: id, SecretHash: hash, Server: &logv1.Server{Id: req.Server},
-	}}})
+	server, err := s.newServer(req)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{Id: id, SecretHash: hash, Server: server}}})
 	if errors.Is(err, state.ErrTokenInvalid) {
 		s.metrics.tokens.Inc()
 	}
@@ -240,6 +242,26 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 	_, resp.Epoch = s.cfg.Log.State().Epoch()
 	resp.Peers = clusterAddresses(s.cfg.Log.State())
 	return resp, nil
+}
+
+// newServer is the record of a server that joins. One that reads less than all of
+// the others do is refused: it would stop at what the log holds already, or keep the
+// others from what they do.
+func (s *Server) newServer(req *ztv1.EnrolServerRequest) (*logv1.Server, error) {
+	v := &logv1.Server{Id: req.Server, Version: req.Version, Format: req.Format, Replica: req.Replica}
+	lowest := s.cfg.Cluster.Lowest()
+	if reads := state.Reads(v); reads < lowest {
+		return nil, refuse(codes.FailedPrecondition, "this server (%s) reads log format %d, and the cluster uses %d: install the version of the other servers (%s)",
+			req.Version, reads, lowest, s.cfg.Version)
+	}
+	if v.Replica {
+		if err := s.cfg.Cluster.Readable(state.Replicas); err != nil {
+			return nil, err
+		}
+	} else if state.FormatOf(&logv1.Entry{Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{Server: v}}}) > lowest {
+		v.Format = 0 // unsaid until all read that it is said
+	}
+	return v, nil
 }
 
 func clusterAddresses(st *state.State) []string {

@@ -11,12 +11,12 @@ import (
 
 // GetShadow is AdminService.GetShadow.
 func (s *Server) GetShadow(ctx context.Context, req *ztv1.GetShadowRequest) (*ztv1.GetShadowResponse, error) {
-	st, err := s.read(ctx, false)
+	st, stale, err := s.readAged(ctx, req.Stale)
 	if err != nil {
 		return nil, err
 	}
 	asked := func(namespace string) bool { return req.Namespace == "" || req.Namespace == namespace }
-	resp := &ztv1.GetShadowResponse{}
+	resp := &ztv1.GetShadowResponse{Staleness: stale}
 	for p := range st.Proposals() {
 		if asked(p.Namespace) {
 			resp.Proposals = append(resp.Proposals, &ztv1.Proposal{Namespace: p.Namespace, Who: p.Who, When: p.When, Message: p.Message})
@@ -41,10 +41,14 @@ func (s *Server) EndShadow(ctx context.Context, req *ztv1.EndShadowRequest) (*zt
 	if err := s.may(ctx, st, req.Namespace); err != nil {
 		return nil, err
 	}
+	w := keyed(ctx, req, req.IdempotencyKey)
+	if done, err := s.replayed(ctx, w); done || err != nil {
+		return &ztv1.EndShadowResponse{}, err
+	}
 	if _, ok := st.Proposal(req.Namespace); !ok {
 		return nil, refuse(codes.NotFound, "nothing is proposed for namespace %q", req.Namespace)
 	}
-	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Propose{Propose: &logv1.Propose{
+	_, err = s.proposeOnce(ctx, w, &logv1.Entry{Op: &logv1.Entry_Propose{Propose: &logv1.Propose{
 		Namespaces: []string{req.Namespace}, End: true,
 	}}})
 	return &ztv1.EndShadowResponse{}, err

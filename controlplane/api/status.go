@@ -13,11 +13,14 @@ import (
 )
 
 // GetStatus is AdminService.GetStatus.
-func (s *Server) GetStatus(context.Context, *ztv1.GetStatusRequest) (*ztv1.GetStatusResponse, error) {
-	st := s.cfg.Log.State()
+func (s *Server) GetStatus(ctx context.Context, req *ztv1.GetStatusRequest) (*ztv1.GetStatusResponse, error) {
+	st, stale, err := s.readAged(ctx, req.Stale)
+	if err != nil {
+		return nil, err
+	}
 	proxies, _ := s.proxies(st)
 	return &ztv1.GetStatusResponse{
-		Revision: st.Revision(), Servers: s.cfg.Cluster.Members(), Proxies: proxies,
+		Revision: st.Revision(), Servers: s.cfg.Cluster.Members(), Proxies: proxies, Staleness: stale,
 	}, nil
 }
 
@@ -117,11 +120,6 @@ func (s *Server) waitFor(ctx context.Context, revision uint64) error {
 		}
 		return nil
 	}))
-}
-
-// ListMembers is AdminService.ListMembers.
-func (s *Server) ListMembers(context.Context, *ztv1.ListMembersRequest) (*ztv1.ListMembersResponse, error) {
-	return &ztv1.ListMembersResponse{Members: s.cfg.Cluster.Members()}, nil
 }
 
 // GetServerInfo is AdminService.GetServerInfo.

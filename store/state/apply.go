@@ -113,6 +113,17 @@ func FormatOf(e *logv1.Entry) uint32 {
 		if len(op.Apply.GetRetired())+len(op.Apply.GetEndsProposals()) > 0 {
 			return 2
 		}
+	case *logv1.Entry_PutServer:
+		return formatOfServer(op.PutServer.GetServer())
+	case *logv1.Entry_Redeem:
+		return formatOfServer(op.Redeem.GetServer())
+	}
+	return 1
+}
+
+func formatOfServer(v *logv1.Server) uint32 {
+	if v.GetFormat() > 0 || v.GetReplica() {
+		return 3
 	}
 	return 1
 }

@@ -84,6 +84,9 @@ func (l *loader) add(rec *logv1.Record) error {
 	if l.format < 3 && rec.GetJournalAnchor() != nil {
 		return fmt.Errorf("a record of format 3 in a snapshot of format %d", l.format)
 	}
+	if l.format < formatOfServer(rec.GetServer()) {
+		return fmt.Errorf("a server of format 3 in a snapshot of format %d", l.format)
+	}
 	switch r := rec.GetRecord().(type) {
 	case *logv1.Record_Document:
 		return l.document(r.Document)

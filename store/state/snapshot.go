@@ -85,10 +85,14 @@ func (s *State) format() uint32 {
 	if s.epoch > 0 || s.lineage != lineageOf(s.revision) || s.auditSequence > 0 || s.anchors.Len() > 0 {
 		return 3
 	}
+	needs := uint32(1)
 	if s.retired.Len()+s.proposals.Len() > 0 {
-		return 2
+		needs = 2
 	}
-	return 1
+	for v := range values(s.servers) {
+		needs = max(needs, formatOfServer(v))
+	}
+	return needs
 }
 
 func (s *State) auditHead() *logv1.AuditHead {

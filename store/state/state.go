@@ -40,7 +40,7 @@ import (
 //	2  names of workloads that are not to be used again yet, and proposals
 //	3  changes validated on top of others that are not agreed on yet, epochs, and root
 //	   keys under another key-encryption key; the audit chain, and anchors of
-//	   issuance journals
+//	   issuance journals; what servers say they read, and read replicas
 const Format = 3
 
 // How much is remembered.

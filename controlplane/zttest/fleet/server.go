@@ -48,7 +48,7 @@ func (s *Server) Dir(site *Site) string { return filepath.Join(site.Dir, s.Name)
 // Start starts the process, also one that was killed, with more environment.
 func (s *Server) Start(site *Site, env ...string) (err error) {
 	args := slices.Concat(s.Under, []string{
-		site.Program("ztd"), "run", "--data-dir", s.Name,
+		site.Program("ztd"), "run", "--data-dir", s.Name, "--stable-after", "400ms",
 		"--admin-listen", s.Admin(), "--node-listen", s.Node(), "--cluster-listen", s.Host + ":7402", "--local-listen", s.Local(),
 	}, s.Flags)
 	s.Process, err = zttest.Start(zttest.Command{

@@ -82,15 +82,15 @@ func New(t testing.TB, c Config) *Mesh {
 	return m
 }
 
-// Together returns when all servers run and each of them hears all others, so
-// that it can speak for every proxy.
+// Together returns when all servers run, have the vote that they are to have, and
+// each of them hears all others, so that it can speak for every proxy.
 func (m *Mesh) Together() {
 	m.t.Helper()
 	m.Until("all servers are one cluster", func() bool {
 		return !slices.ContainsFunc(m.Servers, func(s *Server) bool {
-			resp, err := s.Admin().ListMembers(m.context(), &ztv1.ListMembersRequest{})
+			resp, err := s.Admin().ListMembers(m.context(), &ztv1.ListMembersRequest{Stale: true}) // as it sees them itself
 			return err != nil || len(resp.Members) != len(m.Servers) || slices.ContainsFunc(resp.Members, func(e *ztv1.Member) bool {
-				return !e.Voter || !e.Reachable || e.NodeAddress == ""
+				return e.Voter == e.Replica || !e.Reachable || e.NodeAddress == ""
 			})
 		})
 	})
@@ -100,22 +100,30 @@ func (m *Mesh) Together() {
 // all are one cluster.
 func (m *Mesh) Join(token string) *Server {
 	m.t.Helper()
+	s := m.Add(controlplane.JoinConfig{Token: token})
+	m.Together()
+	return s
+}
+
+// Add is Join without the wait. What j leaves out is filled in.
+func (m *Mesh) Add(j controlplane.JoinConfig) *Server {
+	m.t.Helper()
 	by, s := m.running()[0], m.newServer()
+	j.DataDir, j.Server, j.Logger = s.Dir, by.Addresses().Node, s.log
 	ctx, cancel := context.WithTimeout(m.context(), Patience)
 	defer cancel()
+	given := j.Token
 	m.Until("a server may join", func() bool {
-		with := token
-		if with == "" {
-			with = m.Token("")
+		if given == "" {
+			j.Token = m.Token("")
 		}
-		err := controlplane.Join(ctx, controlplane.JoinConfig{DataDir: s.Dir, Server: by.Addresses().Node, Token: with, Logger: s.log})
+		err := controlplane.Join(ctx, j)
 		if !Unsettled(err) {
 			m.check(err)
 		}
 		return err == nil
 	})
 	s.Start()
-	m.Together()
 	return s
 }
 

@@ -53,6 +53,8 @@ func (s *Server) Start() {
 		// timing of production.
 		cfg.Timing = store.Timing{Heartbeat: 200 * time.Millisecond, Election: 200 * time.Millisecond, Lease: 100 * time.Millisecond}
 	}
+	// A server that joins votes soon.
+	cfg.Autopilot = controlplane.Autopilot{Stable: 50 * time.Millisecond, Check: 100 * time.Millisecond}
 	if m.c.Tune != nil {
 		m.c.Tune(&cfg)
 	}

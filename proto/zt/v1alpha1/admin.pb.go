@@ -540,6 +540,157 @@ func (x *Problems) GetProblems() []*Problem {
 	return nil
 }
 
+// OutcomeUnknown is the error detail of a 504 whose change may or may not take
+// effect: the same call with the same key, to any server, tells.
+type OutcomeUnknown struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the call; empty: it had none, and only a look tells.
+	IdempotencyKey string `protobuf:"bytes,1,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *OutcomeUnknown) Reset() {
+	*x = OutcomeUnknown{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutcomeUnknown) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutcomeUnknown) ProtoMessage() {}
+
+func (x *OutcomeUnknown) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutcomeUnknown.ProtoReflect.Descriptor instead.
+func (*OutcomeUnknown) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *OutcomeUnknown) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+// NothingChanged is the error detail of a 503 that is certain to have changed
+// nothing.
+type NothingChanged struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NothingChanged) Reset() {
+	*x = NothingChanged{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NothingChanged) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NothingChanged) ProtoMessage() {}
+
+func (x *NothingChanged) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NothingChanged.ProtoReflect.Descriptor instead.
+func (*NothingChanged) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{8}
+}
+
+// Staleness is of an answer that was asked for with stale: it holds what the server
+// knew, which may be old.
+type Staleness struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The server that answered.
+	Server string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// The newest revision that it knew.
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// How long ago it last heard a leader: what was acknowledged before that, and
+	// only that, it may be relied on to know. Absent: never since it started.
+	Age           *durationpb.Duration `protobuf:"bytes,3,opt,name=age,proto3" json:"age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Staleness) Reset() {
+	*x = Staleness{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Staleness) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Staleness) ProtoMessage() {}
+
+func (x *Staleness) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Staleness.ProtoReflect.Descriptor instead.
+func (*Staleness) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Staleness) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Staleness) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Staleness) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
+}
+
 // StaleBase is the error detail of a 409.
 type StaleBase struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -551,7 +702,7 @@ type StaleBase struct {
 
 func (x *StaleBase) Reset() {
 	*x = StaleBase{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -563,7 +714,7 @@ func (x *StaleBase) String() string {
 func (*StaleBase) ProtoMessage() {}
 
 func (x *StaleBase) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -576,7 +727,7 @@ func (x *StaleBase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StaleBase.ProtoReflect.Descriptor instead.
 func (*StaleBase) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{7}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StaleBase) GetCurrent() map[string]uint64 {
@@ -599,7 +750,7 @@ type GetDocumentRequest struct {
 
 func (x *GetDocumentRequest) Reset() {
 	*x = GetDocumentRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -611,7 +762,7 @@ func (x *GetDocumentRequest) String() string {
 func (*GetDocumentRequest) ProtoMessage() {}
 
 func (x *GetDocumentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -624,7 +775,7 @@ func (x *GetDocumentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentRequest.ProtoReflect.Descriptor instead.
 func (*GetDocumentRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{8}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetDocumentRequest) GetKind() string {
@@ -659,14 +810,16 @@ type GetDocumentResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Document *StoredDocument        `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
 	// The revision that was read.
-	Revision      uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Set if the answer is this server's own and may be old.
+	Staleness     *Staleness `protobuf:"bytes,3,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetDocumentResponse) Reset() {
 	*x = GetDocumentResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[9]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +831,7 @@ func (x *GetDocumentResponse) String() string {
 func (*GetDocumentResponse) ProtoMessage() {}
 
 func (x *GetDocumentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[9]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +844,7 @@ func (x *GetDocumentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDocumentResponse.ProtoReflect.Descriptor instead.
 func (*GetDocumentResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{9}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetDocumentResponse) GetDocument() *StoredDocument {
@@ -708,6 +861,13 @@ func (x *GetDocumentResponse) GetRevision() uint64 {
 	return 0
 }
 
+func (x *GetDocumentResponse) GetStaleness() *Staleness {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
 type StoredDocument struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Document *Document              `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
@@ -719,7 +879,7 @@ type StoredDocument struct {
 
 func (x *StoredDocument) Reset() {
 	*x = StoredDocument{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[10]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +891,7 @@ func (x *StoredDocument) String() string {
 func (*StoredDocument) ProtoMessage() {}
 
 func (x *StoredDocument) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[10]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +904,7 @@ func (x *StoredDocument) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoredDocument.ProtoReflect.Descriptor instead.
 func (*StoredDocument) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{10}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StoredDocument) GetDocument() *Document {
@@ -776,7 +936,7 @@ type ListDocumentsRequest struct {
 
 func (x *ListDocumentsRequest) Reset() {
 	*x = ListDocumentsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[11]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +948,7 @@ func (x *ListDocumentsRequest) String() string {
 func (*ListDocumentsRequest) ProtoMessage() {}
 
 func (x *ListDocumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[11]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +961,7 @@ func (x *ListDocumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDocumentsRequest.ProtoReflect.Descriptor instead.
 func (*ListDocumentsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{11}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListDocumentsRequest) GetKind() string {
@@ -846,14 +1006,16 @@ type ListDocumentsResponse struct {
 	// The revision of all pages.
 	Revision uint64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The revision of each namespace: what apply takes as bases.
-	Namespaces    map[string]uint64 `protobuf:"bytes,4,rep,name=namespaces,proto3" json:"namespaces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	Namespaces map[string]uint64 `protobuf:"bytes,4,rep,name=namespaces,proto3" json:"namespaces,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// Set if the answer is this server's own and may be old.
+	Staleness     *Staleness `protobuf:"bytes,5,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListDocumentsResponse) Reset() {
 	*x = ListDocumentsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[12]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1027,7 @@ func (x *ListDocumentsResponse) String() string {
 func (*ListDocumentsResponse) ProtoMessage() {}
 
 func (x *ListDocumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[12]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1040,7 @@ func (x *ListDocumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDocumentsResponse.ProtoReflect.Descriptor instead.
 func (*ListDocumentsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{12}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListDocumentsResponse) GetDocuments() []*StoredDocument {
@@ -909,6 +1071,13 @@ func (x *ListDocumentsResponse) GetNamespaces() map[string]uint64 {
 	return nil
 }
 
+func (x *ListDocumentsResponse) GetStaleness() *Staleness {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
 type WatchDocumentsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Changes after this revision are sent. 0: from now on. A revision that is no
@@ -922,7 +1091,7 @@ type WatchDocumentsRequest struct {
 
 func (x *WatchDocumentsRequest) Reset() {
 	*x = WatchDocumentsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[13]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1103,7 @@ func (x *WatchDocumentsRequest) String() string {
 func (*WatchDocumentsRequest) ProtoMessage() {}
 
 func (x *WatchDocumentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[13]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1116,7 @@ func (x *WatchDocumentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDocumentsRequest.ProtoReflect.Descriptor instead.
 func (*WatchDocumentsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{13}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WatchDocumentsRequest) GetFromRevision() uint64 {
@@ -980,7 +1149,7 @@ type WatchDocumentsResponse struct {
 
 func (x *WatchDocumentsResponse) Reset() {
 	*x = WatchDocumentsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[14]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1161,7 @@ func (x *WatchDocumentsResponse) String() string {
 func (*WatchDocumentsResponse) ProtoMessage() {}
 
 func (x *WatchDocumentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[14]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1174,7 @@ func (x *WatchDocumentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDocumentsResponse.ProtoReflect.Descriptor instead.
 func (*WatchDocumentsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{14}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WatchDocumentsResponse) GetRevision() *Revision {
@@ -1029,7 +1198,7 @@ type Revision struct {
 
 func (x *Revision) Reset() {
 	*x = Revision{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[15]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1210,7 @@ func (x *Revision) String() string {
 func (*Revision) ProtoMessage() {}
 
 func (x *Revision) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[15]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1223,7 @@ func (x *Revision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revision.ProtoReflect.Descriptor instead.
 func (*Revision) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{15}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Revision) GetRevision() uint64 {
@@ -1097,14 +1266,16 @@ type ListRevisionsRequest struct {
 	// Default 20, at most 1,000.
 	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// Revisions before this one. 0: from the newest.
-	Before        uint64 `protobuf:"varint,2,opt,name=before,proto3" json:"before,omitempty"`
+	Before uint64 `protobuf:"varint,2,opt,name=before,proto3" json:"before,omitempty"`
+	// Answer from this server's own state, however old.
+	Stale         bool `protobuf:"varint,3,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRevisionsRequest) Reset() {
 	*x = ListRevisionsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[16]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1116,7 +1287,7 @@ func (x *ListRevisionsRequest) String() string {
 func (*ListRevisionsRequest) ProtoMessage() {}
 
 func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[16]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1129,7 +1300,7 @@ func (x *ListRevisionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsRequest.ProtoReflect.Descriptor instead.
 func (*ListRevisionsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{16}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListRevisionsRequest) GetPageSize() uint32 {
@@ -1146,16 +1317,25 @@ func (x *ListRevisionsRequest) GetBefore() uint64 {
 	return 0
 }
 
+func (x *ListRevisionsRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
 type ListRevisionsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revisions     []*Revision            `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Revisions []*Revision            `protobuf:"bytes,1,rep,name=revisions,proto3" json:"revisions,omitempty"`
+	// Set if the answer is this server's own and may be old.
+	Staleness     *Staleness `protobuf:"bytes,2,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListRevisionsResponse) Reset() {
 	*x = ListRevisionsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[17]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1347,7 @@ func (x *ListRevisionsResponse) String() string {
 func (*ListRevisionsResponse) ProtoMessage() {}
 
 func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[17]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1360,7 @@ func (x *ListRevisionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRevisionsResponse.ProtoReflect.Descriptor instead.
 func (*ListRevisionsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{17}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListRevisionsResponse) GetRevisions() []*Revision {
@@ -1190,15 +1370,24 @@ func (x *ListRevisionsResponse) GetRevisions() []*Revision {
 	return nil
 }
 
+func (x *ListRevisionsResponse) GetStaleness() *Staleness {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
 type GetStatusRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Answer from this server's own state, however old.
+	Stale         bool `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[18]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1210,7 +1399,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[18]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,21 +1412,30 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{18}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *GetStatusRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
 }
 
 type GetStatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	Servers       []*Member              `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
-	Proxies       []*Proxy               `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Servers  []*Member              `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	Proxies  []*Proxy               `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	// Set if the answer is this server's own and may be old.
+	Staleness     *Staleness `protobuf:"bytes,4,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[19]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1447,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[19]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1460,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{19}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetStatusResponse) GetRevision() uint64 {
@@ -1282,6 +1480,13 @@ func (x *GetStatusResponse) GetServers() []*Member {
 func (x *GetStatusResponse) GetProxies() []*Proxy {
 	if x != nil {
 		return x.Proxies
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetStaleness() *Staleness {
+	if x != nil {
+		return x.Staleness
 	}
 	return nil
 }
@@ -1314,7 +1519,7 @@ type Proxy struct {
 
 func (x *Proxy) Reset() {
 	*x = Proxy{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[20]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1326,7 +1531,7 @@ func (x *Proxy) String() string {
 func (*Proxy) ProtoMessage() {}
 
 func (x *Proxy) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[20]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1339,7 +1544,7 @@ func (x *Proxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proxy.ProtoReflect.Descriptor instead.
 func (*Proxy) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{20}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Proxy) GetInstance() string {
@@ -1442,7 +1647,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1659,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1467,7 +1672,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{21}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Nack) GetTypeUrl() string {
@@ -1514,7 +1719,7 @@ type WatchReceiptRequest struct {
 
 func (x *WatchReceiptRequest) Reset() {
 	*x = WatchReceiptRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1731,7 @@ func (x *WatchReceiptRequest) String() string {
 func (*WatchReceiptRequest) ProtoMessage() {}
 
 func (x *WatchReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1744,7 @@ func (x *WatchReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReceiptRequest.ProtoReflect.Descriptor instead.
 func (*WatchReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{22}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchReceiptRequest) GetRevision() uint64 {
@@ -1563,7 +1768,7 @@ type WatchReceiptResponse struct {
 
 func (x *WatchReceiptResponse) Reset() {
 	*x = WatchReceiptResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[23]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1780,7 @@ func (x *WatchReceiptResponse) String() string {
 func (*WatchReceiptResponse) ProtoMessage() {}
 
 func (x *WatchReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[23]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1793,7 @@ func (x *WatchReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReceiptResponse.ProtoReflect.Descriptor instead.
 func (*WatchReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{23}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WatchReceiptResponse) GetRevision() uint64 {
@@ -1634,7 +1839,7 @@ type ProxyReceipt struct {
 
 func (x *ProxyReceipt) Reset() {
 	*x = ProxyReceipt{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[24]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1646,7 +1851,7 @@ func (x *ProxyReceipt) String() string {
 func (*ProxyReceipt) ProtoMessage() {}
 
 func (x *ProxyReceipt) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[24]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1659,7 +1864,7 @@ func (x *ProxyReceipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyReceipt.ProtoReflect.Descriptor instead.
 func (*ProxyReceipt) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{24}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProxyReceipt) GetInstance() string {
@@ -1720,7 +1925,7 @@ type CanRequest struct {
 
 func (x *CanRequest) Reset() {
 	*x = CanRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[25]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1937,7 @@ func (x *CanRequest) String() string {
 func (*CanRequest) ProtoMessage() {}
 
 func (x *CanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[25]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1950,7 @@ func (x *CanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanRequest.ProtoReflect.Descriptor instead.
 func (*CanRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{25}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CanRequest) GetCaller() string {
@@ -1817,14 +2022,16 @@ type CanResponse struct {
 	Hints []string `protobuf:"bytes,5,rep,name=hints,proto3" json:"hints,omitempty"`
 	// The service whose external authorizer is asked as well: namespace/name.
 	// Empty: none.
-	Asks          string `protobuf:"bytes,6,opt,name=asks,proto3" json:"asks,omitempty"`
+	Asks string `protobuf:"bytes,6,opt,name=asks,proto3" json:"asks,omitempty"`
+	// Set if the answer is this server's own and may be old.
+	Staleness     *Staleness `protobuf:"bytes,7,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CanResponse) Reset() {
 	*x = CanResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[26]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +2043,7 @@ func (x *CanResponse) String() string {
 func (*CanResponse) ProtoMessage() {}
 
 func (x *CanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[26]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +2056,7 @@ func (x *CanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanResponse.ProtoReflect.Descriptor instead.
 func (*CanResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{26}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CanResponse) GetAllowed() bool {
@@ -1894,6 +2101,13 @@ func (x *CanResponse) GetAsks() string {
 	return ""
 }
 
+func (x *CanResponse) GetStaleness() *Staleness {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
 type BlockRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The namespace that the Block is written in; "mesh" for one that acts on all.
@@ -1909,7 +2123,7 @@ type BlockRequest struct {
 
 func (x *BlockRequest) Reset() {
 	*x = BlockRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2135,7 @@ func (x *BlockRequest) String() string {
 func (*BlockRequest) ProtoMessage() {}
 
 func (x *BlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2148,7 @@ func (x *BlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockRequest.ProtoReflect.Descriptor instead.
 func (*BlockRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *BlockRequest) GetNamespace() string {
@@ -1983,7 +2197,7 @@ type BlockResponse struct {
 
 func (x *BlockResponse) Reset() {
 	*x = BlockResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2209,7 @@ func (x *BlockResponse) String() string {
 func (*BlockResponse) ProtoMessage() {}
 
 func (x *BlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2222,7 @@ func (x *BlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockResponse.ProtoReflect.Descriptor instead.
 func (*BlockResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *BlockResponse) GetRevision() uint64 {
@@ -2036,7 +2250,7 @@ type UnblockRequest struct {
 
 func (x *UnblockRequest) Reset() {
 	*x = UnblockRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2262,7 @@ func (x *UnblockRequest) String() string {
 func (*UnblockRequest) ProtoMessage() {}
 
 func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2275,7 @@ func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockRequest.ProtoReflect.Descriptor instead.
 func (*UnblockRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnblockRequest) GetNamespace() string {
@@ -2095,7 +2309,7 @@ type UnblockResponse struct {
 
 func (x *UnblockResponse) Reset() {
 	*x = UnblockResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2321,7 @@ func (x *UnblockResponse) String() string {
 func (*UnblockResponse) ProtoMessage() {}
 
 func (x *UnblockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2334,7 @@ func (x *UnblockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockResponse.ProtoReflect.Descriptor instead.
 func (*UnblockResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UnblockResponse) GetRevision() uint64 {
@@ -2140,14 +2354,16 @@ func (x *UnblockResponse) GetAffected() []*InstanceRef {
 type GetShadowRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Only of services of this namespace. Empty: all that the caller may see.
-	Namespace     string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Answer from this server's own state, however old.
+	Stale         bool `protobuf:"varint,2,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetShadowRequest) Reset() {
 	*x = GetShadowRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2159,7 +2375,7 @@ func (x *GetShadowRequest) String() string {
 func (*GetShadowRequest) ProtoMessage() {}
 
 func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2172,7 +2388,7 @@ func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShadowRequest.ProtoReflect.Descriptor instead.
 func (*GetShadowRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetShadowRequest) GetNamespace() string {
@@ -2180,6 +2396,13 @@ func (x *GetShadowRequest) GetNamespace() string {
 		return x.Namespace
 	}
 	return ""
+}
+
+func (x *GetShadowRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
 }
 
 type GetShadowResponse struct {
@@ -2190,14 +2413,16 @@ type GetShadowResponse struct {
 	// Differences that were reported and not kept, for want of room.
 	Dropped uint64 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
 	// Servers that could not be asked: what their proxies report is missing.
-	Unreachable   []string `protobuf:"bytes,4,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
+	Unreachable []string `protobuf:"bytes,4,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
+	// Set if the answer is this server's own and may be old.
+	Staleness     *Staleness `protobuf:"bytes,5,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetShadowResponse) Reset() {
 	*x = GetShadowResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2434,7 @@ func (x *GetShadowResponse) String() string {
 func (*GetShadowResponse) ProtoMessage() {}
 
 func (x *GetShadowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2447,7 @@ func (x *GetShadowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShadowResponse.ProtoReflect.Descriptor instead.
 func (*GetShadowResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *GetShadowResponse) GetProposals() []*Proposal {
@@ -2253,6 +2478,13 @@ func (x *GetShadowResponse) GetUnreachable() []string {
 	return nil
 }
 
+func (x *GetShadowResponse) GetStaleness() *Staleness {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
 // Proposal is what `apply --shadow` has proposed for a namespace.
 type Proposal struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2266,7 +2498,7 @@ type Proposal struct {
 
 func (x *Proposal) Reset() {
 	*x = Proposal{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2510,7 @@ func (x *Proposal) String() string {
 func (*Proposal) ProtoMessage() {}
 
 func (x *Proposal) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2523,7 @@ func (x *Proposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
 func (*Proposal) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Proposal) GetNamespace() string {
@@ -2348,7 +2580,7 @@ type ShadowDifference struct {
 
 func (x *ShadowDifference) Reset() {
 	*x = ShadowDifference{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2360,7 +2592,7 @@ func (x *ShadowDifference) String() string {
 func (*ShadowDifference) ProtoMessage() {}
 
 func (x *ShadowDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2373,7 +2605,7 @@ func (x *ShadowDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowDifference.ProtoReflect.Descriptor instead.
 func (*ShadowDifference) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ShadowDifference) GetService() string {
@@ -2461,15 +2693,17 @@ func (x *ShadowDifference) GetLast() *timestamppb.Timestamp {
 }
 
 type EndShadowRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// At most one call with this key takes effect; a retry gets its answer.
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *EndShadowRequest) Reset() {
 	*x = EndShadowRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2715,7 @@ func (x *EndShadowRequest) String() string {
 func (*EndShadowRequest) ProtoMessage() {}
 
 func (x *EndShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,12 +2728,19 @@ func (x *EndShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndShadowRequest.ProtoReflect.Descriptor instead.
 func (*EndShadowRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EndShadowRequest) GetNamespace() string {
 	if x != nil {
 		return x.Namespace
+	}
+	return ""
+}
+
+func (x *EndShadowRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
 	}
 	return ""
 }
@@ -2512,7 +2753,7 @@ type EndShadowResponse struct {
 
 func (x *EndShadowResponse) Reset() {
 	*x = EndShadowResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2524,7 +2765,7 @@ func (x *EndShadowResponse) String() string {
 func (*EndShadowResponse) ProtoMessage() {}
 
 func (x *EndShadowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2537,7 +2778,7 @@ func (x *EndShadowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndShadowResponse.ProtoReflect.Descriptor instead.
 func (*EndShadowResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 type CreateTokenRequest struct {
@@ -2546,14 +2787,17 @@ type CreateTokenRequest struct {
 	Workload string `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
 	Server   bool   `protobuf:"varint,2,opt,name=server,proto3" json:"server,omitempty"`
 	// Default 1h, at most 24h.
-	Ttl           *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Ttl *durationpb.Duration `protobuf:"bytes,3,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// At most one token is made with this key; a retry gets the same one, as long as
+	// it can be used.
+	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +2809,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +2822,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateTokenRequest) GetWorkload() string {
@@ -2602,6 +2846,13 @@ func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
 	return nil
 }
 
+func (x *CreateTokenRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
 type CreateTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// zt1.<id>.<secret>.<spki-sha256>. Secret; shown once.
@@ -2613,7 +2864,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2625,7 +2876,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2638,7 +2889,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2668,7 +2919,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2680,7 +2931,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2693,7 +2944,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -2732,14 +2983,16 @@ func (x *TokenInfo) GetCreatedBy() string {
 }
 
 type ListTokensRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Answer from this server's own state, however old.
+	Stale         bool `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2751,7 +3004,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2764,19 +3017,28 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ListTokensRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
 }
 
 type ListTokensResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tokens        []*TokenInfo           `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tokens []*TokenInfo           `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	// Set if the answer is this server's own and may be old.
+	Staleness     *Staleness `protobuf:"bytes,2,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2788,7 +3050,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2801,7 +3063,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -2811,16 +3073,25 @@ func (x *ListTokensResponse) GetTokens() []*TokenInfo {
 	return nil
 }
 
+func (x *ListTokensResponse) GetStaleness() *Staleness {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
 type DeleteTokenRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// At most one call with this key takes effect; a retry gets its answer.
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2832,7 +3103,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2845,12 +3116,19 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
 	if x != nil {
 		return x.Id
+	}
+	return ""
+}
+
+func (x *DeleteTokenRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
 	}
 	return ""
 }
@@ -2863,7 +3141,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2875,7 +3153,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2888,19 +3166,21 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 type DeregisterInstanceRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// At most one call with this key takes effect; a retry gets its answer.
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *DeregisterInstanceRequest) Reset() {
 	*x = DeregisterInstanceRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +3192,7 @@ func (x *DeregisterInstanceRequest) String() string {
 func (*DeregisterInstanceRequest) ProtoMessage() {}
 
 func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,12 +3205,19 @@ func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeregisterInstanceRequest) GetInstance() string {
 	if x != nil {
 		return x.Instance
+	}
+	return ""
+}
+
+func (x *DeregisterInstanceRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
 	}
 	return ""
 }
@@ -2943,7 +3230,7 @@ type DeregisterInstanceResponse struct {
 
 func (x *DeregisterInstanceResponse) Reset() {
 	*x = DeregisterInstanceResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2955,7 +3242,7 @@ func (x *DeregisterInstanceResponse) String() string {
 func (*DeregisterInstanceResponse) ProtoMessage() {}
 
 func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2968,18 +3255,20 @@ func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 type ListMembersRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Answer with what this server sees, however old. Otherwise the leader answers.
+	Stale         bool `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2991,7 +3280,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,19 +3293,28 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *ListMembersRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
 }
 
 type ListMembersResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Members       []*Member              `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Members []*Member              `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
+	// Set if the answer is this server's own and may be old.
+	Staleness     *Staleness `protobuf:"bytes,2,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3028,7 +3326,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3041,12 +3339,19 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListMembersResponse) GetMembers() []*Member {
 	if x != nil {
 		return x.Members
+	}
+	return nil
+}
+
+func (x *ListMembersResponse) GetStaleness() *Staleness {
+	if x != nil {
+		return x.Staleness
 	}
 	return nil
 }
@@ -3066,14 +3371,30 @@ type Member struct {
 	Revision uint64 `protobuf:"varint,8,opt,name=revision,proto3" json:"revision,omitempty"`
 	Version  string `protobuf:"bytes,9,opt,name=version,proto3" json:"version,omitempty"`
 	// Its disk has no room for what adds to the state.
-	DiskFull      bool `protobuf:"varint,20,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	DiskFull bool `protobuf:"varint,20,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	// It never votes: a read replica. Without this and voter, it is to vote when it
+	// has been up to date for a while.
+	Replica bool `protobuf:"varint,10,opt,name=replica,proto3" json:"replica,omitempty"`
+	// The newest format of log entries that it reads.
+	Format uint32 `protobuf:"varint,11,opt,name=format,proto3" json:"format,omitempty"`
+	// Entries of the log that it has not got, as the leader counts; absent: not known.
+	Lag *uint64 `protobuf:"varint,12,opt,name=lag,proto3,oneof" json:"lag,omitempty"`
+	// How far its clock is ahead of the answering server's, to within half of a
+	// round trip; absent: not known.
+	ClockSkew *durationpb.Duration `protobuf:"bytes,13,opt,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty"`
+	// How its state compares with the answering server's, at the newest index at which
+	// both have hashed theirs: "agrees", "differs", or empty: there is none yet.
+	State      string `protobuf:"bytes,14,opt,name=state,proto3" json:"state,omitempty"`
+	StateIndex uint64 `protobuf:"varint,15,opt,name=state_index,json=stateIndex,proto3" json:"state_index,omitempty"`
+	// When the answering server last heard it.
+	Heard         *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=heard,proto3" json:"heard,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3085,7 +3406,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3098,7 +3419,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Member) GetId() string {
@@ -3171,16 +3492,70 @@ func (x *Member) GetDiskFull() bool {
 	return false
 }
 
+func (x *Member) GetReplica() bool {
+	if x != nil {
+		return x.Replica
+	}
+	return false
+}
+
+func (x *Member) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *Member) GetLag() uint64 {
+	if x != nil && x.Lag != nil {
+		return *x.Lag
+	}
+	return 0
+}
+
+func (x *Member) GetClockSkew() *durationpb.Duration {
+	if x != nil {
+		return x.ClockSkew
+	}
+	return nil
+}
+
+func (x *Member) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Member) GetStateIndex() uint64 {
+	if x != nil {
+		return x.StateIndex
+	}
+	return 0
+}
+
+func (x *Member) GetHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Heard
+	}
+	return nil
+}
+
 type RemoveMemberRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// At most one call with this key takes effect; a retry gets its answer.
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Also if the servers that are left, and can be reached, are no majority: then
+	// nothing more can be changed.
+	Force         bool `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3192,7 +3567,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3205,7 +3580,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RemoveMemberRequest) GetId() string {
@@ -3213,6 +3588,20 @@ func (x *RemoveMemberRequest) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *RemoveMemberRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *RemoveMemberRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 type RemoveMemberResponse struct {
@@ -3223,7 +3612,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3235,7 +3624,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3248,18 +3637,279 @@ func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
+}
+
+type PromoteMemberRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Also if it is out of reach or behind.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteMemberRequest) Reset() {
+	*x = PromoteMemberRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteMemberRequest) ProtoMessage() {}
+
+func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
+func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *PromoteMemberRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PromoteMemberRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type PromoteMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PromoteMemberResponse) Reset() {
+	*x = PromoteMemberResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PromoteMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PromoteMemberResponse) ProtoMessage() {}
+
+func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
+func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
+}
+
+type DemoteMemberRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Also if the voters that are left, and can be reached, are no majority.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DemoteMemberRequest) Reset() {
+	*x = DemoteMemberRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DemoteMemberRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DemoteMemberRequest) ProtoMessage() {}
+
+func (x *DemoteMemberRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DemoteMemberRequest.ProtoReflect.Descriptor instead.
+func (*DemoteMemberRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *DemoteMemberRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DemoteMemberRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type DemoteMemberResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DemoteMemberResponse) Reset() {
+	*x = DemoteMemberResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DemoteMemberResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DemoteMemberResponse) ProtoMessage() {}
+
+func (x *DemoteMemberResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DemoteMemberResponse.ProtoReflect.Descriptor instead.
+func (*DemoteMemberResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
+}
+
+type TransferLeadershipRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A voter that can be reached.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipRequest) Reset() {
+	*x = TransferLeadershipRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipRequest) ProtoMessage() {}
+
+func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *TransferLeadershipRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type TransferLeadershipResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TransferLeadershipResponse) Reset() {
+	*x = TransferLeadershipResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TransferLeadershipResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TransferLeadershipResponse) ProtoMessage() {}
+
+func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
+func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 type ListAdminsRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Answer from this server's own state, however old.
+	Stale         bool `protobuf:"varint,1,opt,name=stale,proto3" json:"stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListAdminsRequest) Reset() {
 	*x = ListAdminsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3271,7 +3921,7 @@ func (x *ListAdminsRequest) String() string {
 func (*ListAdminsRequest) ProtoMessage() {}
 
 func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3284,19 +3934,28 @@ func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
 func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *ListAdminsRequest) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
 }
 
 type ListAdminsResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Admins        []*AdminInfo           `protobuf:"bytes,1,rep,name=admins,proto3" json:"admins,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Admins []*AdminInfo           `protobuf:"bytes,1,rep,name=admins,proto3" json:"admins,omitempty"`
+	// Set if the answer is this server's own and may be old.
+	Staleness     *Staleness `protobuf:"bytes,2,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListAdminsResponse) Reset() {
 	*x = ListAdminsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3308,7 +3967,7 @@ func (x *ListAdminsResponse) String() string {
 func (*ListAdminsResponse) ProtoMessage() {}
 
 func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3321,12 +3980,19 @@ func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
 func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListAdminsResponse) GetAdmins() []*AdminInfo {
 	if x != nil {
 		return x.Admins
+	}
+	return nil
+}
+
+func (x *ListAdminsResponse) GetStaleness() *Staleness {
+	if x != nil {
+		return x.Staleness
 	}
 	return nil
 }
@@ -3344,7 +4010,7 @@ type AdminInfo struct {
 
 func (x *AdminInfo) Reset() {
 	*x = AdminInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3356,7 +4022,7 @@ func (x *AdminInfo) String() string {
 func (*AdminInfo) ProtoMessage() {}
 
 func (x *AdminInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3369,7 +4035,7 @@ func (x *AdminInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminInfo.ProtoReflect.Descriptor instead.
 func (*AdminInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *AdminInfo) GetName() string {
@@ -3400,14 +4066,16 @@ type AddAdminRequest struct {
 	Role       string   `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
 	Namespaces []string `protobuf:"bytes,3,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
 	// DER PKCS #10; only its key is used. Empty: change the role only.
-	Csr           []byte `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Csr []byte `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
+	// At most one call with this key takes effect; a retry gets its answer.
+	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *AddAdminRequest) Reset() {
 	*x = AddAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +4087,7 @@ func (x *AddAdminRequest) String() string {
 func (*AddAdminRequest) ProtoMessage() {}
 
 func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +4100,7 @@ func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminRequest.ProtoReflect.Descriptor instead.
 func (*AddAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *AddAdminRequest) GetName() string {
@@ -3463,6 +4131,13 @@ func (x *AddAdminRequest) GetCsr() []byte {
 	return nil
 }
 
+func (x *AddAdminRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
 type AddAdminResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The leaf alone, signed by a root; DER.
@@ -3475,7 +4150,7 @@ type AddAdminResponse struct {
 
 func (x *AddAdminResponse) Reset() {
 	*x = AddAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3487,7 +4162,7 @@ func (x *AddAdminResponse) String() string {
 func (*AddAdminResponse) ProtoMessage() {}
 
 func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3500,7 +4175,7 @@ func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminResponse.ProtoReflect.Descriptor instead.
 func (*AddAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AddAdminResponse) GetChain() [][]byte {
@@ -3525,15 +4200,17 @@ func (x *AddAdminResponse) GetNotAfter() *timestamppb.Timestamp {
 }
 
 type RemoveAdminRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// At most one call with this key takes effect; a retry gets its answer.
+	IdempotencyKey string `protobuf:"bytes,2,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3545,7 +4222,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3558,12 +4235,19 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
 	if x != nil {
 		return x.Name
+	}
+	return ""
+}
+
+func (x *RemoveAdminRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
 	}
 	return ""
 }
@@ -3576,7 +4260,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +4272,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,7 +4285,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 type BackupRequest struct {
@@ -3612,7 +4296,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3624,7 +4308,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3637,7 +4321,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 type BackupResponse struct {
@@ -3653,7 +4337,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3665,7 +4349,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3678,7 +4362,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -3710,7 +4394,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3722,7 +4406,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3735,7 +4419,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{60}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 type GetServerInfoResponse struct {
@@ -3753,7 +4437,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3765,7 +4449,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3778,7 +4462,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -3872,7 +4556,14 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12\x12\n" +
 	"\x04hint\x18\a \x01(\tR\x04hint\"<\n" +
 	"\bProblems\x120\n" +
-	"\bproblems\x18\x01 \x03(\v2\x14.zt.v1alpha1.ProblemR\bproblems\"\x86\x01\n" +
+	"\bproblems\x18\x01 \x03(\v2\x14.zt.v1alpha1.ProblemR\bproblems\"9\n" +
+	"\x0eOutcomeUnknown\x12'\n" +
+	"\x0fidempotency_key\x18\x01 \x01(\tR\x0eidempotencyKey\"\x10\n" +
+	"\x0eNothingChanged\"l\n" +
+	"\tStaleness\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12+\n" +
+	"\x03age\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x86\x01\n" +
 	"\tStaleBase\x12=\n" +
 	"\acurrent\x18\x01 \x03(\v2#.zt.v1alpha1.StaleBase.CurrentEntryR\acurrent\x1a:\n" +
 	"\fCurrentEntry\x12\x10\n" +
@@ -3882,10 +4573,11 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
-	"\x05stale\x18\x04 \x01(\bR\x05stale\"j\n" +
+	"\x05stale\x18\x04 \x01(\bR\x05stale\"\xa0\x01\n" +
 	"\x13GetDocumentResponse\x127\n" +
 	"\bdocument\x18\x01 \x01(\v2\x1b.zt.v1alpha1.StoredDocumentR\bdocument\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"_\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x124\n" +
+	"\tstaleness\x18\x03 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"_\n" +
 	"\x0eStoredDocument\x121\n" +
 	"\bdocument\x18\x01 \x01(\v2\x15.zt.v1alpha1.DocumentR\bdocument\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"\x9a\x01\n" +
@@ -3895,14 +4587,15 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\tpage_size\x18\x03 \x01(\rR\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\x04 \x01(\tR\tpageToken\x12\x14\n" +
-	"\x05stale\x18\x05 \x01(\bR\x05stale\"\xa9\x02\n" +
+	"\x05stale\x18\x05 \x01(\bR\x05stale\"\xdf\x02\n" +
 	"\x15ListDocumentsResponse\x129\n" +
 	"\tdocuments\x18\x01 \x03(\v2\x1b.zt.v1alpha1.StoredDocumentR\tdocuments\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\x12R\n" +
 	"\n" +
 	"namespaces\x18\x04 \x03(\v22.zt.v1alpha1.ListDocumentsResponse.NamespacesEntryR\n" +
-	"namespaces\x1a=\n" +
+	"namespaces\x124\n" +
+	"\tstaleness\x18\x05 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\x1a=\n" +
 	"\x0fNamespacesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"n\n" +
@@ -3917,17 +4610,21 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x04when\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x10\n" +
 	"\x03who\x18\x03 \x01(\tR\x03who\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12-\n" +
-	"\achanges\x18\x05 \x03(\v2\x13.zt.v1alpha1.ChangeR\achanges\"K\n" +
+	"\achanges\x18\x05 \x03(\v2\x13.zt.v1alpha1.ChangeR\achanges\"a\n" +
 	"\x14ListRevisionsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x16\n" +
-	"\x06before\x18\x02 \x01(\x04R\x06before\"L\n" +
+	"\x06before\x18\x02 \x01(\x04R\x06before\x12\x14\n" +
+	"\x05stale\x18\x03 \x01(\bR\x05stale\"\x82\x01\n" +
 	"\x15ListRevisionsResponse\x123\n" +
-	"\trevisions\x18\x01 \x03(\v2\x15.zt.v1alpha1.RevisionR\trevisions\"\x12\n" +
-	"\x10GetStatusRequest\"\x8c\x01\n" +
+	"\trevisions\x18\x01 \x03(\v2\x15.zt.v1alpha1.RevisionR\trevisions\x124\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"(\n" +
+	"\x10GetStatusRequest\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\bR\x05stale\"\xc2\x01\n" +
 	"\x11GetStatusResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12-\n" +
 	"\aservers\x18\x02 \x03(\v2\x13.zt.v1alpha1.MemberR\aservers\x12,\n" +
-	"\aproxies\x18\x03 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\"\xb8\x03\n" +
+	"\aproxies\x18\x03 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\x124\n" +
+	"\tstaleness\x18\x04 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xb8\x03\n" +
 	"\x05Proxy\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x18\n" +
@@ -3973,14 +4670,15 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\aheaders\x18\b \x03(\v2$.zt.v1alpha1.CanRequest.HeadersEntryB\b\xbaH\x05\x9a\x01\x02\x10@R\aheaders\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9d\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd3\x01\n" +
 	"\vCanResponse\x12\x18\n" +
 	"\aallowed\x18\x01 \x01(\bR\aallowed\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
 	"\x06grants\x18\x03 \x03(\tR\x06grants\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x04R\brevision\x12\x14\n" +
 	"\x05hints\x18\x05 \x03(\tR\x05hints\x12\x12\n" +
-	"\x04asks\x18\x06 \x01(\tR\x04asks\"\xd4\x01\n" +
+	"\x04asks\x18\x06 \x01(\tR\x04asks\x124\n" +
+	"\tstaleness\x18\a \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xd4\x01\n" +
 	"\fBlockRequest\x12'\n" +
 	"\tnamespace\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\tnamespace\x12\x1d\n" +
 	"\x04name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\x04name\x120\n" +
@@ -3996,14 +4694,16 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x0fidempotency_key\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"c\n" +
 	"\x0fUnblockResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x124\n" +
-	"\baffected\x18\x02 \x03(\v2\x18.zt.v1alpha1.InstanceRefR\baffected\"9\n" +
+	"\baffected\x18\x02 \x03(\v2\x18.zt.v1alpha1.InstanceRefR\baffected\"O\n" +
 	"\x10GetShadowRequest\x12%\n" +
-	"\tnamespace\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\tnamespace\"\xc5\x01\n" +
+	"\tnamespace\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\tnamespace\x12\x14\n" +
+	"\x05stale\x18\x02 \x01(\bR\x05stale\"\xfb\x01\n" +
 	"\x11GetShadowResponse\x123\n" +
 	"\tproposals\x18\x01 \x03(\v2\x15.zt.v1alpha1.ProposalR\tproposals\x12?\n" +
 	"\vdifferences\x18\x02 \x03(\v2\x1d.zt.v1alpha1.ShadowDifferenceR\vdifferences\x12\x18\n" +
 	"\adropped\x18\x03 \x01(\x04R\adropped\x12 \n" +
-	"\vunreachable\x18\x04 \x03(\tR\vunreachable\"\x84\x01\n" +
+	"\vunreachable\x18\x04 \x03(\tR\vunreachable\x124\n" +
+	"\tstaleness\x18\x05 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\x84\x01\n" +
 	"\bProposal\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
 	"\x03who\x18\x02 \x01(\tR\x03who\x12.\n" +
@@ -4023,14 +4723,16 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05count\x18\n" +
 	" \x01(\x04R\x05count\x120\n" +
 	"\x05first\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05first\x12.\n" +
-	"\x04last\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x04last\";\n" +
+	"\x04last\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x04last\"n\n" +
 	"\x10EndShadowRequest\x12'\n" +
-	"\tnamespace\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\tnamespace\"\x13\n" +
-	"\x11EndShadowResponse\"u\n" +
+	"\tnamespace\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?R\tnamespace\x121\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"\x13\n" +
+	"\x11EndShadowResponse\"\xa8\x01\n" +
 	"\x12CreateTokenRequest\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\bR\x06server\x12+\n" +
-	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"W\n" +
+	"\x03ttl\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x121\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"W\n" +
 	"\x13CreateTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12*\n" +
 	"\x04info\x18\x02 \x01(\v2\x16.zt.v1alpha1.TokenInfoR\x04info\"\xa4\x01\n" +
@@ -4040,19 +4742,25 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x06server\x18\x03 \x01(\bR\x06server\x124\n" +
 	"\aexpires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\x05 \x01(\tR\tcreatedBy\"\x13\n" +
-	"\x11ListTokensRequest\"D\n" +
+	"created_by\x18\x05 \x01(\tR\tcreatedBy\")\n" +
+	"\x11ListTokensRequest\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\bR\x05stale\"z\n" +
 	"\x12ListTokensResponse\x12.\n" +
-	"\x06tokens\x18\x01 \x03(\v2\x16.zt.v1alpha1.TokenInfoR\x06tokens\"-\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x16.zt.v1alpha1.TokenInfoR\x06tokens\x124\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"`\n" +
 	"\x12DeleteTokenRequest\x12\x17\n" +
-	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\"\x15\n" +
-	"\x13DeleteTokenResponse\"@\n" +
+	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\x121\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"\x15\n" +
+	"\x13DeleteTokenResponse\"s\n" +
 	"\x19DeregisterInstanceRequest\x12#\n" +
-	"\binstance\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\binstance\"\x1c\n" +
-	"\x1aDeregisterInstanceResponse\"\x14\n" +
-	"\x12ListMembersRequest\"D\n" +
+	"\binstance\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\binstance\x121\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"\x1c\n" +
+	"\x1aDeregisterInstanceResponse\"*\n" +
+	"\x12ListMembersRequest\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\bR\x05stale\"z\n" +
 	"\x13ListMembersResponse\x12-\n" +
-	"\amembers\x18\x01 \x03(\v2\x13.zt.v1alpha1.MemberR\amembers\"\xa8\x02\n" +
+	"\amembers\x18\x01 \x03(\v2\x13.zt.v1alpha1.MemberR\amembers\x124\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\x9c\x04\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
@@ -4063,32 +4771,60 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\treachable\x18\a \x01(\bR\treachable\x12\x1a\n" +
 	"\brevision\x18\b \x01(\x04R\brevision\x12\x18\n" +
 	"\aversion\x18\t \x01(\tR\aversion\x12\x1b\n" +
-	"\tdisk_full\x18\x14 \x01(\bR\bdiskFull\".\n" +
+	"\tdisk_full\x18\x14 \x01(\bR\bdiskFull\x12\x18\n" +
+	"\areplica\x18\n" +
+	" \x01(\bR\areplica\x12\x16\n" +
+	"\x06format\x18\v \x01(\rR\x06format\x12\x15\n" +
+	"\x03lag\x18\f \x01(\x04H\x00R\x03lag\x88\x01\x01\x128\n" +
+	"\n" +
+	"clock_skew\x18\r \x01(\v2\x19.google.protobuf.DurationR\tclockSkew\x12\x14\n" +
+	"\x05state\x18\x0e \x01(\tR\x05state\x12\x1f\n" +
+	"\vstate_index\x18\x0f \x01(\x04R\n" +
+	"stateIndex\x120\n" +
+	"\x05heard\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\x05heardB\x06\n" +
+	"\x04_lag\"w\n" +
 	"\x13RemoveMemberRequest\x12\x17\n" +
-	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\"\x16\n" +
-	"\x14RemoveMemberResponse\"\x13\n" +
-	"\x11ListAdminsRequest\"D\n" +
+	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\x121\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\"\x16\n" +
+	"\x14RemoveMemberResponse\"E\n" +
+	"\x14PromoteMemberRequest\x12\x17\n" +
+	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x17\n" +
+	"\x15PromoteMemberResponse\"D\n" +
+	"\x13DemoteMemberRequest\x12\x17\n" +
+	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"\x16\n" +
+	"\x14DemoteMemberResponse\"4\n" +
+	"\x19TransferLeadershipRequest\x12\x17\n" +
+	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\"\x1c\n" +
+	"\x1aTransferLeadershipResponse\")\n" +
+	"\x11ListAdminsRequest\x12\x14\n" +
+	"\x05stale\x18\x01 \x01(\bR\x05stale\"z\n" +
 	"\x12ListAdminsResponse\x12.\n" +
-	"\x06admins\x18\x01 \x03(\v2\x16.zt.v1alpha1.AdminInfoR\x06admins\"S\n" +
+	"\x06admins\x18\x01 \x03(\v2\x16.zt.v1alpha1.AdminInfoR\x06admins\x124\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"S\n" +
 	"\tAdminInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1e\n" +
 	"\n" +
 	"namespaces\x18\x03 \x03(\tR\n" +
-	"namespaces\"\xbf\x01\n" +
+	"namespaces\"\xf2\x01\n" +
 	"\x0fAddAdminRequest\x12>\n" +
 	"\x04name\x18\x01 \x01(\tB*\xbaH'r%\x10\x01\x18?2\x1f^[a-z0-9]([-a-z0-9]*[a-z0-9])?$R\x04name\x120\n" +
 	"\x04role\x18\x02 \x01(\tB\x1c\xbaH\x19r\x17R\x05adminR\x06editorR\x06viewerR\x04role\x12\x1e\n" +
 	"\n" +
 	"namespaces\x18\x03 \x03(\tR\n" +
 	"namespaces\x12\x1a\n" +
-	"\x03csr\x18\x04 \x01(\fB\b\xbaH\x05z\x03\x18\x80@R\x03csr\"w\n" +
+	"\x03csr\x18\x04 \x01(\fB\b\xbaH\x05z\x03\x18\x80@R\x03csr\x121\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"w\n" +
 	"\x10AddAdminResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x02 \x03(\fR\x05roots\x127\n" +
-	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"1\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"d\n" +
 	"\x12RemoveAdminRequest\x12\x1b\n" +
-	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\"\x15\n" +
+	"\x04name\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04name\x121\n" +
+	"\x0fidempotency_key\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"\x15\n" +
 	"\x13RemoveAdminResponse\"\x0f\n" +
 	"\rBackupRequest\"R\n" +
 	"\x0eBackupResponse\x12\x14\n" +
@@ -4102,7 +4838,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\tR\x06leader\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12(\n" +
-	"\x03you\x18\x06 \x01(\v2\x16.zt.v1alpha1.AdminInfoR\x03you2\xe6\x13\n" +
+	"\x03you\x18\x06 \x01(\v2\x16.zt.v1alpha1.AdminInfoR\x03you2\xf9\x16\n" +
 	"\fAdminService\x12Z\n" +
 	"\x05Apply\x12\x19.zt.v1alpha1.ApplyRequest\x1a\x1a.zt.v1alpha1.ApplyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1alpha1/apply\x12\x87\x01\n" +
 	"\vGetDocument\x12\x1f.zt.v1alpha1.GetDocumentRequest\x1a .zt.v1alpha1.GetDocumentResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1alpha1/documents/{kind}/{namespace}/{name}\x12s\n" +
@@ -4118,7 +4854,10 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\vDeleteToken\x12\x1f.zt.v1alpha1.DeleteTokenRequest\x1a .zt.v1alpha1.DeleteTokenResponse\"\x1d\x82\xd3\xe4\x93\x02\x17*\x15/v1alpha1/tokens/{id}\x12\x8d\x01\n" +
 	"\x12DeregisterInstance\x12&.zt.v1alpha1.DeregisterInstanceRequest\x1a'.zt.v1alpha1.DeregisterInstanceResponse\"&\x82\xd3\xe4\x93\x02 *\x1e/v1alpha1/instances/{instance}\x12k\n" +
 	"\vListMembers\x12\x1f.zt.v1alpha1.ListMembersRequest\x1a .zt.v1alpha1.ListMembersResponse\"\x19\x82\xd3\xe4\x93\x02\x13\x12\x11/v1alpha1/members\x12s\n" +
-	"\fRemoveMember\x12 .zt.v1alpha1.RemoveMemberRequest\x1a!.zt.v1alpha1.RemoveMemberResponse\"\x1e\x82\xd3\xe4\x93\x02\x18*\x16/v1alpha1/members/{id}\x12g\n" +
+	"\fRemoveMember\x12 .zt.v1alpha1.RemoveMemberRequest\x1a!.zt.v1alpha1.RemoveMemberResponse\"\x1e\x82\xd3\xe4\x93\x02\x18*\x16/v1alpha1/members/{id}\x12\x81\x01\n" +
+	"\rPromoteMember\x12!.zt.v1alpha1.PromoteMemberRequest\x1a\".zt.v1alpha1.PromoteMemberResponse\")\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1alpha1/members/{id}/promote\x12}\n" +
+	"\fDemoteMember\x12 .zt.v1alpha1.DemoteMemberRequest\x1a!.zt.v1alpha1.DemoteMemberResponse\"(\x82\xd3\xe4\x93\x02\":\x01*\"\x1d/v1alpha1/members/{id}/demote\x12\x8d\x01\n" +
+	"\x12TransferLeadership\x12&.zt.v1alpha1.TransferLeadershipRequest\x1a'.zt.v1alpha1.TransferLeadershipResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1alpha1/members/{id}/lead\x12g\n" +
 	"\n" +
 	"ListAdmins\x12\x1e.zt.v1alpha1.ListAdminsRequest\x1a\x1f.zt.v1alpha1.ListAdminsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1alpha1/admins\x12d\n" +
 	"\bAddAdmin\x12\x1c.zt.v1alpha1.AddAdminRequest\x1a\x1d.zt.v1alpha1.AddAdminResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1alpha1/admins\x12q\n" +
@@ -4142,7 +4881,7 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_admin_proto_rawDescData
 }
 
-var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
+var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*File)(nil),                       // 0: zt.v1alpha1.File
 	(*ApplyRequest)(nil),               // 1: zt.v1alpha1.ApplyRequest
@@ -4151,168 +4890,195 @@ var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*InstanceRef)(nil),                // 4: zt.v1alpha1.InstanceRef
 	(*Problem)(nil),                    // 5: zt.v1alpha1.Problem
 	(*Problems)(nil),                   // 6: zt.v1alpha1.Problems
-	(*StaleBase)(nil),                  // 7: zt.v1alpha1.StaleBase
-	(*GetDocumentRequest)(nil),         // 8: zt.v1alpha1.GetDocumentRequest
-	(*GetDocumentResponse)(nil),        // 9: zt.v1alpha1.GetDocumentResponse
-	(*StoredDocument)(nil),             // 10: zt.v1alpha1.StoredDocument
-	(*ListDocumentsRequest)(nil),       // 11: zt.v1alpha1.ListDocumentsRequest
-	(*ListDocumentsResponse)(nil),      // 12: zt.v1alpha1.ListDocumentsResponse
-	(*WatchDocumentsRequest)(nil),      // 13: zt.v1alpha1.WatchDocumentsRequest
-	(*WatchDocumentsResponse)(nil),     // 14: zt.v1alpha1.WatchDocumentsResponse
-	(*Revision)(nil),                   // 15: zt.v1alpha1.Revision
-	(*ListRevisionsRequest)(nil),       // 16: zt.v1alpha1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil),      // 17: zt.v1alpha1.ListRevisionsResponse
-	(*GetStatusRequest)(nil),           // 18: zt.v1alpha1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 19: zt.v1alpha1.GetStatusResponse
-	(*Proxy)(nil),                      // 20: zt.v1alpha1.Proxy
-	(*Nack)(nil),                       // 21: zt.v1alpha1.Nack
-	(*WatchReceiptRequest)(nil),        // 22: zt.v1alpha1.WatchReceiptRequest
-	(*WatchReceiptResponse)(nil),       // 23: zt.v1alpha1.WatchReceiptResponse
-	(*ProxyReceipt)(nil),               // 24: zt.v1alpha1.ProxyReceipt
-	(*CanRequest)(nil),                 // 25: zt.v1alpha1.CanRequest
-	(*CanResponse)(nil),                // 26: zt.v1alpha1.CanResponse
-	(*BlockRequest)(nil),               // 27: zt.v1alpha1.BlockRequest
-	(*BlockResponse)(nil),              // 28: zt.v1alpha1.BlockResponse
-	(*UnblockRequest)(nil),             // 29: zt.v1alpha1.UnblockRequest
-	(*UnblockResponse)(nil),            // 30: zt.v1alpha1.UnblockResponse
-	(*GetShadowRequest)(nil),           // 31: zt.v1alpha1.GetShadowRequest
-	(*GetShadowResponse)(nil),          // 32: zt.v1alpha1.GetShadowResponse
-	(*Proposal)(nil),                   // 33: zt.v1alpha1.Proposal
-	(*ShadowDifference)(nil),           // 34: zt.v1alpha1.ShadowDifference
-	(*EndShadowRequest)(nil),           // 35: zt.v1alpha1.EndShadowRequest
-	(*EndShadowResponse)(nil),          // 36: zt.v1alpha1.EndShadowResponse
-	(*CreateTokenRequest)(nil),         // 37: zt.v1alpha1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),        // 38: zt.v1alpha1.CreateTokenResponse
-	(*TokenInfo)(nil),                  // 39: zt.v1alpha1.TokenInfo
-	(*ListTokensRequest)(nil),          // 40: zt.v1alpha1.ListTokensRequest
-	(*ListTokensResponse)(nil),         // 41: zt.v1alpha1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),         // 42: zt.v1alpha1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),        // 43: zt.v1alpha1.DeleteTokenResponse
-	(*DeregisterInstanceRequest)(nil),  // 44: zt.v1alpha1.DeregisterInstanceRequest
-	(*DeregisterInstanceResponse)(nil), // 45: zt.v1alpha1.DeregisterInstanceResponse
-	(*ListMembersRequest)(nil),         // 46: zt.v1alpha1.ListMembersRequest
-	(*ListMembersResponse)(nil),        // 47: zt.v1alpha1.ListMembersResponse
-	(*Member)(nil),                     // 48: zt.v1alpha1.Member
-	(*RemoveMemberRequest)(nil),        // 49: zt.v1alpha1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 50: zt.v1alpha1.RemoveMemberResponse
-	(*ListAdminsRequest)(nil),          // 51: zt.v1alpha1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),         // 52: zt.v1alpha1.ListAdminsResponse
-	(*AdminInfo)(nil),                  // 53: zt.v1alpha1.AdminInfo
-	(*AddAdminRequest)(nil),            // 54: zt.v1alpha1.AddAdminRequest
-	(*AddAdminResponse)(nil),           // 55: zt.v1alpha1.AddAdminResponse
-	(*RemoveAdminRequest)(nil),         // 56: zt.v1alpha1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 57: zt.v1alpha1.RemoveAdminResponse
-	(*BackupRequest)(nil),              // 58: zt.v1alpha1.BackupRequest
-	(*BackupResponse)(nil),             // 59: zt.v1alpha1.BackupResponse
-	(*GetServerInfoRequest)(nil),       // 60: zt.v1alpha1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),      // 61: zt.v1alpha1.GetServerInfoResponse
-	nil,                                // 62: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 63: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 64: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 65: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	nil,                                // 66: zt.v1alpha1.CanRequest.HeadersEntry
-	(*Document)(nil),                   // 67: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 68: google.protobuf.Timestamp
-	(*User)(nil),                       // 69: zt.v1alpha1.User
-	(*Block)(nil),                      // 70: zt.v1alpha1.Block
-	(*durationpb.Duration)(nil),        // 71: google.protobuf.Duration
+	(*OutcomeUnknown)(nil),             // 7: zt.v1alpha1.OutcomeUnknown
+	(*NothingChanged)(nil),             // 8: zt.v1alpha1.NothingChanged
+	(*Staleness)(nil),                  // 9: zt.v1alpha1.Staleness
+	(*StaleBase)(nil),                  // 10: zt.v1alpha1.StaleBase
+	(*GetDocumentRequest)(nil),         // 11: zt.v1alpha1.GetDocumentRequest
+	(*GetDocumentResponse)(nil),        // 12: zt.v1alpha1.GetDocumentResponse
+	(*StoredDocument)(nil),             // 13: zt.v1alpha1.StoredDocument
+	(*ListDocumentsRequest)(nil),       // 14: zt.v1alpha1.ListDocumentsRequest
+	(*ListDocumentsResponse)(nil),      // 15: zt.v1alpha1.ListDocumentsResponse
+	(*WatchDocumentsRequest)(nil),      // 16: zt.v1alpha1.WatchDocumentsRequest
+	(*WatchDocumentsResponse)(nil),     // 17: zt.v1alpha1.WatchDocumentsResponse
+	(*Revision)(nil),                   // 18: zt.v1alpha1.Revision
+	(*ListRevisionsRequest)(nil),       // 19: zt.v1alpha1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),      // 20: zt.v1alpha1.ListRevisionsResponse
+	(*GetStatusRequest)(nil),           // 21: zt.v1alpha1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 22: zt.v1alpha1.GetStatusResponse
+	(*Proxy)(nil),                      // 23: zt.v1alpha1.Proxy
+	(*Nack)(nil),                       // 24: zt.v1alpha1.Nack
+	(*WatchReceiptRequest)(nil),        // 25: zt.v1alpha1.WatchReceiptRequest
+	(*WatchReceiptResponse)(nil),       // 26: zt.v1alpha1.WatchReceiptResponse
+	(*ProxyReceipt)(nil),               // 27: zt.v1alpha1.ProxyReceipt
+	(*CanRequest)(nil),                 // 28: zt.v1alpha1.CanRequest
+	(*CanResponse)(nil),                // 29: zt.v1alpha1.CanResponse
+	(*BlockRequest)(nil),               // 30: zt.v1alpha1.BlockRequest
+	(*BlockResponse)(nil),              // 31: zt.v1alpha1.BlockResponse
+	(*UnblockRequest)(nil),             // 32: zt.v1alpha1.UnblockRequest
+	(*UnblockResponse)(nil),            // 33: zt.v1alpha1.UnblockResponse
+	(*GetShadowRequest)(nil),           // 34: zt.v1alpha1.GetShadowRequest
+	(*GetShadowResponse)(nil),          // 35: zt.v1alpha1.GetShadowResponse
+	(*Proposal)(nil),                   // 36: zt.v1alpha1.Proposal
+	(*ShadowDifference)(nil),           // 37: zt.v1alpha1.ShadowDifference
+	(*EndShadowRequest)(nil),           // 38: zt.v1alpha1.EndShadowRequest
+	(*EndShadowResponse)(nil),          // 39: zt.v1alpha1.EndShadowResponse
+	(*CreateTokenRequest)(nil),         // 40: zt.v1alpha1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 41: zt.v1alpha1.CreateTokenResponse
+	(*TokenInfo)(nil),                  // 42: zt.v1alpha1.TokenInfo
+	(*ListTokensRequest)(nil),          // 43: zt.v1alpha1.ListTokensRequest
+	(*ListTokensResponse)(nil),         // 44: zt.v1alpha1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),         // 45: zt.v1alpha1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),        // 46: zt.v1alpha1.DeleteTokenResponse
+	(*DeregisterInstanceRequest)(nil),  // 47: zt.v1alpha1.DeregisterInstanceRequest
+	(*DeregisterInstanceResponse)(nil), // 48: zt.v1alpha1.DeregisterInstanceResponse
+	(*ListMembersRequest)(nil),         // 49: zt.v1alpha1.ListMembersRequest
+	(*ListMembersResponse)(nil),        // 50: zt.v1alpha1.ListMembersResponse
+	(*Member)(nil),                     // 51: zt.v1alpha1.Member
+	(*RemoveMemberRequest)(nil),        // 52: zt.v1alpha1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 53: zt.v1alpha1.RemoveMemberResponse
+	(*PromoteMemberRequest)(nil),       // 54: zt.v1alpha1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 55: zt.v1alpha1.PromoteMemberResponse
+	(*DemoteMemberRequest)(nil),        // 56: zt.v1alpha1.DemoteMemberRequest
+	(*DemoteMemberResponse)(nil),       // 57: zt.v1alpha1.DemoteMemberResponse
+	(*TransferLeadershipRequest)(nil),  // 58: zt.v1alpha1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 59: zt.v1alpha1.TransferLeadershipResponse
+	(*ListAdminsRequest)(nil),          // 60: zt.v1alpha1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),         // 61: zt.v1alpha1.ListAdminsResponse
+	(*AdminInfo)(nil),                  // 62: zt.v1alpha1.AdminInfo
+	(*AddAdminRequest)(nil),            // 63: zt.v1alpha1.AddAdminRequest
+	(*AddAdminResponse)(nil),           // 64: zt.v1alpha1.AddAdminResponse
+	(*RemoveAdminRequest)(nil),         // 65: zt.v1alpha1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 66: zt.v1alpha1.RemoveAdminResponse
+	(*BackupRequest)(nil),              // 67: zt.v1alpha1.BackupRequest
+	(*BackupResponse)(nil),             // 68: zt.v1alpha1.BackupResponse
+	(*GetServerInfoRequest)(nil),       // 69: zt.v1alpha1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 70: zt.v1alpha1.GetServerInfoResponse
+	nil,                                // 71: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 72: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 73: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 74: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 75: zt.v1alpha1.CanRequest.HeadersEntry
+	(*durationpb.Duration)(nil),        // 76: google.protobuf.Duration
+	(*Document)(nil),                   // 77: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 78: google.protobuf.Timestamp
+	(*User)(nil),                       // 79: zt.v1alpha1.User
+	(*Block)(nil),                      // 80: zt.v1alpha1.Block
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	0,  // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	62, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	71, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
 	3,  // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
 	4,  // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	63, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	72, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
 	5,  // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
 	5,  // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	64, // 7: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
-	10, // 8: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
-	67, // 9: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
-	10, // 10: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	65, // 11: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	15, // 12: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	68, // 13: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
-	3,  // 14: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
-	15, // 15: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
-	48, // 16: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
-	20, // 17: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	21, // 18: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	68, // 19: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	68, // 20: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	68, // 21: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
-	24, // 22: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
-	68, // 23: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
-	21, // 24: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	69, // 25: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
-	68, // 26: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
-	66, // 27: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
-	70, // 28: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
-	4,  // 29: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	4,  // 30: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	33, // 31: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
-	34, // 32: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	68, // 33: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
-	68, // 34: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
-	68, // 35: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
-	71, // 36: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	39, // 37: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	68, // 38: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
-	39, // 39: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
-	48, // 40: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
-	53, // 41: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
-	68, // 42: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
-	53, // 43: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
-	1,  // 44: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
-	8,  // 45: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
-	11, // 46: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
-	13, // 47: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
-	16, // 48: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
-	18, // 49: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
-	22, // 50: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
-	25, // 51: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
-	37, // 52: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
-	40, // 53: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
-	42, // 54: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
-	44, // 55: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
-	46, // 56: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
-	49, // 57: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
-	51, // 58: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
-	54, // 59: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
-	56, // 60: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
-	27, // 61: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
-	29, // 62: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
-	31, // 63: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
-	35, // 64: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
-	58, // 65: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
-	60, // 66: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	2,  // 67: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	9,  // 68: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	12, // 69: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	14, // 70: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	17, // 71: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	19, // 72: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	23, // 73: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	26, // 74: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	38, // 75: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	41, // 76: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	43, // 77: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	45, // 78: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	47, // 79: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	50, // 80: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	52, // 81: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	55, // 82: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	57, // 83: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	28, // 84: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
-	30, // 85: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
-	32, // 86: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
-	36, // 87: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
-	59, // 88: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
-	61, // 89: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	67, // [67:90] is the sub-list for method output_type
-	44, // [44:67] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	76, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
+	73, // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	13, // 9: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
+	9,  // 10: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	77, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	13, // 12: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
+	74, // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	9,  // 14: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	18, // 15: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
+	78, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	3,  // 17: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
+	18, // 18: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
+	9,  // 19: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	51, // 20: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
+	23, // 21: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	9,  // 22: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	24, // 23: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
+	78, // 24: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	78, // 25: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	78, // 26: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	27, // 27: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
+	78, // 28: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	24, // 29: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
+	79, // 30: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	78, // 31: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	75, // 32: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	9,  // 33: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	80, // 34: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	4,  // 35: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	4,  // 36: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	36, // 37: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
+	37, // 38: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	9,  // 39: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	78, // 40: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	78, // 41: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	78, // 42: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	76, // 43: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	42, // 44: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
+	78, // 45: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	42, // 46: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
+	9,  // 47: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	51, // 48: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
+	9,  // 49: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	76, // 50: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
+	78, // 51: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
+	62, // 52: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
+	9,  // 53: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	78, // 54: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	62, // 55: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
+	1,  // 56: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
+	11, // 57: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
+	14, // 58: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
+	16, // 59: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
+	19, // 60: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
+	21, // 61: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
+	25, // 62: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
+	28, // 63: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
+	40, // 64: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
+	43, // 65: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
+	45, // 66: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
+	47, // 67: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
+	49, // 68: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
+	52, // 69: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
+	54, // 70: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
+	56, // 71: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
+	58, // 72: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
+	60, // 73: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
+	63, // 74: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
+	65, // 75: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
+	30, // 76: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
+	32, // 77: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
+	34, // 78: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
+	38, // 79: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
+	67, // 80: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
+	69, // 81: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	2,  // 82: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	12, // 83: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	15, // 84: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	17, // 85: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	20, // 86: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	22, // 87: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	26, // 88: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	29, // 89: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	41, // 90: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	44, // 91: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	46, // 92: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	48, // 93: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	50, // 94: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	53, // 95: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	55, // 96: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
+	57, // 97: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
+	59, // 98: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
+	61, // 99: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	64, // 100: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	66, // 101: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	31, // 102: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	33, // 103: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	35, // 104: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	39, // 105: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	68, // 106: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
+	70, // 107: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	82, // [82:108] is the sub-list for method output_type
+	56, // [56:82] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_admin_proto_init() }
@@ -4321,13 +5087,14 @@ func file_zt_v1alpha1_admin_proto_init() {
 		return
 	}
 	file_zt_v1alpha1_spec_proto_init()
+	file_zt_v1alpha1_admin_proto_msgTypes[51].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   67,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -478,7 +478,13 @@ type EnrolServerRequest struct {
 	IntermediateCsr []byte `protobuf:"bytes,3,opt,name=intermediate_csr,json=intermediateCsr,proto3" json:"intermediate_csr,omitempty"`
 	// The ids of the key-encryption keys that the caller has. None: it asks for the
 	// cluster's.
-	KeyIds        []string `protobuf:"bytes,4,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
+	KeyIds []string `protobuf:"bytes,4,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
+	// It is to be a read replica: it serves proxies and stale reads, and never votes.
+	Replica bool `protobuf:"varint,5,opt,name=replica,proto3" json:"replica,omitempty"`
+	// The newest format of log entries that it reads; 0: 2.
+	Format uint32 `protobuf:"varint,6,opt,name=format,proto3" json:"format,omitempty"`
+	// Of its program.
+	Version       string `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -539,6 +545,27 @@ func (x *EnrolServerRequest) GetKeyIds() []string {
 		return x.KeyIds
 	}
 	return nil
+}
+
+func (x *EnrolServerRequest) GetReplica() bool {
+	if x != nil {
+		return x.Replica
+	}
+	return false
+}
+
+func (x *EnrolServerRequest) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *EnrolServerRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
 }
 
 type EnrolServerResponse struct {
@@ -678,14 +705,17 @@ const file_zt_v1alpha1_node_proto_rawDesc = "" +
 	"\fcertificates\x18\x01 \x01(\v2\x13.zt.v1alpha1.IssuedR\fcertificates\x12\x18\n" +
 	"\aservers\x18\x02 \x03(\tR\aservers\"\x13\n" +
 	"\x11DeregisterRequest\"\x14\n" +
-	"\x12DeregisterResponse\"\xd3\x01\n" +
+	"\x12DeregisterResponse\"\xa8\x02\n" +
 	"\x12EnrolServerRequest\x12 \n" +
 	"\x05token\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05token\x12-\n" +
 	"\x06server\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{32}$R\x06server\x125\n" +
 	"\x10intermediate_csr\x18\x03 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x80@R\x0fintermediateCsr\x125\n" +
-	"\akey_ids\x18\x04 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\b\"\x12r\x102\x0e^[0-9a-f]{16}$R\x06keyIds\"\xe3\x01\n" +
+	"\akey_ids\x18\x04 \x03(\tB\x1c\xbaH\x19\x92\x01\x16\x10\b\"\x12r\x102\x0e^[0-9a-f]{16}$R\x06keyIds\x12\x18\n" +
+	"\areplica\x18\x05 \x01(\bR\areplica\x12\x16\n" +
+	"\x06format\x18\x06 \x01(\rR\x06format\x12!\n" +
+	"\aversion\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\aversion\"\xe3\x01\n" +
 	"\x13EnrolServerResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\"\n" +
 	"\fintermediate\x18\x02 \x01(\fR\fintermediate\x12\x14\n" +

@@ -9,6 +9,7 @@ package ztv1alpha1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -209,8 +210,10 @@ type Server struct {
 	NodeAddress    string                 `protobuf:"bytes,3,opt,name=node_address,json=nodeAddress,proto3" json:"node_address,omitempty"`
 	ClusterAddress string                 `protobuf:"bytes,4,opt,name=cluster_address,json=clusterAddress,proto3" json:"cluster_address,omitempty"`
 	Version        string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The newest format of log entries that it reads; 0: 2.
+	Format        uint32 `protobuf:"varint,6,opt,name=format,proto3" json:"format,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Server) Reset() {
@@ -276,6 +279,13 @@ func (x *Server) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Server) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
 }
 
 type WatchProxiesRequest struct {
@@ -578,11 +588,230 @@ func (*RecordAccessResponse) Descriptor() ([]byte, []int) {
 	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{10}
 }
 
+type GetReportRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReportRequest) Reset() {
+	*x = GetReportRequest{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReportRequest) ProtoMessage() {}
+
+func (x *GetReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReportRequest.ProtoReflect.Descriptor instead.
+func (*GetReportRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{11}
+}
+
+type GetReportResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Server  string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// The newest format of log entries that it reads.
+	Format uint32 `protobuf:"varint,3,opt,name=format,proto3" json:"format,omitempty"`
+	// Its clock.
+	Now *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=now,proto3" json:"now,omitempty"`
+	// The leader that it hears; empty: none.
+	Leader string `protobuf:"bytes,5,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Index and term of the last entry in its log, whether committed or not.
+	LastIndex uint64 `protobuf:"varint,6,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	LastTerm  uint64 `protobuf:"varint,7,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
+	// Index, revision and time of the state that it has applied.
+	AppliedIndex uint64                 `protobuf:"varint,8,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	Revision     uint64                 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
+	When         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=when,proto3" json:"when,omitempty"`
+	// Of its newest states that were hashed, oldest first.
+	Hashes        []*StateHash `protobuf:"bytes,11,rep,name=hashes,proto3" json:"hashes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReportResponse) Reset() {
+	*x = GetReportResponse{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReportResponse) ProtoMessage() {}
+
+func (x *GetReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReportResponse.ProtoReflect.Descriptor instead.
+func (*GetReportResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetReportResponse) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *GetReportResponse) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *GetReportResponse) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *GetReportResponse) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *GetReportResponse) GetLeader() string {
+	if x != nil {
+		return x.Leader
+	}
+	return ""
+}
+
+func (x *GetReportResponse) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+func (x *GetReportResponse) GetLastTerm() uint64 {
+	if x != nil {
+		return x.LastTerm
+	}
+	return 0
+}
+
+func (x *GetReportResponse) GetAppliedIndex() uint64 {
+	if x != nil {
+		return x.AppliedIndex
+	}
+	return 0
+}
+
+func (x *GetReportResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *GetReportResponse) GetWhen() *timestamppb.Timestamp {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+func (x *GetReportResponse) GetHashes() []*StateHash {
+	if x != nil {
+		return x.Hashes
+	}
+	return nil
+}
+
+// StateHash is the SHA-256 of a state; those of all servers at one index are equal.
+type StateHash struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Sha256        []byte                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateHash) Reset() {
+	*x = StateHash{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateHash) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateHash) ProtoMessage() {}
+
+func (x *StateHash) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateHash.ProtoReflect.Descriptor instead.
+func (*StateHash) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *StateHash) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *StateHash) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 var File_zt_v1alpha1_peer_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\n" +
-	"\x16zt/v1alpha1/peer.proto\x12\vzt.v1alpha1\x1a\x17zt/v1alpha1/admin.proto\">\n" +
+	"\x16zt/v1alpha1/peer.proto\x12\vzt.v1alpha1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17zt/v1alpha1/admin.proto\">\n" +
 	"\x0fAnnounceRequest\x12+\n" +
 	"\x06server\x18\x01 \x01(\v2\x13.zt.v1alpha1.ServerR\x06server\"\x12\n" +
 	"\x10AnnounceResponse\";\n" +
@@ -590,13 +819,14 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x04lost\x18\x01 \x01(\tR\x04lost\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\"&\n" +
 	"\x0eReseedResponse\x12\x14\n" +
-	"\x05peers\x18\x01 \x03(\tR\x05peers\"\xa3\x01\n" +
+	"\x05peers\x18\x01 \x03(\tR\x05peers\"\xbb\x01\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
 	"\fnode_address\x18\x03 \x01(\tR\vnodeAddress\x12'\n" +
 	"\x0fcluster_address\x18\x04 \x01(\tR\x0eclusterAddress\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\tR\aversion\"\x15\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x12\x16\n" +
+	"\x06format\x18\x06 \x01(\rR\x06format\"\x15\n" +
 	"\x13WatchProxiesRequest\"}\n" +
 	"\x14WatchProxiesResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12,\n" +
@@ -613,13 +843,32 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x06method\x18\x03 \x01(\tR\x06method\x12\x12\n" +
 	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\"\x16\n" +
-	"\x14RecordAccessResponse2\xa3\x03\n" +
+	"\x14RecordAccessResponse\"\x12\n" +
+	"\x10GetReportRequest\"\x80\x03\n" +
+	"\x11GetReportResponse\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06format\x18\x03 \x01(\rR\x06format\x12,\n" +
+	"\x03now\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12\x16\n" +
+	"\x06leader\x18\x05 \x01(\tR\x06leader\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x06 \x01(\x04R\tlastIndex\x12\x1b\n" +
+	"\tlast_term\x18\a \x01(\x04R\blastTerm\x12#\n" +
+	"\rapplied_index\x18\b \x01(\x04R\fappliedIndex\x12\x1a\n" +
+	"\brevision\x18\t \x01(\x04R\brevision\x12.\n" +
+	"\x04when\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12.\n" +
+	"\x06hashes\x18\v \x03(\v2\x16.zt.v1alpha1.StateHashR\x06hashes\"9\n" +
+	"\tStateHash\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\fR\x06sha2562\xef\x03\n" +
 	"\vPeerService\x12G\n" +
 	"\bAnnounce\x12\x1c.zt.v1alpha1.AnnounceRequest\x1a\x1d.zt.v1alpha1.AnnounceResponse\x12A\n" +
 	"\x06Reseed\x12\x1a.zt.v1alpha1.ReseedRequest\x1a\x1b.zt.v1alpha1.ReseedResponse\x12U\n" +
 	"\fWatchProxies\x12 .zt.v1alpha1.WatchProxiesRequest\x1a!.zt.v1alpha1.WatchProxiesResponse0\x01\x12\\\n" +
 	"\x0fListDifferences\x12#.zt.v1alpha1.ListDifferencesRequest\x1a$.zt.v1alpha1.ListDifferencesResponse\x12S\n" +
-	"\fRecordAccess\x12 .zt.v1alpha1.RecordAccessRequest\x1a!.zt.v1alpha1.RecordAccessResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
+	"\fRecordAccess\x12 .zt.v1alpha1.RecordAccessRequest\x1a!.zt.v1alpha1.RecordAccessResponse\x12J\n" +
+	"\tGetReport\x12\x1d.zt.v1alpha1.GetReportRequest\x1a\x1e.zt.v1alpha1.GetReportResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
 	file_zt_v1alpha1_peer_proto_rawDescOnce sync.Once
@@ -633,7 +882,7 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
 	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
@@ -646,28 +895,37 @@ var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*ListDifferencesResponse)(nil), // 8: zt.v1alpha1.ListDifferencesResponse
 	(*RecordAccessRequest)(nil),     // 9: zt.v1alpha1.RecordAccessRequest
 	(*RecordAccessResponse)(nil),    // 10: zt.v1alpha1.RecordAccessResponse
-	(*Proxy)(nil),                   // 11: zt.v1alpha1.Proxy
-	(*ShadowDifference)(nil),        // 12: zt.v1alpha1.ShadowDifference
+	(*GetReportRequest)(nil),        // 11: zt.v1alpha1.GetReportRequest
+	(*GetReportResponse)(nil),       // 12: zt.v1alpha1.GetReportResponse
+	(*StateHash)(nil),               // 13: zt.v1alpha1.StateHash
+	(*Proxy)(nil),                   // 14: zt.v1alpha1.Proxy
+	(*ShadowDifference)(nil),        // 15: zt.v1alpha1.ShadowDifference
+	(*timestamppb.Timestamp)(nil),   // 16: google.protobuf.Timestamp
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
 	4,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	11, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	12, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	0,  // 3: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	2,  // 4: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
-	5,  // 5: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	7,  // 6: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
-	9,  // 7: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
-	1,  // 8: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	3,  // 9: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
-	6,  // 10: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	8,  // 11: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	10, // 12: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
-	8,  // [8:13] is the sub-list for method output_type
-	3,  // [3:8] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	14, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	15, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	16, // 3: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
+	16, // 4: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
+	13, // 5: zt.v1alpha1.GetReportResponse.hashes:type_name -> zt.v1alpha1.StateHash
+	0,  // 6: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
+	2,  // 7: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
+	5,  // 8: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	7,  // 9: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	9,  // 10: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
+	11, // 11: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
+	1,  // 12: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	3,  // 13: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
+	6,  // 14: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	8,  // 15: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	10, // 16: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	12, // 17: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
+	12, // [12:18] is the sub-list for method output_type
+	6,  // [6:12] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_peer_proto_init() }
@@ -682,7 +940,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

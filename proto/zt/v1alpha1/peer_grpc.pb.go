@@ -24,6 +24,7 @@ const (
 	PeerService_WatchProxies_FullMethodName    = "/zt.v1alpha1.PeerService/WatchProxies"
 	PeerService_ListDifferences_FullMethodName = "/zt.v1alpha1.PeerService/ListDifferences"
 	PeerService_RecordAccess_FullMethodName    = "/zt.v1alpha1.PeerService/RecordAccess"
+	PeerService_GetReport_FullMethodName       = "/zt.v1alpha1.PeerService/GetReport"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -49,6 +50,9 @@ type PeerServiceClient interface {
 	// RecordAccess puts a call on record that the asking server is about to answer.
 	// Answered by the leader.
 	RecordAccess(ctx context.Context, in *RecordAccessRequest, opts ...grpc.CallOption) (*RecordAccessResponse, error)
+	// GetReport is where this server stands: its clock, its log and the hashes of its
+	// states. It needs no quorum.
+	GetReport(ctx context.Context, in *GetReportRequest, opts ...grpc.CallOption) (*GetReportResponse, error)
 }
 
 type peerServiceClient struct {
@@ -118,6 +122,16 @@ func (c *peerServiceClient) RecordAccess(ctx context.Context, in *RecordAccessRe
 	return out, nil
 }
 
+func (c *peerServiceClient) GetReport(ctx context.Context, in *GetReportRequest, opts ...grpc.CallOption) (*GetReportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetReportResponse)
+	err := c.cc.Invoke(ctx, PeerService_GetReport_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServiceServer is the server API for PeerService service.
 // All implementations must embed UnimplementedPeerServiceServer
 // for forward compatibility.
@@ -141,6 +155,9 @@ type PeerServiceServer interface {
 	// RecordAccess puts a call on record that the asking server is about to answer.
 	// Answered by the leader.
 	RecordAccess(context.Context, *RecordAccessRequest) (*RecordAccessResponse, error)
+	// GetReport is where this server stands: its clock, its log and the hashes of its
+	// states. It needs no quorum.
+	GetReport(context.Context, *GetReportRequest) (*GetReportResponse, error)
 	mustEmbedUnimplementedPeerServiceServer()
 }
 
@@ -165,6 +182,9 @@ func (UnimplementedPeerServiceServer) ListDifferences(context.Context, *ListDiff
 }
 func (UnimplementedPeerServiceServer) RecordAccess(context.Context, *RecordAccessRequest) (*RecordAccessResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RecordAccess not implemented")
+}
+func (UnimplementedPeerServiceServer) GetReport(context.Context, *GetReportRequest) (*GetReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetReport not implemented")
 }
 func (UnimplementedPeerServiceServer) mustEmbedUnimplementedPeerServiceServer() {}
 func (UnimplementedPeerServiceServer) testEmbeddedByValue()                     {}
@@ -270,6 +290,24 @@ func _PeerService_RecordAccess_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_GetReport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetReportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).GetReport(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_GetReport_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).GetReport(ctx, req.(*GetReportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PeerService_ServiceDesc is the grpc.ServiceDesc for PeerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -292,6 +330,10 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RecordAccess",
 			Handler:    _PeerService_RecordAccess_Handler,
+		},
+		{
+			MethodName: "GetReport",
+			Handler:    _PeerService_GetReport_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

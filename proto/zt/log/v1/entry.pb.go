@@ -1632,8 +1632,13 @@ type Server struct {
 	NodeAddress    string                 `protobuf:"bytes,3,opt,name=node_address,json=nodeAddress,proto3" json:"node_address,omitempty"`
 	ClusterAddress string                 `protobuf:"bytes,4,opt,name=cluster_address,json=clusterAddress,proto3" json:"cluster_address,omitempty"`
 	Version        string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The newest format of entries that it reads; 0: it has not said, and reads 2.
+	// Since format 3.
+	Format uint32 `protobuf:"varint,6,opt,name=format,proto3" json:"format,omitempty"`
+	// It never votes: a read replica. Since format 3.
+	Replica       bool `protobuf:"varint,7,opt,name=replica,proto3" json:"replica,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Server) Reset() {
@@ -1699,6 +1704,20 @@ func (x *Server) GetVersion() string {
 		return x.Version
 	}
 	return ""
+}
+
+func (x *Server) GetFormat() uint32 {
+	if x != nil {
+		return x.Format
+	}
+	return 0
+}
+
+func (x *Server) GetReplica() bool {
+	if x != nil {
+		return x.Replica
+	}
+	return false
 }
 
 type PutServer struct {
@@ -2045,13 +2064,15 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\bPutAdmin\x12&\n" +
 	"\x05admin\x18\x01 \x01(\v2\x10.zt.log.v1.AdminR\x05admin\"!\n" +
 	"\vDeleteAdmin\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xa3\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xd5\x01\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
 	"\fnode_address\x18\x03 \x01(\tR\vnodeAddress\x12'\n" +
 	"\x0fcluster_address\x18\x04 \x01(\tR\x0eclusterAddress\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\tR\aversion\"6\n" +
+	"\aversion\x18\x05 \x01(\tR\aversion\x12\x16\n" +
+	"\x06format\x18\x06 \x01(\rR\x06format\x12\x18\n" +
+	"\areplica\x18\a \x01(\bR\areplica\"6\n" +
 	"\tPutServer\x12)\n" +
 	"\x06server\x18\x01 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"\x1e\n" +
 	"\fDeleteServer\x12\x0e\n" +
