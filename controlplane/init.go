@@ -38,6 +38,9 @@ type InitConfig struct {
 	AdminFile string
 	Logger    *slog.Logger
 	Now       func() time.Time // default time.Now
+	// Format is the newest format of log entries that the cluster begins with; default
+	// state.Format. Only tests pretend to be of an older version.
+	Format uint32
 }
 
 // Init makes a new cluster with one server: its root, its first entry, and the
@@ -109,13 +112,17 @@ func Init(ctx context.Context, cfg InitConfig) (adminFile string, err error) {
 		return "", err
 	}
 	failpoint.Hit("controlplane.init.keys")
+	method := "init"
+	if cfg.Format != 0 && cfg.Format < state.AuditChain.Format() {
+		method = "" // not on record
+	}
 	if err := bootstrap(ctx, cfg.Logger, cfg.Now, d, id, data, nil,
-		&logv1.Entry{Format: state.Format, Who: "init", Method: "init", Op: &logv1.Entry_Init{Init: &logv1.Init{
+		&logv1.Entry{Who: "init", Method: method, Op: &logv1.Entry_Init{Init: &logv1.Init{
 			TrustDomain: cfg.TrustDomain, ClusterId: clusterID,
 			Roots: [][]byte{root.Certificate().Raw}, SealedRootKey: sealed,
 			Admin: &logv1.Admin{Name: FirstAdmin, Role: "admin"},
 		}}},
-		&logv1.Entry{Format: state.Format, Who: "init", Method: "init", Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{
+		&logv1.Entry{Who: "init", Method: method, Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{
 			Server: &logv1.Server{Id: id},
 		}}},
 	); err != nil {

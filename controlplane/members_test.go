@@ -1,6 +1,7 @@
 package controlplane_test
 
 import (
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -208,12 +209,12 @@ func TestLeaderWithAWrongClock(t *testing.T) {
 // is upgraded, all of it may be used, and an older server does not join any more.
 func TestOlderMembers(t *testing.T) {
 	var upgraded sync.Map // data directories; the other servers pretend to be older
-	c := newCluster(t, 1, func(cfg *controlplane.Config) {
+	c := &cluster{mesh.New(t, mesh.Config{TrustDomain: trustDomain, Format: 2, LogLevel: slog.LevelDebug, Tune: func(cfg *controlplane.Config) {
 		cfg.Timing = store.Timing{}
 		if _, is := upgraded.Load(cfg.DataDir); !is {
 			cfg.Format = 2
 		}
-	})
+	}}), t}
 	upgrade := func(s *mesh.Server) {
 		s.Stop()
 		upgraded.Store(s.Dir, true)

@@ -26,7 +26,7 @@ func (s *Server) Reseed(ctx context.Context, req *ztv1.ReseedRequest) (*ztv1.Res
 	if err != nil {
 		return nil, err
 	}
-	_, lost := st.Server(req.Lost)
+	was, lost := st.Server(req.Lost)
 	fresh, known := st.Server(req.Server)
 	switch caller := callOf(ctx).principal.Name; {
 	case caller == req.Server && known && !lost: // it asks again; the vote may be left
@@ -53,7 +53,9 @@ func (s *Server) Reseed(ctx context.Context, req *ztv1.ReseedRequest) (*ztv1.Res
 	// The new record first, so that a caller which loses the answer is known; then the
 	// vote, and last the record by which the caller is believed.
 	if !known {
-		if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{Server: &logv1.Server{Id: req.Server}}}}); err != nil {
+		if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{Server: &logv1.Server{
+			Id: req.Server, Version: was.GetVersion(), Format: was.GetFormat(), Replica: was.GetReplica(),
+		}}}}); err != nil {
 			return nil, err
 		}
 	}

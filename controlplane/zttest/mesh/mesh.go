@@ -42,6 +42,7 @@ type Config struct {
 	Servers     int                        // default 1
 	Tune        func(*controlplane.Config) // changes how a server runs, at each start
 	LogLevel    slog.Level                 // of Log
+	Format      uint32                     // as in controlplane.InitConfig
 }
 
 // Mesh is a cluster of servers and what is enrolled with it.
@@ -69,7 +70,7 @@ func New(t testing.TB, c Config) *Mesh {
 	})
 	first := m.newServer()
 	credential, err := controlplane.Init(t.Context(), controlplane.InitConfig{
-		DataDir: first.Dir, TrustDomain: c.TrustDomain, Logger: first.log,
+		DataDir: first.Dir, TrustDomain: c.TrustDomain, Logger: first.log, Format: c.Format,
 	})
 	m.check(err)
 	contexts, err := identity.LoadContexts(credential)
