@@ -115,6 +115,7 @@ fuzz-authz: envoy ## Judge N random requests by evaluator and Envoy; SEED replay
 # The long forms of two suites of make test-system. CYCLES and ROUNDS bound them, and so
 # does MINUTES where it is given.
 CYCLES = $(if $(filter file,$(origin N)),10000,$(N))
+DISKS = $(if $(filter file,$(origin N)),2000,$(N))
 ROUNDS = $(if $(filter file,$(origin N)),20,$(N))
 MINUTES ?=
 .PHONY: crash netsplit
@@ -123,6 +124,12 @@ crash: ## Kill real servers at every failpoint, N times; SEED replays
 
 netsplit: ## Cut links between real servers, N rounds of each fault; SEED replays
 	ZT_ROUNDS='$(ROUNDS)' ZT_SEED='$(SEED)' $(GO) test -tags system -count 1 -timeout 0 -v $(TESTFLAGS) ./controlplane/zttest/netsplit
+
+# How many times a disk goes wrong: as often in memory, and in MINUTES under real servers.
+.PHONY: disk
+disk: ## Cut power, break and fill disks, N times in memory and under real servers; SEED replays
+	ZT_DISK_CYCLES='$(DISKS)' ZT_SEED='$(SEED)' $(GO) test -count 1 -timeout 0 -v $(TESTFLAGS) -run '^TestDisk(Power|Damage)$$' ./store
+	ZT_DISK_CYCLES='$(DISKS)' ZT_MINUTES='$(or $(MINUTES),20)' ZT_SEED='$(SEED)' $(GO) test -tags system -count 1 -timeout 0 -v $(TESTFLAGS) ./controlplane/zttest/disk
 
 # How many operations; make test does 20,000.
 OPS ?= 5000000

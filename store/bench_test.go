@@ -184,6 +184,7 @@ func BenchmarkLogStore(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
+			ours.start() // with the mark, as in production
 			defer ours.Close()
 			defer segments.Close()
 			defer bolt.Close()
