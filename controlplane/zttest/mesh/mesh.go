@@ -14,6 +14,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -359,7 +360,18 @@ func (m *Mesh) ClientTLS(pair *identity.KeyPair) *tls.Config {
 	}
 	config, err := identity.ClientConfig(trust)
 	m.check(err)
+	config.ServerName = m.epoch() // the cluster port hears no other; the other ports do not look
 	return config
+}
+
+// epoch is that of the cluster, as the first server knows it.
+func (m *Mesh) epoch() string {
+	m.t.Helper()
+	var s struct{ Epoch string }
+	b, err := os.ReadFile(filepath.Join(m.Servers[0].Dir, "server.json"))
+	m.check(err)
+	m.check(json.Unmarshal(b, &s))
+	return s.Epoch
 }
 
 // context ends after the test has ended, so that cleanups may use it.
