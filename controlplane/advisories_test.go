@@ -26,6 +26,7 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store/state"
 )
 
 // TestCVE_2026_31838_DebugEndpoints: metrics, health and profiles are served on
@@ -293,7 +294,7 @@ func TestCVE_2021_27099_ServersRequest(t *testing.T) {
 	}, key)
 	c.check(err)
 	resp, err := c.node(c.Servers[0], nil).EnrolServer(c.ctx(), &ztv1.EnrolServerRequest{
-		Token: c.Token(""), Server: mesh.NewID(), IntermediateCsr: greedy,
+		Token: c.Token(""), Server: mesh.NewID(), IntermediateCsr: greedy, Format: state.Format,
 	})
 	c.check(err)
 	got, err := x509.ParseCertificate(resp.Intermediate)
