@@ -21,9 +21,8 @@ func (a *app) newMembers() *cobra.Command {
 them that answers, which needs no quorum.
 
 A server that has joined is "joining" until it has been up to date for a while, and
-then votes. A replica never does. LAG is how many log entries a server lacks, SKEW how
-far its clock is ahead of that of the server that answers, and STATE whether its state
-has the same hash.`,
+then votes. A replica never does. LAG is how many log entries a server lacks, and SKEW
+how far its clock is ahead of that of the server that answers.`,
 		Example: "  ztctl members\n  ztctl members --stale -o json\n  ztctl members remove 5f0c7e2a9b1d4c6e8f0a2b4c6d8e0f1a",
 		RunE:    list,
 	}
@@ -46,7 +45,7 @@ refused from then on. It comes back only as a new member, by a new token.
 
 It is refused if no majority of the voters that are left can be reached. With --force
 it is done all the same: nothing can then be changed any more until enough of them are
-back, or ztd recover was run on one of them.`,
+back.`,
 		Example: "  ztctl members remove 5f0c7e2a9b1d4c6e8f0a2b4c6d8e0f1a",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.connect()
@@ -199,11 +198,11 @@ func (a *app) showMembers(members []*ztv1.Member) error {
 			skew = m.ClockSkew.AsDuration().Round(time.Millisecond).String()
 		}
 		rows = append(rows, []string{
-			m.Id, role, yesNo(m.Reachable), number(m.Revision), lag, skew, m.State,
+			m.Id, role, yesNo(m.Reachable), number(m.Revision), lag, skew,
 			m.AdminAddress, m.NodeAddress, m.ClusterAddress, m.Version, number(uint64(m.Format)),
 		})
 	}
-	if err := a.columns("SERVER ROLE REACHABLE REVISION LAG SKEW STATE ADMIN NODE CLUSTER VERSION FORMAT", rows); err != nil {
+	if err := a.columns("SERVER ROLE REACHABLE REVISION LAG SKEW ADMIN NODE CLUSTER VERSION FORMAT", rows); err != nil {
 		return err
 	}
 	for _, m := range members {

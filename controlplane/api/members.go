@@ -45,7 +45,7 @@ func withoutVote(members []*ztv1.Member, id string) (refusal string, none bool) 
 		return "this is the last voting server; without it there is no cluster", true
 	case 2*reachable <= voters:
 		return "of the voters that would be left, no majority can be reached: nothing could be changed any more, " +
-			"not even the members; bring the others back first, or force it if you are about to run ztd recover", false
+			"not even the members; bring the others back first", false
 	}
 	return "", false
 }

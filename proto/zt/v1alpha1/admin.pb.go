@@ -3382,10 +3382,6 @@ type Member struct {
 	// How far its clock is ahead of the answering server's, to within half of a
 	// round trip; absent: not known.
 	ClockSkew *durationpb.Duration `protobuf:"bytes,13,opt,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty"`
-	// How its state compares with the answering server's, at the newest index at which
-	// both have hashed theirs: "agrees", "differs", or empty: there is none yet.
-	State      string `protobuf:"bytes,14,opt,name=state,proto3" json:"state,omitempty"`
-	StateIndex uint64 `protobuf:"varint,15,opt,name=state_index,json=stateIndex,proto3" json:"state_index,omitempty"`
 	// When the answering server last heard it.
 	Heard         *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=heard,proto3" json:"heard,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3518,20 +3514,6 @@ func (x *Member) GetClockSkew() *durationpb.Duration {
 		return x.ClockSkew
 	}
 	return nil
-}
-
-func (x *Member) GetState() string {
-	if x != nil {
-		return x.State
-	}
-	return ""
-}
-
-func (x *Member) GetStateIndex() uint64 {
-	if x != nil {
-		return x.StateIndex
-	}
-	return 0
 }
 
 func (x *Member) GetHeard() *timestamppb.Timestamp {
@@ -4760,7 +4742,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05stale\x18\x01 \x01(\bR\x05stale\"z\n" +
 	"\x13ListMembersResponse\x12-\n" +
 	"\amembers\x18\x01 \x03(\v2\x13.zt.v1alpha1.MemberR\amembers\x124\n" +
-	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\x9c\x04\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xe5\x03\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
@@ -4777,10 +4759,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x06format\x18\v \x01(\rR\x06format\x12\x15\n" +
 	"\x03lag\x18\f \x01(\x04H\x00R\x03lag\x88\x01\x01\x128\n" +
 	"\n" +
-	"clock_skew\x18\r \x01(\v2\x19.google.protobuf.DurationR\tclockSkew\x12\x14\n" +
-	"\x05state\x18\x0e \x01(\tR\x05state\x12\x1f\n" +
-	"\vstate_index\x18\x0f \x01(\x04R\n" +
-	"stateIndex\x120\n" +
+	"clock_skew\x18\r \x01(\v2\x19.google.protobuf.DurationR\tclockSkew\x120\n" +
 	"\x05heard\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\x05heardB\x06\n" +
 	"\x04_lag\"w\n" +
 	"\x13RemoveMemberRequest\x12\x17\n" +

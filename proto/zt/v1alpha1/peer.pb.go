@@ -638,11 +638,9 @@ type GetReportResponse struct {
 	LastIndex uint64 `protobuf:"varint,6,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
 	LastTerm  uint64 `protobuf:"varint,7,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
 	// Index, revision and time of the state that it has applied.
-	AppliedIndex uint64                 `protobuf:"varint,8,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	Revision     uint64                 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
-	When         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=when,proto3" json:"when,omitempty"`
-	// Of its newest states that were hashed, oldest first.
-	Hashes        []*StateHash `protobuf:"bytes,11,rep,name=hashes,proto3" json:"hashes,omitempty"`
+	AppliedIndex  uint64                 `protobuf:"varint,8,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	Revision      uint64                 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
+	When          *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=when,proto3" json:"when,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -747,66 +745,6 @@ func (x *GetReportResponse) GetWhen() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *GetReportResponse) GetHashes() []*StateHash {
-	if x != nil {
-		return x.Hashes
-	}
-	return nil
-}
-
-// StateHash is the SHA-256 of a state; those of all servers at one index are equal.
-type StateHash struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	Sha256        []byte                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StateHash) Reset() {
-	*x = StateHash{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StateHash) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StateHash) ProtoMessage() {}
-
-func (x *StateHash) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StateHash.ProtoReflect.Descriptor instead.
-func (*StateHash) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *StateHash) GetIndex() uint64 {
-	if x != nil {
-		return x.Index
-	}
-	return 0
-}
-
-func (x *StateHash) GetSha256() []byte {
-	if x != nil {
-		return x.Sha256
-	}
-	return nil
-}
-
 var File_zt_v1alpha1_peer_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_peer_proto_rawDesc = "" +
@@ -844,7 +782,7 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\"\x16\n" +
 	"\x14RecordAccessResponse\"\x12\n" +
-	"\x10GetReportRequest\"\x80\x03\n" +
+	"\x10GetReportRequest\"\xd0\x02\n" +
 	"\x11GetReportResponse\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
@@ -857,11 +795,7 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\rapplied_index\x18\b \x01(\x04R\fappliedIndex\x12\x1a\n" +
 	"\brevision\x18\t \x01(\x04R\brevision\x12.\n" +
 	"\x04when\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12.\n" +
-	"\x06hashes\x18\v \x03(\v2\x16.zt.v1alpha1.StateHashR\x06hashes\"9\n" +
-	"\tStateHash\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x16\n" +
-	"\x06sha256\x18\x02 \x01(\fR\x06sha2562\xef\x03\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04when2\xef\x03\n" +
 	"\vPeerService\x12G\n" +
 	"\bAnnounce\x12\x1c.zt.v1alpha1.AnnounceRequest\x1a\x1d.zt.v1alpha1.AnnounceResponse\x12A\n" +
 	"\x06Reseed\x12\x1a.zt.v1alpha1.ReseedRequest\x1a\x1b.zt.v1alpha1.ReseedResponse\x12U\n" +
@@ -882,7 +816,7 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
 	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
@@ -897,35 +831,33 @@ var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*RecordAccessResponse)(nil),    // 10: zt.v1alpha1.RecordAccessResponse
 	(*GetReportRequest)(nil),        // 11: zt.v1alpha1.GetReportRequest
 	(*GetReportResponse)(nil),       // 12: zt.v1alpha1.GetReportResponse
-	(*StateHash)(nil),               // 13: zt.v1alpha1.StateHash
-	(*Proxy)(nil),                   // 14: zt.v1alpha1.Proxy
-	(*ShadowDifference)(nil),        // 15: zt.v1alpha1.ShadowDifference
-	(*timestamppb.Timestamp)(nil),   // 16: google.protobuf.Timestamp
+	(*Proxy)(nil),                   // 13: zt.v1alpha1.Proxy
+	(*ShadowDifference)(nil),        // 14: zt.v1alpha1.ShadowDifference
+	(*timestamppb.Timestamp)(nil),   // 15: google.protobuf.Timestamp
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
 	4,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	14, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	15, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	16, // 3: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
-	16, // 4: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
-	13, // 5: zt.v1alpha1.GetReportResponse.hashes:type_name -> zt.v1alpha1.StateHash
-	0,  // 6: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	2,  // 7: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
-	5,  // 8: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	7,  // 9: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
-	9,  // 10: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
-	11, // 11: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
-	1,  // 12: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	3,  // 13: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
-	6,  // 14: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	8,  // 15: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	10, // 16: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
-	12, // 17: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	13, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	14, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	15, // 3: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
+	15, // 4: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
+	0,  // 5: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
+	2,  // 6: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
+	5,  // 7: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	7,  // 8: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	9,  // 9: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
+	11, // 10: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
+	1,  // 11: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	3,  // 12: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
+	6,  // 13: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	8,  // 14: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	10, // 15: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	12, // 16: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_peer_proto_init() }
@@ -940,7 +872,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -50,8 +50,8 @@ type PeerServiceClient interface {
 	// RecordAccess puts a call on record that the asking server is about to answer.
 	// Answered by the leader.
 	RecordAccess(ctx context.Context, in *RecordAccessRequest, opts ...grpc.CallOption) (*RecordAccessResponse, error)
-	// GetReport is where this server stands: its clock, its log and the hashes of its
-	// states. It needs no quorum.
+	// GetReport is where this server stands: its clock, its log and its state. It needs
+	// no quorum.
 	GetReport(ctx context.Context, in *GetReportRequest, opts ...grpc.CallOption) (*GetReportResponse, error)
 }
 
@@ -155,8 +155,8 @@ type PeerServiceServer interface {
 	// RecordAccess puts a call on record that the asking server is about to answer.
 	// Answered by the leader.
 	RecordAccess(context.Context, *RecordAccessRequest) (*RecordAccessResponse, error)
-	// GetReport is where this server stands: its clock, its log and the hashes of its
-	// states. It needs no quorum.
+	// GetReport is where this server stands: its clock, its log and its state. It needs
+	// no quorum.
 	GetReport(context.Context, *GetReportRequest) (*GetReportResponse, error)
 	mustEmbedUnimplementedPeerServiceServer()
 }
