@@ -70,7 +70,7 @@ var table = map[string]row{
 
 	"cmd/ztd": {imports: []string{"controlplane", "store"}},
 	"cmd/ztctl": {imports: []string{
-		"controlplane/spec", "controlplane/policy", "controlplane/compile", "xds", "identity",
+		"controlplane/spec", "controlplane/policy", "controlplane/compile", "xds", "identity", "store/state",
 	}},
 	"cmd/ztagent": {imports: []string{"agent"}},
 	"cmd/ztbench": {harness: true},

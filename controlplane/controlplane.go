@@ -64,6 +64,11 @@ type Config struct {
 	// Format is the newest format of log entries that this server reads; default
 	// state.Format. Only tests pretend to be of an older version.
 	Format uint32
+	// AnchorEvery is how often the issuance journal is anchored in the log, if it has
+	// moved. Default 1 min.
+	AnchorEvery time.Duration
+	// Audit says how much of the audit log is kept; it may be left empty.
+	Audit  store.Audit
 	Logger *slog.Logger
 	Now    func() time.Time
 }

@@ -127,6 +127,7 @@ func (s *Server) run(ctx context.Context) error {
 			return (&tls.Dialer{Config: raftTLS}).DialContext(ctx, "tcp", address)
 		},
 		Logger: s.cfg.Logger, Now: s.cfg.Now, Metrics: s.metrics, Timing: s.cfg.Timing, Format: s.cfg.Format, Reserve: s.cfg.DiskReserve,
+		Audit: s.cfg.Audit,
 	})
 	if err != nil {
 		return err
@@ -285,7 +286,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
 	door := api.New(api.Config{
 		ServerID: s.id, Version: Version, Log: agreed{agreedOn, &s.clock}, Cluster: others, Proxies: held,
-		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Backup: s.backup, Views: views, Identify: s.identify,
+		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Backup: s.backup, Audit: audited{agreedOn, s.journal}, Views: views, Identify: s.identify,
 		Passthrough: passthrough, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 		Handshake: s.cfg.Handshake,
 	})
@@ -317,6 +318,9 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 		return p.run(ctx)
 	})
 	g.Go(func() error { return s.announce(ctx, door, others, agreedOn) })
+	g.Go(func() error { return fillAudit(ctx, agreedOn, others, s.cfg.Logger) })
+	g.Go(func() error { return s.checkJournal(ctx, agreedOn) })
+	g.Go(func() error { return s.anchorJournal(ctx, door, agreedOn) })
 	g.Go(func() error { return s.keepAdminContext(ctx, agreedOn) })
 	g.Go(func() error { return s.keepPeers(ctx, agreedOn) })
 	g.Go(func() error { return s.keepSealedRoot(ctx, agreedOn) })

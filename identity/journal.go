@@ -149,6 +149,76 @@ func (j *Journal) Head() Head {
 	return j.head
 }
 
+// Durable returns the newest state that is known to outlive a crash.
+func (j *Journal) Durable() (Head, error) {
+	j.sync.Lock()
+	defer j.sync.Unlock()
+	j.mu.Lock()
+	head, err := j.head, j.err
+	j.mu.Unlock()
+	if err != nil || head.Lines == j.synced {
+		return head, err
+	}
+	if err := j.f.Sync(); err != nil {
+		err = fmt.Errorf("journal: sync: %w", err)
+		j.fail(err)
+		return Head{}, err
+	}
+	j.synced = head.Lines
+	return head, nil
+}
+
+// LeadsThrough tells whether the journal goes on from a state that it once had. The
+// error says in what way it does not: it was cut, or rewritten.
+func (j *Journal) LeadsThrough(was Head) error {
+	if was.Lines == 0 {
+		return nil
+	}
+	n, hash := uint64(0), ""
+	err := j.Each(func(line []byte) error {
+		if n++; n == was.Lines {
+			hash = lineHash(line)
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case n < was.Lines:
+		return &JournalError{n + 1, fmt.Sprintf("is gone: there were %d lines", was.Lines)}
+	case hash != was.Hash:
+		return &JournalError{was.Lines, "is not what it was: this line, or one before it, was rewritten"}
+	}
+	return nil
+}
+
+// Each calls fn with every line that is in the journal at the time of the call.
+func (j *Journal) Each(fn func(line []byte) error) error {
+	lines := j.Head().Lines
+	f, err := os.Open(j.f.Name())
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	in := bufio.NewReader(f)
+	for range lines {
+		b, err := in.ReadBytes('\n')
+		if err == io.EOF {
+			return nil // it was cut meanwhile, and whoever counts finds out
+		}
+		if err != nil {
+			return err
+		}
+		if err := fn(b[:len(b)-1]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Refuse makes every Append from now on fail with err: nothing more is signed.
+func (j *Journal) Refuse(err error) { j.fail(err) }
+
 // Close ends the journal. Append fails afterwards.
 func (j *Journal) Close() error {
 	j.fail(errors.New("journal: closed"))

@@ -34,6 +34,9 @@ func openAudit(cfg Config, restored *state.State) (*audit.Log, error) {
 // to, which State's AuditHead says too.
 func (s *Store) AuditHeads() (head, anchor audit.Head) { return s.audit.Head() }
 
+// AuditRange is audit records that follow one another.
+type AuditRange = audit.Range
+
 // AuditHoles are the records that should be on this server and are not, oldest first.
 func (s *Store) AuditHoles() []audit.Range { return s.audit.Holes() }
 

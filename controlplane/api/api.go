@@ -114,6 +114,21 @@ type Differences interface {
 	All(context.Context) (differences []*ztv1.ShadowDifference, dropped uint64, unreachable []string)
 }
 
+// Audit is the audit log on this server's disk, and its issuance journal.
+type Audit interface {
+	// ReadAudit calls f with the records from a sequence number on, oldest first.
+	ReadAudit(from uint64, f func(*state.Audit) error) error
+	// ReadAuditBack calls f with those before one (0: all), newest first, until f
+	// returns false.
+	ReadAuditBack(before uint64, f func(*state.Audit) bool) error
+	// WatchAudit is ReadAudit, and goes on with new records until ctx ends.
+	WatchAudit(ctx context.Context, from uint64, f func(*state.Audit) error) error
+	// Kept is the last record that was let go of, and what should be here and is not.
+	Kept() (letGo uint64, missing []*ztv1.AuditRange)
+	// Journal calls f with the lines of the issuance journal.
+	Journal(f func(line []byte) error) error
+}
+
 // Issuer signs. A CSR gives its key and nothing else.
 type Issuer interface {
 	TrustDomain() string
@@ -145,6 +160,7 @@ type Config struct {
 	Differences Differences
 	Issuer      Issuer
 	Backup      Backup
+	Audit       Audit
 	Views       *view.Cache
 	// Identify reads the principal out of a finished handshake. A connection
 	// without a client certificate is nobody, without an error.

@@ -108,6 +108,9 @@ var methods = map[string]method{
 	ztv1.AdminService_GetShadow_FullMethodName:          {RoleAdmin, rightViewer, true, recordNone},
 	ztv1.AdminService_EndShadow_FullMethodName:          {RoleAdmin, rightEditor, true, recordEntry},
 	ztv1.AdminService_Backup_FullMethodName:             {RoleAdmin, rightAdmin, true, recordedBefore},
+	ztv1.AdminService_ListAudit_FullMethodName:          {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_ReadAudit_FullMethodName:          {RoleAdmin, rightViewer, false, recordNone},
+	ztv1.AdminService_ReadJournal_FullMethodName:        {RoleAdmin, rightAdmin, false, recordNone},
 	ztv1.AdminService_GetServerInfo_FullMethodName:      {RoleAdmin, rightViewer, false, recordNone},
 
 	ztv1.NodeService_Enrol_FullMethodName:       {RoleNobody, rightNone, true, recordEntry},
@@ -119,6 +122,8 @@ var methods = map[string]method{
 	ztv1.PeerService_Reseed_FullMethodName:          {RoleServer, rightNone, true, recordEntry},
 	ztv1.PeerService_WatchProxies_FullMethodName:    {RoleServer, rightNone, false, recordNone},
 	ztv1.PeerService_ListDifferences_FullMethodName: {RoleServer, rightNone, false, recordNone},
+	ztv1.PeerService_FetchAudit_FullMethodName:      {RoleServer, rightNone, false, recordNone},
+	ztv1.PeerService_AnchorJournal_FullMethodName:   {RoleServer, rightNone, true, recordEntry},
 	ztv1.PeerService_RecordAccess_FullMethodName:    {RoleServer, rightNone, true, recordEntry},
 	ztv1.PeerService_GetReport_FullMethodName:       {RoleServer, rightNone, false, recordNone},
 }

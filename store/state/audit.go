@@ -312,6 +312,8 @@ func (s *State) applyAnchorJournal(op *logv1.AnchorJournal) Result {
 		return Result{}
 	case op.GetLines() <= old.GetLines() && !op.GetAccept():
 		return Result{Err: fmt.Errorf("%w: %d lines, and there were %d", ErrJournal, op.GetLines(), old.GetLines())}
+	case !op.GetAccept() && (op.GetAfterLines() != old.GetLines() || op.GetAfterHash() != old.GetHash()):
+		return Result{Err: fmt.Errorf("%w: it goes on from %d lines, and the last anchor is at %d", ErrJournal, op.GetAfterLines(), old.GetLines())}
 	}
 	s.anchors, _, _ = s.anchors.Insert([]byte(op.GetServer()), &logv1.JournalAnchor{
 		Server: op.GetServer(), Lines: op.GetLines(), Hash: op.GetHash(), When: timestamppb.New(s.when),

@@ -254,6 +254,7 @@ func TestAnchors(t *testing.T) {
 	}
 	for name, e := range map[string]*logv1.Entry{
 		"shorter": anchor("s1", 4, "b", false), "rewritten": anchor("s1", 5, "b", false),
+		"longer, and does not say that it leads through": anchor("s1", 9, "b", false),
 	} {
 		if r := c.apply(e); !errors.Is(r.Err, state.ErrJournal) || r.Audit.Record.GetOutcome() != "journal-differs" {
 			t.Errorf("%s: %v, recorded as %v", name, r.Err, r.Audit.Record)
@@ -271,6 +272,9 @@ func TestAnchors(t *testing.T) {
 	if a, ok := again.Anchor("s1"); !ok || a.GetLines() != 5 || !a.GetWhen().IsValid() {
 		t.Errorf("restored as %v", a)
 	}
+	on := anchor("s1", 6, "d", false)
+	on.GetAnchorJournal().AfterLines, on.GetAnchorJournal().AfterHash = 5, hex.EncodeToString(hashOf("a"))
+	c.must(on)
 	c.must(anchor("s1", 2, "c", true))
 	if a, _ := c.s.Anchor("s1"); a.GetLines() != 2 {
 		t.Errorf("accepted, and it is %v", a)

@@ -8,6 +8,7 @@ package ztv1alpha1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	v1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -4489,11 +4490,490 @@ func (x *GetServerInfoResponse) GetYou() *AdminInfo {
 	return nil
 }
 
+type ListAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Default 20, at most 1,000.
+	PageSize uint32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// Records before this sequence number. 0: from the newest.
+	Before uint64 `protobuf:"varint,2,opt,name=before,proto3" json:"before,omitempty"`
+	// Each empty, or 0: any. A part of who asked, one namespace, a part of the method.
+	Who       string                 `protobuf:"bytes,3,opt,name=who,proto3" json:"who,omitempty"`
+	Namespace string                 `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Method    string                 `protobuf:"bytes,5,opt,name=method,proto3" json:"method,omitempty"`
+	Since     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
+	// The record of the entry that made this revision.
+	Revision      uint64 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditRequest) Reset() {
+	*x = ListAuditRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditRequest) ProtoMessage() {}
+
+func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *ListAuditRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetBefore() uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ListAuditRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type ListAuditResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Records []*v1.AuditRecord      `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	// What the next page takes as before; 0: there is none. A page may be short, or
+	// empty, and others follow.
+	NextBefore    uint64 `protobuf:"varint,2,opt,name=next_before,json=nextBefore,proto3" json:"next_before,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditResponse) Reset() {
+	*x = ListAuditResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditResponse) ProtoMessage() {}
+
+func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *ListAuditResponse) GetRecords() []*v1.AuditRecord {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+func (x *ListAuditResponse) GetNextBefore() uint64 {
+	if x != nil {
+		return x.NextBefore
+	}
+	return 0
+}
+
+type ReadAuditRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From this sequence number on. 0: all that is kept.
+	From uint64 `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Go on with new records as they come.
+	Follow        bool `protobuf:"varint,2,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadAuditRequest) Reset() {
+	*x = ReadAuditRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadAuditRequest) ProtoMessage() {}
+
+func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
+func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{73}
+}
+
+func (x *ReadAuditRequest) GetFrom() uint64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *ReadAuditRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+type ReadAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First, and alone: where the asked server stands.
+	Status *AuditStatus `protobuf:"bytes,1,opt,name=status,proto3" json:"status,omitempty"`
+	// Then the canonical encodings of records.
+	Records       [][]byte `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadAuditResponse) Reset() {
+	*x = ReadAuditResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadAuditResponse) ProtoMessage() {}
+
+func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
+func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *ReadAuditResponse) GetStatus() *AuditStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *ReadAuditResponse) GetRecords() [][]byte {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+type AuditStatus struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Server      string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	TrustDomain string                 `protobuf:"bytes,2,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// What the cluster has agreed on, as this server has applied it.
+	Head *v1.AuditHead `protobuf:"bytes,3,opt,name=head,proto3" json:"head,omitempty"`
+	// Records up to here were let go of, by the configured retention.
+	LetGo uint64 `protobuf:"varint,4,opt,name=let_go,json=letGo,proto3" json:"let_go,omitempty"`
+	// Records that should be on this server and are not.
+	Missing       []*AuditRange `protobuf:"bytes,5,rep,name=missing,proto3" json:"missing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditStatus) Reset() {
+	*x = AuditStatus{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditStatus) ProtoMessage() {}
+
+func (x *AuditStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditStatus.ProtoReflect.Descriptor instead.
+func (*AuditStatus) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *AuditStatus) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *AuditStatus) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *AuditStatus) GetHead() *v1.AuditHead {
+	if x != nil {
+		return x.Head
+	}
+	return nil
+}
+
+func (x *AuditStatus) GetLetGo() uint64 {
+	if x != nil {
+		return x.LetGo
+	}
+	return 0
+}
+
+func (x *AuditStatus) GetMissing() []*AuditRange {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+type AuditRange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditRange) Reset() {
+	*x = AuditRange{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditRange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditRange) ProtoMessage() {}
+
+func (x *AuditRange) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditRange.ProtoReflect.Descriptor instead.
+func (*AuditRange) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *AuditRange) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *AuditRange) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+type ReadJournalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadJournalRequest) Reset() {
+	*x = ReadJournalRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadJournalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadJournalRequest) ProtoMessage() {}
+
+func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadJournalRequest.ProtoReflect.Descriptor instead.
+func (*ReadJournalRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{77}
+}
+
+type ReadJournalResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// First, and alone: how far the journal was when the server last told the cluster.
+	Anchor *v1.JournalAnchor `protobuf:"bytes,1,opt,name=anchor,proto3" json:"anchor,omitempty"`
+	// Then its lines.
+	Lines         [][]byte `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadJournalResponse) Reset() {
+	*x = ReadJournalResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadJournalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadJournalResponse) ProtoMessage() {}
+
+func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadJournalResponse.ProtoReflect.Descriptor instead.
+func (*ReadJournalResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{78}
+}
+
+func (x *ReadJournalResponse) GetAnchor() *v1.JournalAnchor {
+	if x != nil {
+		return x.Anchor
+	}
+	return nil
+}
+
+func (x *ReadJournalResponse) GetLines() [][]byte {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
 var File_zt_v1alpha1_admin_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17zt/v1alpha1/admin.proto\x12\vzt.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16zt/v1alpha1/spec.proto\"4\n" +
+	"\x17zt/v1alpha1/admin.proto\x12\vzt.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15zt/log/v1/audit.proto\x1a\x16zt/v1alpha1/spec.proto\"4\n" +
 	"\x04File\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\"\xd6\x02\n" +
@@ -4817,7 +5297,39 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\ftrust_domain\x18\x03 \x01(\tR\vtrustDomain\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\tR\x06leader\x12\x1a\n" +
 	"\brevision\x18\x05 \x01(\x04R\brevision\x12(\n" +
-	"\x03you\x18\x06 \x01(\v2\x16.zt.v1alpha1.AdminInfoR\x03you2\xf9\x16\n" +
+	"\x03you\x18\x06 \x01(\v2\x16.zt.v1alpha1.AdminInfoR\x03you\"\xfa\x01\n" +
+	"\x10ListAuditRequest\x12\x1b\n" +
+	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\x04R\x06before\x12\x1a\n" +
+	"\x03who\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x03who\x12%\n" +
+	"\tnamespace\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\tnamespace\x12 \n" +
+	"\x06method\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06method\x120\n" +
+	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x1a\n" +
+	"\brevision\x18\a \x01(\x04R\brevision\"f\n" +
+	"\x11ListAuditResponse\x120\n" +
+	"\arecords\x18\x01 \x03(\v2\x16.zt.log.v1.AuditRecordR\arecords\x12\x1f\n" +
+	"\vnext_before\x18\x02 \x01(\x04R\n" +
+	"nextBefore\">\n" +
+	"\x10ReadAuditRequest\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\x04R\x04from\x12\x16\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\"_\n" +
+	"\x11ReadAuditResponse\x120\n" +
+	"\x06status\x18\x01 \x01(\v2\x18.zt.v1alpha1.AuditStatusR\x06status\x12\x18\n" +
+	"\arecords\x18\x02 \x03(\fR\arecords\"\xbc\x01\n" +
+	"\vAuditStatus\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12!\n" +
+	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x12(\n" +
+	"\x04head\x18\x03 \x01(\v2\x14.zt.log.v1.AuditHeadR\x04head\x12\x15\n" +
+	"\x06let_go\x18\x04 \x01(\x04R\x05letGo\x121\n" +
+	"\amissing\x18\x05 \x03(\v2\x17.zt.v1alpha1.AuditRangeR\amissing\"6\n" +
+	"\n" +
+	"AuditRange\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\"\x14\n" +
+	"\x12ReadJournalRequest\"]\n" +
+	"\x13ReadJournalResponse\x120\n" +
+	"\x06anchor\x18\x01 \x01(\v2\x18.zt.log.v1.JournalAnchorR\x06anchor\x12\x14\n" +
+	"\x05lines\x18\x02 \x03(\fR\x05lines2\x80\x19\n" +
 	"\fAdminService\x12Z\n" +
 	"\x05Apply\x12\x19.zt.v1alpha1.ApplyRequest\x1a\x1a.zt.v1alpha1.ApplyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1alpha1/apply\x12\x87\x01\n" +
 	"\vGetDocument\x12\x1f.zt.v1alpha1.GetDocumentRequest\x1a .zt.v1alpha1.GetDocumentResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1alpha1/documents/{kind}/{namespace}/{name}\x12s\n" +
@@ -4845,7 +5357,10 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\aUnblock\x12\x1b.zt.v1alpha1.UnblockRequest\x1a\x1c.zt.v1alpha1.UnblockResponse\"+\x82\xd3\xe4\x93\x02%*#/v1alpha1/blocks/{namespace}/{name}\x12d\n" +
 	"\tGetShadow\x12\x1d.zt.v1alpha1.GetShadowRequest\x1a\x1e.zt.v1alpha1.GetShadowResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1alpha1/shadow\x12p\n" +
 	"\tEndShadow\x12\x1d.zt.v1alpha1.EndShadowRequest\x1a\x1e.zt.v1alpha1.EndShadowResponse\"$\x82\xd3\xe4\x93\x02\x1e*\x1c/v1alpha1/shadow/{namespace}\x12C\n" +
-	"\x06Backup\x12\x1a.zt.v1alpha1.BackupRequest\x1a\x1b.zt.v1alpha1.BackupResponse0\x01\x12n\n" +
+	"\x06Backup\x12\x1a.zt.v1alpha1.BackupRequest\x1a\x1b.zt.v1alpha1.BackupResponse0\x01\x12c\n" +
+	"\tListAudit\x12\x1d.zt.v1alpha1.ListAuditRequest\x1a\x1e.zt.v1alpha1.ListAuditResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1alpha1/audit\x12L\n" +
+	"\tReadAudit\x12\x1d.zt.v1alpha1.ReadAuditRequest\x1a\x1e.zt.v1alpha1.ReadAuditResponse0\x01\x12R\n" +
+	"\vReadJournal\x12\x1f.zt.v1alpha1.ReadJournalRequest\x1a .zt.v1alpha1.ReadJournalResponse0\x01\x12n\n" +
 	"\rGetServerInfo\x12!.zt.v1alpha1.GetServerInfoRequest\x1a\".zt.v1alpha1.GetServerInfoResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1alpha1/infoB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
@@ -4860,7 +5375,7 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_admin_proto_rawDescData
 }
 
-var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
+var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*File)(nil),                       // 0: zt.v1alpha1.File
 	(*ApplyRequest)(nil),               // 1: zt.v1alpha1.ApplyRequest
@@ -4933,35 +5448,46 @@ var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*BackupResponse)(nil),             // 68: zt.v1alpha1.BackupResponse
 	(*GetServerInfoRequest)(nil),       // 69: zt.v1alpha1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil),      // 70: zt.v1alpha1.GetServerInfoResponse
-	nil,                                // 71: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 72: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 73: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 74: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	nil,                                // 75: zt.v1alpha1.CanRequest.HeadersEntry
-	(*durationpb.Duration)(nil),        // 76: google.protobuf.Duration
-	(*Document)(nil),                   // 77: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 78: google.protobuf.Timestamp
-	(*User)(nil),                       // 79: zt.v1alpha1.User
-	(*Block)(nil),                      // 80: zt.v1alpha1.Block
+	(*ListAuditRequest)(nil),           // 71: zt.v1alpha1.ListAuditRequest
+	(*ListAuditResponse)(nil),          // 72: zt.v1alpha1.ListAuditResponse
+	(*ReadAuditRequest)(nil),           // 73: zt.v1alpha1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),          // 74: zt.v1alpha1.ReadAuditResponse
+	(*AuditStatus)(nil),                // 75: zt.v1alpha1.AuditStatus
+	(*AuditRange)(nil),                 // 76: zt.v1alpha1.AuditRange
+	(*ReadJournalRequest)(nil),         // 77: zt.v1alpha1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),        // 78: zt.v1alpha1.ReadJournalResponse
+	nil,                                // 79: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 80: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 81: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 82: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 83: zt.v1alpha1.CanRequest.HeadersEntry
+	(*durationpb.Duration)(nil),        // 84: google.protobuf.Duration
+	(*Document)(nil),                   // 85: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 86: google.protobuf.Timestamp
+	(*User)(nil),                       // 87: zt.v1alpha1.User
+	(*Block)(nil),                      // 88: zt.v1alpha1.Block
+	(*v1.AuditRecord)(nil),             // 89: zt.log.v1.AuditRecord
+	(*v1.AuditHead)(nil),               // 90: zt.log.v1.AuditHead
+	(*v1.JournalAnchor)(nil),           // 91: zt.log.v1.JournalAnchor
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	0,  // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	71, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	79, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
 	3,  // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
 	4,  // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	72, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	80, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
 	5,  // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
 	5,  // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	76, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
-	73, // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	84, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
+	81, // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
 	13, // 9: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
 	9,  // 10: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	77, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	85, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
 	13, // 12: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	74, // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	82, // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
 	9,  // 14: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	18, // 15: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	78, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	86, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
 	3,  // 17: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
 	18, // 18: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
 	9,  // 19: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
@@ -4969,95 +5495,107 @@ var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	23, // 21: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
 	9,  // 22: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	24, // 23: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	78, // 24: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	78, // 25: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	78, // 26: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	86, // 24: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	86, // 25: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	86, // 26: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
 	27, // 27: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
-	78, // 28: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	86, // 28: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
 	24, // 29: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	79, // 30: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
-	78, // 31: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
-	75, // 32: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	87, // 30: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	86, // 31: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	83, // 32: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
 	9,  // 33: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	80, // 34: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	88, // 34: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
 	4,  // 35: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
 	4,  // 36: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
 	36, // 37: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
 	37, // 38: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
 	9,  // 39: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	78, // 40: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
-	78, // 41: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
-	78, // 42: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
-	76, // 43: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	86, // 40: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	86, // 41: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	86, // 42: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	84, // 43: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	42, // 44: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	78, // 45: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	86, // 45: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
 	42, // 46: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
 	9,  // 47: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	51, // 48: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
 	9,  // 49: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	76, // 50: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
-	78, // 51: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
+	84, // 50: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
+	86, // 51: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
 	62, // 52: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
 	9,  // 53: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	78, // 54: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	86, // 54: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
 	62, // 55: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
-	1,  // 56: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
-	11, // 57: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
-	14, // 58: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
-	16, // 59: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
-	19, // 60: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
-	21, // 61: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
-	25, // 62: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
-	28, // 63: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
-	40, // 64: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
-	43, // 65: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
-	45, // 66: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
-	47, // 67: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
-	49, // 68: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
-	52, // 69: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
-	54, // 70: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
-	56, // 71: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
-	58, // 72: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
-	60, // 73: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
-	63, // 74: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
-	65, // 75: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
-	30, // 76: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
-	32, // 77: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
-	34, // 78: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
-	38, // 79: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
-	67, // 80: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
-	69, // 81: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	2,  // 82: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	12, // 83: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	15, // 84: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	17, // 85: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	20, // 86: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	22, // 87: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	26, // 88: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	29, // 89: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	41, // 90: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	44, // 91: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	46, // 92: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	48, // 93: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	50, // 94: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	53, // 95: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	55, // 96: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
-	57, // 97: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
-	59, // 98: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
-	61, // 99: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	64, // 100: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	66, // 101: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	31, // 102: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
-	33, // 103: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
-	35, // 104: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
-	39, // 105: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
-	68, // 106: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
-	70, // 107: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	82, // [82:108] is the sub-list for method output_type
-	56, // [56:82] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	86, // 56: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	89, // 57: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
+	75, // 58: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
+	90, // 59: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
+	76, // 60: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
+	91, // 61: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
+	1,  // 62: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
+	11, // 63: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
+	14, // 64: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
+	16, // 65: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
+	19, // 66: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
+	21, // 67: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
+	25, // 68: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
+	28, // 69: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
+	40, // 70: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
+	43, // 71: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
+	45, // 72: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
+	47, // 73: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
+	49, // 74: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
+	52, // 75: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
+	54, // 76: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
+	56, // 77: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
+	58, // 78: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
+	60, // 79: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
+	63, // 80: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
+	65, // 81: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
+	30, // 82: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
+	32, // 83: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
+	34, // 84: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
+	38, // 85: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
+	67, // 86: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
+	71, // 87: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
+	73, // 88: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
+	77, // 89: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
+	69, // 90: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	2,  // 91: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	12, // 92: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	15, // 93: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	17, // 94: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	20, // 95: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	22, // 96: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	26, // 97: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	29, // 98: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	41, // 99: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	44, // 100: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	46, // 101: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	48, // 102: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	50, // 103: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	53, // 104: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	55, // 105: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
+	57, // 106: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
+	59, // 107: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
+	61, // 108: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	64, // 109: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	66, // 110: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	31, // 111: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	33, // 112: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	35, // 113: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	39, // 114: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	68, // 115: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
+	72, // 116: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
+	74, // 117: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
+	78, // 118: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
+	70, // 119: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	91, // [91:120] is the sub-list for method output_type
+	62, // [62:91] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_admin_proto_init() }
@@ -5073,7 +5611,7 @@ func file_zt_v1alpha1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   76,
+			NumMessages:   84,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

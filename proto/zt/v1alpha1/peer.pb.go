@@ -745,6 +745,218 @@ func (x *GetReportResponse) GetWhen() *timestamppb.Timestamp {
 	return nil
 }
 
+type FetchAuditRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint64                 `protobuf:"varint,2,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchAuditRequest) Reset() {
+	*x = FetchAuditRequest{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchAuditRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchAuditRequest) ProtoMessage() {}
+
+func (x *FetchAuditRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchAuditRequest.ProtoReflect.Descriptor instead.
+func (*FetchAuditRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *FetchAuditRequest) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *FetchAuditRequest) GetLast() uint64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+type FetchAuditResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the first message: records up to here were let go of.
+	LetGo uint64 `protobuf:"varint,1,opt,name=let_go,json=letGo,proto3" json:"let_go,omitempty"`
+	// Canonical encodings, in order.
+	Records       [][]byte `protobuf:"bytes,2,rep,name=records,proto3" json:"records,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchAuditResponse) Reset() {
+	*x = FetchAuditResponse{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchAuditResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchAuditResponse) ProtoMessage() {}
+
+func (x *FetchAuditResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchAuditResponse.ProtoReflect.Descriptor instead.
+func (*FetchAuditResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *FetchAuditResponse) GetLetGo() uint64 {
+	if x != nil {
+		return x.LetGo
+	}
+	return 0
+}
+
+func (x *FetchAuditResponse) GetRecords() [][]byte {
+	if x != nil {
+		return x.Records
+	}
+	return nil
+}
+
+type AnchorJournalRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Lines uint64                 `protobuf:"varint,1,opt,name=lines,proto3" json:"lines,omitempty"`
+	// Of the last of them: SHA-256, lower-case hex.
+	Hash string `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	// The anchor that the journal leads through.
+	AfterLines    uint64 `protobuf:"varint,3,opt,name=after_lines,json=afterLines,proto3" json:"after_lines,omitempty"`
+	AfterHash     string `protobuf:"bytes,4,opt,name=after_hash,json=afterHash,proto3" json:"after_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnchorJournalRequest) Reset() {
+	*x = AnchorJournalRequest{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnchorJournalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnchorJournalRequest) ProtoMessage() {}
+
+func (x *AnchorJournalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnchorJournalRequest.ProtoReflect.Descriptor instead.
+func (*AnchorJournalRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AnchorJournalRequest) GetLines() uint64 {
+	if x != nil {
+		return x.Lines
+	}
+	return 0
+}
+
+func (x *AnchorJournalRequest) GetHash() string {
+	if x != nil {
+		return x.Hash
+	}
+	return ""
+}
+
+func (x *AnchorJournalRequest) GetAfterLines() uint64 {
+	if x != nil {
+		return x.AfterLines
+	}
+	return 0
+}
+
+func (x *AnchorJournalRequest) GetAfterHash() string {
+	if x != nil {
+		return x.AfterHash
+	}
+	return ""
+}
+
+type AnchorJournalResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnchorJournalResponse) Reset() {
+	*x = AnchorJournalResponse{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnchorJournalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnchorJournalResponse) ProtoMessage() {}
+
+func (x *AnchorJournalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnchorJournalResponse.ProtoReflect.Descriptor instead.
+func (*AnchorJournalResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{16}
+}
+
 var File_zt_v1alpha1_peer_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_peer_proto_rawDesc = "" +
@@ -795,14 +1007,31 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\rapplied_index\x18\b \x01(\x04R\fappliedIndex\x12\x1a\n" +
 	"\brevision\x18\t \x01(\x04R\brevision\x12.\n" +
 	"\x04when\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x04when2\xef\x03\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04when\"=\n" +
+	"\x11FetchAuditRequest\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
+	"\x04last\x18\x02 \x01(\x04R\x04last\"E\n" +
+	"\x12FetchAuditResponse\x12\x15\n" +
+	"\x06let_go\x18\x01 \x01(\x04R\x05letGo\x12\x18\n" +
+	"\arecords\x18\x02 \x03(\fR\arecords\"\x80\x01\n" +
+	"\x14AnchorJournalRequest\x12\x14\n" +
+	"\x05lines\x18\x01 \x01(\x04R\x05lines\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x1f\n" +
+	"\vafter_lines\x18\x03 \x01(\x04R\n" +
+	"afterLines\x12\x1d\n" +
+	"\n" +
+	"after_hash\x18\x04 \x01(\tR\tafterHash\"\x17\n" +
+	"\x15AnchorJournalResponse2\x98\x05\n" +
 	"\vPeerService\x12G\n" +
 	"\bAnnounce\x12\x1c.zt.v1alpha1.AnnounceRequest\x1a\x1d.zt.v1alpha1.AnnounceResponse\x12A\n" +
 	"\x06Reseed\x12\x1a.zt.v1alpha1.ReseedRequest\x1a\x1b.zt.v1alpha1.ReseedResponse\x12U\n" +
 	"\fWatchProxies\x12 .zt.v1alpha1.WatchProxiesRequest\x1a!.zt.v1alpha1.WatchProxiesResponse0\x01\x12\\\n" +
 	"\x0fListDifferences\x12#.zt.v1alpha1.ListDifferencesRequest\x1a$.zt.v1alpha1.ListDifferencesResponse\x12S\n" +
 	"\fRecordAccess\x12 .zt.v1alpha1.RecordAccessRequest\x1a!.zt.v1alpha1.RecordAccessResponse\x12J\n" +
-	"\tGetReport\x12\x1d.zt.v1alpha1.GetReportRequest\x1a\x1e.zt.v1alpha1.GetReportResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
+	"\tGetReport\x12\x1d.zt.v1alpha1.GetReportRequest\x1a\x1e.zt.v1alpha1.GetReportResponse\x12O\n" +
+	"\n" +
+	"FetchAudit\x12\x1e.zt.v1alpha1.FetchAuditRequest\x1a\x1f.zt.v1alpha1.FetchAuditResponse0\x01\x12V\n" +
+	"\rAnchorJournal\x12!.zt.v1alpha1.AnchorJournalRequest\x1a\".zt.v1alpha1.AnchorJournalResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
 	file_zt_v1alpha1_peer_proto_rawDescOnce sync.Once
@@ -816,7 +1045,7 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
 	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
@@ -831,30 +1060,38 @@ var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*RecordAccessResponse)(nil),    // 10: zt.v1alpha1.RecordAccessResponse
 	(*GetReportRequest)(nil),        // 11: zt.v1alpha1.GetReportRequest
 	(*GetReportResponse)(nil),       // 12: zt.v1alpha1.GetReportResponse
-	(*Proxy)(nil),                   // 13: zt.v1alpha1.Proxy
-	(*ShadowDifference)(nil),        // 14: zt.v1alpha1.ShadowDifference
-	(*timestamppb.Timestamp)(nil),   // 15: google.protobuf.Timestamp
+	(*FetchAuditRequest)(nil),       // 13: zt.v1alpha1.FetchAuditRequest
+	(*FetchAuditResponse)(nil),      // 14: zt.v1alpha1.FetchAuditResponse
+	(*AnchorJournalRequest)(nil),    // 15: zt.v1alpha1.AnchorJournalRequest
+	(*AnchorJournalResponse)(nil),   // 16: zt.v1alpha1.AnchorJournalResponse
+	(*Proxy)(nil),                   // 17: zt.v1alpha1.Proxy
+	(*ShadowDifference)(nil),        // 18: zt.v1alpha1.ShadowDifference
+	(*timestamppb.Timestamp)(nil),   // 19: google.protobuf.Timestamp
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
 	4,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	13, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	14, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	15, // 3: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
-	15, // 4: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
+	17, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	18, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	19, // 3: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
+	19, // 4: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
 	0,  // 5: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
 	2,  // 6: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
 	5,  // 7: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
 	7,  // 8: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
 	9,  // 9: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
 	11, // 10: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
-	1,  // 11: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	3,  // 12: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
-	6,  // 13: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	8,  // 14: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	10, // 15: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
-	12, // 16: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
-	11, // [11:17] is the sub-list for method output_type
-	5,  // [5:11] is the sub-list for method input_type
+	13, // 11: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
+	15, // 12: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
+	1,  // 13: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	3,  // 14: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
+	6,  // 15: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	8,  // 16: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	10, // 17: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	12, // 18: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
+	14, // 19: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
+	16, // 20: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
+	13, // [13:21] is the sub-list for method output_type
+	5,  // [5:13] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -872,7 +1109,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,8 @@ const (
 	PeerService_ListDifferences_FullMethodName = "/zt.v1alpha1.PeerService/ListDifferences"
 	PeerService_RecordAccess_FullMethodName    = "/zt.v1alpha1.PeerService/RecordAccess"
 	PeerService_GetReport_FullMethodName       = "/zt.v1alpha1.PeerService/GetReport"
+	PeerService_FetchAudit_FullMethodName      = "/zt.v1alpha1.PeerService/FetchAudit"
+	PeerService_AnchorJournal_FullMethodName   = "/zt.v1alpha1.PeerService/AnchorJournal"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -53,6 +55,11 @@ type PeerServiceClient interface {
 	// GetReport is where this server stands: its clock, its log and its state. It needs
 	// no quorum.
 	GetReport(ctx context.Context, in *GetReportRequest, opts ...grpc.CallOption) (*GetReportResponse, error)
+	// FetchAudit sends audit records that the asking server lacks.
+	FetchAudit(ctx context.Context, in *FetchAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchAuditResponse], error)
+	// AnchorJournal says how far the issuance journal of the caller is. Answered by
+	// the leader.
+	AnchorJournal(ctx context.Context, in *AnchorJournalRequest, opts ...grpc.CallOption) (*AnchorJournalResponse, error)
 }
 
 type peerServiceClient struct {
@@ -132,6 +139,35 @@ func (c *peerServiceClient) GetReport(ctx context.Context, in *GetReportRequest,
 	return out, nil
 }
 
+func (c *peerServiceClient) FetchAudit(ctx context.Context, in *FetchAuditRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FetchAuditResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &PeerService_ServiceDesc.Streams[1], PeerService_FetchAudit_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FetchAuditRequest, FetchAuditResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_FetchAuditClient = grpc.ServerStreamingClient[FetchAuditResponse]
+
+func (c *peerServiceClient) AnchorJournal(ctx context.Context, in *AnchorJournalRequest, opts ...grpc.CallOption) (*AnchorJournalResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AnchorJournalResponse)
+	err := c.cc.Invoke(ctx, PeerService_AnchorJournal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServiceServer is the server API for PeerService service.
 // All implementations must embed UnimplementedPeerServiceServer
 // for forward compatibility.
@@ -158,6 +194,11 @@ type PeerServiceServer interface {
 	// GetReport is where this server stands: its clock, its log and its state. It needs
 	// no quorum.
 	GetReport(context.Context, *GetReportRequest) (*GetReportResponse, error)
+	// FetchAudit sends audit records that the asking server lacks.
+	FetchAudit(*FetchAuditRequest, grpc.ServerStreamingServer[FetchAuditResponse]) error
+	// AnchorJournal says how far the issuance journal of the caller is. Answered by
+	// the leader.
+	AnchorJournal(context.Context, *AnchorJournalRequest) (*AnchorJournalResponse, error)
 	mustEmbedUnimplementedPeerServiceServer()
 }
 
@@ -185,6 +226,12 @@ func (UnimplementedPeerServiceServer) RecordAccess(context.Context, *RecordAcces
 }
 func (UnimplementedPeerServiceServer) GetReport(context.Context, *GetReportRequest) (*GetReportResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetReport not implemented")
+}
+func (UnimplementedPeerServiceServer) FetchAudit(*FetchAuditRequest, grpc.ServerStreamingServer[FetchAuditResponse]) error {
+	return status.Error(codes.Unimplemented, "method FetchAudit not implemented")
+}
+func (UnimplementedPeerServiceServer) AnchorJournal(context.Context, *AnchorJournalRequest) (*AnchorJournalResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AnchorJournal not implemented")
 }
 func (UnimplementedPeerServiceServer) mustEmbedUnimplementedPeerServiceServer() {}
 func (UnimplementedPeerServiceServer) testEmbeddedByValue()                     {}
@@ -308,6 +355,35 @@ func _PeerService_GetReport_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_FetchAudit_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FetchAuditRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(PeerServiceServer).FetchAudit(m, &grpc.GenericServerStream[FetchAuditRequest, FetchAuditResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type PeerService_FetchAuditServer = grpc.ServerStreamingServer[FetchAuditResponse]
+
+func _PeerService_AnchorJournal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AnchorJournalRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).AnchorJournal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_AnchorJournal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).AnchorJournal(ctx, req.(*AnchorJournalRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PeerService_ServiceDesc is the grpc.ServiceDesc for PeerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -335,11 +411,20 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "GetReport",
 			Handler:    _PeerService_GetReport_Handler,
 		},
+		{
+			MethodName: "AnchorJournal",
+			Handler:    _PeerService_AnchorJournal_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "WatchProxies",
 			Handler:       _PeerService_WatchProxies_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "FetchAudit",
+			Handler:       _PeerService_FetchAudit_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -1818,7 +1818,11 @@ type AnchorJournal struct {
 	Hash string `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
 	// An admin takes the journal as it is, though it does not go on from the last
 	// anchor.
-	Accept        bool `protobuf:"varint,4,opt,name=accept,proto3" json:"accept,omitempty"`
+	Accept bool `protobuf:"varint,4,opt,name=accept,proto3" json:"accept,omitempty"`
+	// The anchor that the server has found its journal to lead through: it must still
+	// be the last one. 0: none.
+	AfterLines    uint64 `protobuf:"varint,5,opt,name=after_lines,json=afterLines,proto3" json:"after_lines,omitempty"`
+	AfterHash     string `protobuf:"bytes,6,opt,name=after_hash,json=afterHash,proto3" json:"after_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1879,6 +1883,20 @@ func (x *AnchorJournal) GetAccept() bool {
 		return x.Accept
 	}
 	return false
+}
+
+func (x *AnchorJournal) GetAfterLines() uint64 {
+	if x != nil {
+		return x.AfterLines
+	}
+	return 0
+}
+
+func (x *AnchorJournal) GetAfterHash() string {
+	if x != nil {
+		return x.AfterHash
+	}
+	return ""
 }
 
 // Access changes nothing. It is proposed before a call is answered, or carried out,
@@ -2076,12 +2094,16 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\tPutServer\x12)\n" +
 	"\x06server\x18\x01 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"\x1e\n" +
 	"\fDeleteServer\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"i\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xa9\x01\n" +
 	"\rAnchorJournal\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05lines\x18\x02 \x01(\x04R\x05lines\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\tR\x04hash\x12\x16\n" +
-	"\x06accept\x18\x04 \x01(\bR\x06accept\"0\n" +
+	"\x06accept\x18\x04 \x01(\bR\x06accept\x12\x1f\n" +
+	"\vafter_lines\x18\x05 \x01(\x04R\n" +
+	"afterLines\x12\x1d\n" +
+	"\n" +
+	"after_hash\x18\x06 \x01(\tR\tafterHash\"0\n" +
 	"\x06Access\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04nameB0Z.github.com/ztmesh/ztmesh/proto/zt/log/v1;logv1b\x06proto3"
