@@ -67,6 +67,9 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"AdminService/GetShadow":          {admin: viewers},
 	"AdminService/EndShadow":          {admin: editors},
 	"AdminService/Backup":             {admin: admins},
+	"AdminService/ListAudit":          {admin: viewers},
+	"AdminService/ReadAudit":          {admin: viewers},
+	"AdminService/ReadJournal":        {admin: admins},
 	"AdminService/GetServerInfo":      {admin: viewers},
 
 	// The token is what speaks for the caller. A server may call, too, on behalf
@@ -81,6 +84,8 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"PeerService/WatchProxies":    {cluster: peers},
 	"PeerService/ListDifferences": {cluster: peers},
 	"PeerService/RecordAccess":    {cluster: peers},
+	"PeerService/FetchAudit":      {cluster: peers},
+	"PeerService/AnchorJournal":   {cluster: peers},
 	"PeerService/GetReport":       {cluster: peers},
 
 	"AggregatedDiscoveryService/DeltaAggregatedResources":  {node: nodes},
@@ -265,7 +270,9 @@ func passed(err error) bool {
 }
 
 // grpcOnly are methods of the admin port that have no route.
-var grpcOnly = map[string]bool{"AdminService/Backup": true}
+var grpcOnly = map[string]bool{
+	"AdminService/Backup": true, "AdminService/ReadAudit": true, "AdminService/ReadJournal": true,
+}
 
 // TestEveryRoute is the same for REST: every route of every method by every
 // credential.

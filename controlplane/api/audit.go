@@ -138,6 +138,9 @@ func (s *Server) ReadJournal(_ *ztv1.ReadJournalRequest, stream ztv1.AdminServic
 
 // AnchorJournal is PeerService.AnchorJournal.
 func (s *Server) AnchorJournal(ctx context.Context, req *ztv1.AnchorJournalRequest) (*ztv1.AnchorJournalResponse, error) {
+	if req.Lines == 0 || req.Hash == "" {
+		return nil, refuse(codes.InvalidArgument, "an anchor says how many lines there are, and the hash of the last")
+	}
 	return &ztv1.AnchorJournalResponse{}, s.anchor(ctx, callOf(ctx).principal.Name, req)
 }
 
