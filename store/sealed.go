@@ -70,7 +70,14 @@ func aboutSnapshot(index, term uint64) []byte {
 type sealedLog struct {
 	logStore
 	cipher Cipher
+	// ends tells the term of the entry that the newest snapshot ends with, if that is
+	// at index; nil: there is no snapshot.
+	ends func(index uint64) (term uint64, ok bool)
 }
+
+// entryOfSnapshot is the type of an entry that only a snapshot holds. raft would
+// panic rather than apply one.
+const entryOfSnapshot raft.LogType = 255
 
 // logStore is what raft uses of a diskLog.
 type logStore interface {
@@ -79,9 +86,19 @@ type logStore interface {
 	raft.MonotonicLogStore
 }
 
-// GetLog is part of raft.LogStore.
+// GetLog is part of raft.LogStore. Of the entry that the newest snapshot ends with,
+// which the log may not have, it knows the term: a follower that was started again
+// behind an installed snapshot is asked for it, and raft does not look there itself.
+// Without it the leader would send the snapshot again and again, for ever.
 func (l *sealedLog) GetLog(index uint64, to *raft.Log) error {
-	if err := l.logStore.GetLog(index, to); err != nil {
+	err := l.logStore.GetLog(index, to)
+	if errors.Is(err, raft.ErrLogNotFound) && l.ends != nil {
+		if term, ok := l.ends(index); ok {
+			*to = raft.Log{Index: index, Term: term, Type: entryOfSnapshot}
+			return nil
+		}
+	}
+	if err != nil {
 		return err
 	}
 	return openEntry(l.cipher, to)

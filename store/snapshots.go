@@ -106,6 +106,17 @@ func (s *snapshots) setAside() error {
 	return nil
 }
 
+// ends tells the term of the entry that the newest snapshot ends with, if that is at
+// index.
+func (s *snapshots) ends(index uint64) (term uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.known) == 0 || s.known[0].Index != index {
+		return 0, false
+	}
+	return s.known[0].Term, true
+}
+
 func (s *snapshots) path(id string) string { return filepath.Join(s.dir, id+snapshotSuffix) }
 
 // List is part of raft.SnapshotStore.

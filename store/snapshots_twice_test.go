@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"io"
 	"testing"
 
@@ -51,6 +52,47 @@ func TestSnapshotTwiceAtOnce(t *testing.T) {
 		}
 		if err := r.Close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestEndOfSnapshot: of the entry that the newest snapshot ends with, the log knows the
+// term, whether it has the entry or not; of no other.
+func TestEndOfSnapshot(t *testing.T) {
+	failed := func(err error) { t.Errorf("the store ends: %v", err) }
+	dir := t.TempDir()
+	s, _, err := openSnapshots(osFiles{}, dir, failed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.note = func(uint64) error { return nil }
+	l, err := openLog(osFiles{}, dir, 0, 0, failed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	log := &sealedLog{l, newCipher(t), s.ends}
+	if err := log.GetLog(0, &raft.Log{}); !errors.Is(err, raft.ErrLogNotFound) {
+		t.Errorf("without a snapshot: %v", err)
+	}
+	sink, err := s.Create(raft.SnapshotVersionMax, 47, 2, raft.Configuration{}, 1, nil)
+	if err == nil {
+		err = sink.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := log.StoreLog(&raft.Log{Index: 48, Term: 3}); err != nil {
+		t.Fatal(err)
+	}
+	for index, term := range map[uint64]uint64{46: 0, 47: 2, 48: 3, 49: 0} {
+		var e raft.Log
+		err := log.GetLog(index, &e)
+		if found := err == nil; found != (term > 0) || e.Term != term {
+			t.Errorf("entry %d is of term %d, %v", index, e.Term, err)
+		}
+		if index == 47 && e.Type != entryOfSnapshot {
+			t.Errorf("what only the snapshot holds has type %v, which raft might apply", e.Type)
 		}
 	}
 }

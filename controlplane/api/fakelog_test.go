@@ -164,8 +164,14 @@ func newServer(l Log) *Server {
 	return New(Config{
 		Log: l, Views: view.NewCache(), Metrics: prometheus.NewRegistry(), Logger: slog.New(slog.DiscardHandler),
 		Now: func() time.Time { return epoch }, Issuer: fakeIssuer{},
+		Cluster: fakeCluster{},
 	})
 }
+
+// fakeCluster is a cluster whose members are all of this version.
+type fakeCluster struct{ Cluster }
+
+func (fakeCluster) Readable(state.Feature) error { return nil }
 
 // fakeIssuer signs nothing.
 type fakeIssuer struct{ Issuer }
