@@ -259,6 +259,12 @@ func (l *Ledger) apply(w *Write, server int) (*ztv1.ApplyResponse, *peer.Peer, e
 	return resp, p, err
 }
 
+// A number is held as two ports of an application, of those that no proxy reserves.
+const (
+	firstPort = 20000
+	portCount = 40000
+)
+
 // document is a workload that holds a number.
 func document(name string, value int) []byte {
 	namespace, name, _ := strings.Cut(name, "/")
@@ -266,7 +272,7 @@ func document(name string, value int) []byte {
 kind: Workload
 metadata: {namespace: %s, name: %s}
 spec: {serves: [{name: v, port: 80, protocol: tcp, target: "127.0.0.1:%d"}, {name: w, port: 81, protocol: tcp, target: "127.0.0.1:%d"}]}
-`, namespace, name, 1024+value%60000, 1024+value/60000)
+`, namespace, name, firstPort+value%portCount, firstPort+value/portCount)
 }
 
 // valueOf is what document was given.
@@ -281,7 +287,7 @@ func valueOf(d *ztv1.Document) (int, error) {
 			return 0, err
 		}
 	}
-	return low - 1024 + 60000*(high-1024), nil
+	return low - firstPort + portCount*(high-firstPort), nil
 }
 
 // note remembers certificates that were handed out.
