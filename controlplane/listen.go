@@ -57,7 +57,9 @@ type clusterPort struct {
 type peerConn struct {
 	*tls.Conn
 	server string // its id
-	port   *clusterPort
+	// stranger: it was no member when it came. Guarded by port.mu, and not written later.
+	stranger bool
+	port     *clusterPort
 }
 
 func (c *peerConn) Close() error {
@@ -117,14 +119,15 @@ func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
 	}
 	conn.server = who.Name
 	p.mu.Lock()
+	conn.stranger = !p.member(who.Name)
 	p.open[conn] = struct{}{} // from now on cut sees it
 	p.mu.Unlock()
 	isRaft := state.NegotiatedProtocol == identity.ALPNRaft
 	switch {
-	case !p.member(who.Name) && isRaft:
+	case conn.stranger && isRaft:
 		p.log.Warn("cluster connection refused", "from", raw.RemoteAddr().String(), "who", who.String())
 		conn.Close()
-	case !p.member(who.Name):
+	case conn.stranger:
 		p.gone.put(conn)
 	case isRaft:
 		p.raft.put(conn)
@@ -133,18 +136,22 @@ func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
 	}
 }
 
-// cut closes the connections of servers that are not members any more.
+// cut closes the connections of servers that are not members any more, and of those
+// that have become one since: who has just joined may be known here later than it
+// calls, and is to call again.
 func (p *clusterPort) cut() {
 	p.mu.Lock()
-	var gone []*peerConn
+	var stale []*peerConn
 	for c := range p.open {
-		if !p.member(c.server) {
-			gone = append(gone, c)
+		if p.member(c.server) == c.stranger {
+			stale = append(stale, c)
 		}
 	}
 	p.mu.Unlock()
-	for _, c := range gone {
-		p.log.Info("connection of a removed server cut", "server", c.server)
+	for _, c := range stale {
+		if !c.stranger {
+			p.log.Info("connection of a removed server cut", "server", c.server)
+		}
 		c.NetConn().Close() // without a word: it may not be listening
 	}
 }
