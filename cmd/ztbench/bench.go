@@ -180,7 +180,7 @@ func (b *bench) mesh(ctx context.Context, dir string, r *report) (_ string, err 
 		return "", err
 	}
 	defer func() { err = errors.Join(err, f.stop()) }()
-	return path, b.experiments(ctx, &meshSubject{mesh: m, load: b.load, fleet: f}, f, r)
+	return path, b.experiments(ctx, &meshSubject{mesh: m, load: b.load}, f, r)
 }
 
 func (m *mesh) restart(ctx context.Context) error {
@@ -345,7 +345,7 @@ func (b *bench) reconnect(ctx context.Context, s subject, f *fleet, r *report) e
 }
 
 // baseline measures another server with the proxies of a fleet file.
-func (b *bench) baseline(ctx context.Context, kind, path string, r *report) error {
+func (b *bench) baseline(ctx context.Context, kind, path string, r *report) (err error) {
 	c, at, err := start(ctx, "server", "--kind", kind)
 	if err != nil {
 		return err

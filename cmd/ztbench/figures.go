@@ -39,7 +39,7 @@ func overFloor(mesh, floor *row) float64 { return float64(mesh.Last) / float64(f
 // goals are those of a workload. The floor has no TLS, so what is told against it is
 // told in plaintext only.
 func goals(load workload, plain bool) []goal {
-	coldLimit, propagated, beyond := 1.5, 20.0, plain
+	coldLimit, propagated := 1.5, 20.0
 	if !plain {
 		coldLimit = 4
 	}
@@ -60,7 +60,7 @@ func goals(load workload, plain bool) []goal {
 	if load.total() <= 1000 {
 		all = append(all, goal{"cold", cold, "s", coldLimit, alone(func(m *row) float64 { return m.Last.Seconds() })})
 	}
-	if beyond {
+	if plain {
 		all = append(all,
 			goal{"cold-over-floor", cold, "x", 2, beside(overFloor)},
 			goal{"wide-over-floor", wide, "x", 2, beside(overFloor)},

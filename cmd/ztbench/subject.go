@@ -11,8 +11,7 @@ import (
 // meshSubject is the control plane.
 type meshSubject struct {
 	*mesh
-	load  workload
-	fleet *fleet
+	load workload
 }
 
 func (m *meshSubject) kind() string { return kindMesh }
