@@ -287,12 +287,9 @@ func agree(a, b *auditChain) error {
 	if a == nil {
 		return nil
 	}
-	for at := min(a.sequence, b.sequence); at > 0; at-- {
-		ha, hb := a.at[at], b.at[at]
-		if ha != nil && hb != nil && !bytes.Equal(ha, hb) {
-			return fmt.Errorf("record %d is another one than on the servers before: one of them, or one before it, is forged", at)
-		}
-		break
+	at := min(a.sequence, b.sequence)
+	if ha, hb := a.at[at], b.at[at]; ha != nil && hb != nil && !bytes.Equal(ha, hb) {
+		return fmt.Errorf("record %d is another one than on the servers before: one of them, or one before it, is forged", at)
 	}
 	return nil
 }
