@@ -47,6 +47,7 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"AdminService/ListDocuments":      {admin: viewers},
 	"AdminService/WatchDocuments":     {admin: viewers},
 	"AdminService/ListRevisions":      {admin: viewers},
+	"AdminService/Rollback":           {admin: editors},
 	"AdminService/GetStatus":          {admin: viewers},
 	"AdminService/WatchReceipt":       {admin: viewers},
 	"AdminService/Can":                {admin: viewers},

@@ -294,5 +294,5 @@ func staleBase(d *ztv1.StaleBase) error {
 	}
 	return &exit{exitStale, withHint(
 		fmt.Errorf("stale base: somebody else applied first: %s", strings.Join(now, ", ")),
-		"nothing was changed; see ztctl revisions for what came in between, then apply again")}
+		"nothing was changed; see ztctl history for what came in between, then apply again")}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"regexp"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -26,10 +27,23 @@ func TestScript(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"code":   code,
-			"mode":   mode,
-			"server": server, "envoy": runEnvoy, "port": port, "expand": expand, "instance": instanceID, "eventually": eventually,
+			"code":     code,
+			"mode":     mode,
+			"revision": revision,
+			"server":   server, "envoy": runEnvoy, "port": port, "expand": expand, "instance": instanceID, "eventually": eventually,
 			"loopback": loopback, "app": runApp, "request": request,
 		},
 	})
+}
+
+// revision NAME: sets a variable to the revision that the last command has told of.
+func revision(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: revision NAME")
+	}
+	told := regexp.MustCompile(`revision (\d+) `).FindStringSubmatch(ts.ReadFile("stdout"))
+	if told == nil {
+		ts.Fatalf("no revision in: %s", ts.ReadFile("stdout"))
+	}
+	ts.Setenv(args[0], told[1])
 }

@@ -88,6 +88,7 @@ var methods = map[string]method{
 	ztv1.AdminService_ListDocuments_FullMethodName:      {RoleAdmin, rightViewer, true, recordNone},
 	ztv1.AdminService_WatchDocuments_FullMethodName:     {RoleAdmin, rightViewer, false, recordNone},
 	ztv1.AdminService_ListRevisions_FullMethodName:      {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_Rollback_FullMethodName:           {RoleAdmin, rightEditor, true, recordEntry},
 	ztv1.AdminService_GetStatus_FullMethodName:          {RoleAdmin, rightViewer, true, recordNone},
 	ztv1.AdminService_WatchReceipt_FullMethodName:       {RoleAdmin, rightViewer, false, recordNone},
 	ztv1.AdminService_Can_FullMethodName:                {RoleAdmin, rightViewer, true, recordNone},

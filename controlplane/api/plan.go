@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -239,28 +238,25 @@ func instancesOf(st *state.State, refs []spec.Ref) []*ztv1.InstanceRef {
 // affected are the instances whose configuration a past revision changed: the
 // documents as they were are made again by undoing what came after.
 func (s *Server) affected(st *state.State, revision uint64) ([]*ztv1.InstanceRef, error) {
-	at, err := s.cfg.Views.At(st)
+	r, kept := revisionAt(st, revision)
+	if !kept {
+		return nil, noRevision(st, revision)
+	}
+	at, err := s.viewAt(st, revision)
 	if err != nil {
 		return nil, err
 	}
-	for r := range st.Revisions(0) {
-		before, err := at.Undo(r)
-		if err != nil {
-			return nil, err
-		}
-		if r.Revision != revision {
-			at = before
-			continue
-		}
-		changed := make([]spec.Key, 0, len(r.Changes))
-		for _, c := range r.Changes {
-			changed = append(changed, view.KeyOf(c.Key))
-		}
-		refs, err := touched(before, at, changed, r.When.AsTime())
-		if err != nil {
-			return nil, err
-		}
-		return instancesOf(st, refs), nil
+	before, err := at.Undo(r)
+	if err != nil {
+		return nil, err
 	}
-	return nil, refuse(codes.NotFound, "revision %d is not one of those that are kept", revision)
+	changed := make([]spec.Key, 0, len(r.Changes))
+	for _, c := range r.Changes {
+		changed = append(changed, view.KeyOf(c.Key))
+	}
+	refs, err := touched(before, at, changed, r.When.AsTime())
+	if err != nil {
+		return nil, err
+	}
+	return instancesOf(st, refs), nil
 }

@@ -216,7 +216,7 @@ func (d *demo) committed(ctx context.Context) (time.Time, error) {
 			When time.Time `json:"when"`
 		} `json:"revisions"`
 	}
-	if err := d.ask(ctx, &r, "revisions", "--limit", "1"); err != nil {
+	if err := d.ask(ctx, &r, "history", "--limit", "1"); err != nil {
 		return time.Time{}, err
 	}
 	if len(r.Revisions) == 0 {
@@ -237,7 +237,7 @@ curl -i -H 'Host: orders.shop.mesh' http://%[3]s/orders/7
 curl -i -H 'Host: orders.shop.mesh' -X DELETE http://%[3]s/orders/7
 curl -i --path-as-is -H 'Host: orders.shop.mesh' http://%[3]s/orders/../admin
 $EDITOR spec/web-uses-orders.yaml && ztctl apply -f spec
-ztctl revisions --changes --limit 3
+ztctl history --changes --limit 3
 tail -f log/orders.log
 kill -9 %[4]d    # %[5]s
 `, d.Dir, d.bin, web.out(15001), d.servers[0].PID(), d.servers[0].Name)

@@ -1378,6 +1378,176 @@ func (x *ListRevisionsResponse) GetStaleness() *Staleness {
 	return nil
 }
 
+type RollbackRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of those that ListRevisions lists.
+	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// None: all whose documents have changed since.
+	Namespaces []string `protobuf:"bytes,2,rep,name=namespaces,proto3" json:"namespaces,omitempty"`
+	DryRun     bool     `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// What the caller saw: namespace -> its revision. One that has moved on since, or
+	// is to be rolled back and is not among them, is 409. Absent: not checked.
+	Bases map[string]uint64 `protobuf:"bytes,4,rep,name=bases,proto3" json:"bases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// At most one rollback with this key takes effect; a retry gets its answer.
+	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// Free text, kept with the revision. Default: "rollback to revision N".
+	Message       string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackRequest) Reset() {
+	*x = RollbackRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackRequest) ProtoMessage() {}
+
+func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
+func (*RollbackRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RollbackRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RollbackRequest) GetNamespaces() []string {
+	if x != nil {
+		return x.Namespaces
+	}
+	return nil
+}
+
+func (x *RollbackRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RollbackRequest) GetBases() map[string]uint64 {
+	if x != nil {
+		return x.Bases
+	}
+	return nil
+}
+
+func (x *RollbackRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *RollbackRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+type RollbackResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The revision that this rollback made; with no change, or a dry run, the newest.
+	Revision uint64    `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Changes  []*Change `protobuf:"bytes,2,rep,name=changes,proto3" json:"changes,omitempty"`
+	// The instances whose configuration this changes.
+	Affected []*InstanceRef `protobuf:"bytes,3,rep,name=affected,proto3" json:"affected,omitempty"`
+	// The revision of each namespace rolled back, after it: the next bases.
+	Bases map[string]uint64 `protobuf:"bytes,4,rep,name=bases,proto3" json:"bases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// What is allowed, and worth a second look.
+	Warnings      []*Problem `protobuf:"bytes,5,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollbackResponse) Reset() {
+	*x = RollbackResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollbackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollbackResponse) ProtoMessage() {}
+
+func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
+func (*RollbackResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *RollbackResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RollbackResponse) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetAffected() []*InstanceRef {
+	if x != nil {
+		return x.Affected
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetBases() map[string]uint64 {
+	if x != nil {
+		return x.Bases
+	}
+	return nil
+}
+
+func (x *RollbackResponse) GetWarnings() []*Problem {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 type GetStatusRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Answer from this server's own state, however old.
@@ -1388,7 +1558,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1400,7 +1570,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1413,7 +1583,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{21}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetStatusRequest) GetStale() bool {
@@ -1436,7 +1606,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1618,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1631,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{22}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetStatusResponse) GetRevision() uint64 {
@@ -1520,7 +1690,7 @@ type Proxy struct {
 
 func (x *Proxy) Reset() {
 	*x = Proxy{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[23]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1702,7 @@ func (x *Proxy) String() string {
 func (*Proxy) ProtoMessage() {}
 
 func (x *Proxy) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[23]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1715,7 @@ func (x *Proxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proxy.ProtoReflect.Descriptor instead.
 func (*Proxy) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{23}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Proxy) GetInstance() string {
@@ -1648,7 +1818,7 @@ type Nack struct {
 
 func (x *Nack) Reset() {
 	*x = Nack{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[24]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1830,7 @@ func (x *Nack) String() string {
 func (*Nack) ProtoMessage() {}
 
 func (x *Nack) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[24]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1843,7 @@ func (x *Nack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nack.ProtoReflect.Descriptor instead.
 func (*Nack) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{24}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Nack) GetTypeUrl() string {
@@ -1720,7 +1890,7 @@ type WatchReceiptRequest struct {
 
 func (x *WatchReceiptRequest) Reset() {
 	*x = WatchReceiptRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[25]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1902,7 @@ func (x *WatchReceiptRequest) String() string {
 func (*WatchReceiptRequest) ProtoMessage() {}
 
 func (x *WatchReceiptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[25]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1915,7 @@ func (x *WatchReceiptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReceiptRequest.ProtoReflect.Descriptor instead.
 func (*WatchReceiptRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{25}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WatchReceiptRequest) GetRevision() uint64 {
@@ -1769,7 +1939,7 @@ type WatchReceiptResponse struct {
 
 func (x *WatchReceiptResponse) Reset() {
 	*x = WatchReceiptResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[26]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1951,7 @@ func (x *WatchReceiptResponse) String() string {
 func (*WatchReceiptResponse) ProtoMessage() {}
 
 func (x *WatchReceiptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[26]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1964,7 @@ func (x *WatchReceiptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReceiptResponse.ProtoReflect.Descriptor instead.
 func (*WatchReceiptResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{26}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchReceiptResponse) GetRevision() uint64 {
@@ -1840,7 +2010,7 @@ type ProxyReceipt struct {
 
 func (x *ProxyReceipt) Reset() {
 	*x = ProxyReceipt{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1852,7 +2022,7 @@ func (x *ProxyReceipt) String() string {
 func (*ProxyReceipt) ProtoMessage() {}
 
 func (x *ProxyReceipt) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[27]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +2035,7 @@ func (x *ProxyReceipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyReceipt.ProtoReflect.Descriptor instead.
 func (*ProxyReceipt) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{27}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProxyReceipt) GetInstance() string {
@@ -1926,7 +2096,7 @@ type CanRequest struct {
 
 func (x *CanRequest) Reset() {
 	*x = CanRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2108,7 @@ func (x *CanRequest) String() string {
 func (*CanRequest) ProtoMessage() {}
 
 func (x *CanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[28]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2121,7 @@ func (x *CanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanRequest.ProtoReflect.Descriptor instead.
 func (*CanRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{28}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CanRequest) GetCaller() string {
@@ -2032,7 +2202,7 @@ type CanResponse struct {
 
 func (x *CanResponse) Reset() {
 	*x = CanResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2214,7 @@ func (x *CanResponse) String() string {
 func (*CanResponse) ProtoMessage() {}
 
 func (x *CanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2227,7 @@ func (x *CanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanResponse.ProtoReflect.Descriptor instead.
 func (*CanResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CanResponse) GetAllowed() bool {
@@ -2124,7 +2294,7 @@ type BlockRequest struct {
 
 func (x *BlockRequest) Reset() {
 	*x = BlockRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2136,7 +2306,7 @@ func (x *BlockRequest) String() string {
 func (*BlockRequest) ProtoMessage() {}
 
 func (x *BlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2149,7 +2319,7 @@ func (x *BlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockRequest.ProtoReflect.Descriptor instead.
 func (*BlockRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *BlockRequest) GetNamespace() string {
@@ -2198,7 +2368,7 @@ type BlockResponse struct {
 
 func (x *BlockResponse) Reset() {
 	*x = BlockResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2210,7 +2380,7 @@ func (x *BlockResponse) String() string {
 func (*BlockResponse) ProtoMessage() {}
 
 func (x *BlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2223,7 +2393,7 @@ func (x *BlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockResponse.ProtoReflect.Descriptor instead.
 func (*BlockResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *BlockResponse) GetRevision() uint64 {
@@ -2251,7 +2421,7 @@ type UnblockRequest struct {
 
 func (x *UnblockRequest) Reset() {
 	*x = UnblockRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2263,7 +2433,7 @@ func (x *UnblockRequest) String() string {
 func (*UnblockRequest) ProtoMessage() {}
 
 func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2276,7 +2446,7 @@ func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockRequest.ProtoReflect.Descriptor instead.
 func (*UnblockRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UnblockRequest) GetNamespace() string {
@@ -2310,7 +2480,7 @@ type UnblockResponse struct {
 
 func (x *UnblockResponse) Reset() {
 	*x = UnblockResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +2492,7 @@ func (x *UnblockResponse) String() string {
 func (*UnblockResponse) ProtoMessage() {}
 
 func (x *UnblockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +2505,7 @@ func (x *UnblockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockResponse.ProtoReflect.Descriptor instead.
 func (*UnblockResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UnblockResponse) GetRevision() uint64 {
@@ -2364,7 +2534,7 @@ type GetShadowRequest struct {
 
 func (x *GetShadowRequest) Reset() {
 	*x = GetShadowRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2376,7 +2546,7 @@ func (x *GetShadowRequest) String() string {
 func (*GetShadowRequest) ProtoMessage() {}
 
 func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2389,7 +2559,7 @@ func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShadowRequest.ProtoReflect.Descriptor instead.
 func (*GetShadowRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *GetShadowRequest) GetNamespace() string {
@@ -2423,7 +2593,7 @@ type GetShadowResponse struct {
 
 func (x *GetShadowResponse) Reset() {
 	*x = GetShadowResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +2605,7 @@ func (x *GetShadowResponse) String() string {
 func (*GetShadowResponse) ProtoMessage() {}
 
 func (x *GetShadowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +2618,7 @@ func (x *GetShadowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShadowResponse.ProtoReflect.Descriptor instead.
 func (*GetShadowResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetShadowResponse) GetProposals() []*Proposal {
@@ -2499,7 +2669,7 @@ type Proposal struct {
 
 func (x *Proposal) Reset() {
 	*x = Proposal{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2511,7 +2681,7 @@ func (x *Proposal) String() string {
 func (*Proposal) ProtoMessage() {}
 
 func (x *Proposal) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2524,7 +2694,7 @@ func (x *Proposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
 func (*Proposal) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Proposal) GetNamespace() string {
@@ -2581,7 +2751,7 @@ type ShadowDifference struct {
 
 func (x *ShadowDifference) Reset() {
 	*x = ShadowDifference{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2593,7 +2763,7 @@ func (x *ShadowDifference) String() string {
 func (*ShadowDifference) ProtoMessage() {}
 
 func (x *ShadowDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2606,7 +2776,7 @@ func (x *ShadowDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowDifference.ProtoReflect.Descriptor instead.
 func (*ShadowDifference) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ShadowDifference) GetService() string {
@@ -2704,7 +2874,7 @@ type EndShadowRequest struct {
 
 func (x *EndShadowRequest) Reset() {
 	*x = EndShadowRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2716,7 +2886,7 @@ func (x *EndShadowRequest) String() string {
 func (*EndShadowRequest) ProtoMessage() {}
 
 func (x *EndShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2729,7 +2899,7 @@ func (x *EndShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndShadowRequest.ProtoReflect.Descriptor instead.
 func (*EndShadowRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *EndShadowRequest) GetNamespace() string {
@@ -2754,7 +2924,7 @@ type EndShadowResponse struct {
 
 func (x *EndShadowResponse) Reset() {
 	*x = EndShadowResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2766,7 +2936,7 @@ func (x *EndShadowResponse) String() string {
 func (*EndShadowResponse) ProtoMessage() {}
 
 func (x *EndShadowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2779,7 +2949,7 @@ func (x *EndShadowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndShadowResponse.ProtoReflect.Descriptor instead.
 func (*EndShadowResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 type CreateTokenRequest struct {
@@ -2798,7 +2968,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2810,7 +2980,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2823,7 +2993,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateTokenRequest) GetWorkload() string {
@@ -2865,7 +3035,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +3047,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +3060,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -2920,7 +3090,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2932,7 +3102,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2945,7 +3115,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -2993,7 +3163,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3005,7 +3175,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3018,7 +3188,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListTokensRequest) GetStale() bool {
@@ -3039,7 +3209,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3051,7 +3221,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3064,7 +3234,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -3092,7 +3262,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3104,7 +3274,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3287,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
@@ -3142,7 +3312,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3154,7 +3324,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3167,7 +3337,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 type DeregisterInstanceRequest struct {
@@ -3181,7 +3351,7 @@ type DeregisterInstanceRequest struct {
 
 func (x *DeregisterInstanceRequest) Reset() {
 	*x = DeregisterInstanceRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3363,7 @@ func (x *DeregisterInstanceRequest) String() string {
 func (*DeregisterInstanceRequest) ProtoMessage() {}
 
 func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3376,7 @@ func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeregisterInstanceRequest) GetInstance() string {
@@ -3231,7 +3401,7 @@ type DeregisterInstanceResponse struct {
 
 func (x *DeregisterInstanceResponse) Reset() {
 	*x = DeregisterInstanceResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3243,7 +3413,7 @@ func (x *DeregisterInstanceResponse) String() string {
 func (*DeregisterInstanceResponse) ProtoMessage() {}
 
 func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3256,7 +3426,7 @@ func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 type ListMembersRequest struct {
@@ -3269,7 +3439,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3281,7 +3451,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3294,7 +3464,7 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListMembersRequest) GetStale() bool {
@@ -3315,7 +3485,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +3497,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +3510,7 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListMembersResponse) GetMembers() []*Member {
@@ -3391,7 +3561,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3403,7 +3573,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3416,7 +3586,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Member) GetId() string {
@@ -3538,7 +3708,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3550,7 +3720,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3563,7 +3733,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *RemoveMemberRequest) GetId() string {
@@ -3595,7 +3765,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3607,7 +3777,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3620,7 +3790,7 @@ func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 type PromoteMemberRequest struct {
@@ -3634,7 +3804,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3646,7 +3816,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3659,7 +3829,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PromoteMemberRequest) GetId() string {
@@ -3684,7 +3854,7 @@ type PromoteMemberResponse struct {
 
 func (x *PromoteMemberResponse) Reset() {
 	*x = PromoteMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3696,7 +3866,7 @@ func (x *PromoteMemberResponse) String() string {
 func (*PromoteMemberResponse) ProtoMessage() {}
 
 func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3709,7 +3879,7 @@ func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 type DemoteMemberRequest struct {
@@ -3723,7 +3893,7 @@ type DemoteMemberRequest struct {
 
 func (x *DemoteMemberRequest) Reset() {
 	*x = DemoteMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3735,7 +3905,7 @@ func (x *DemoteMemberRequest) String() string {
 func (*DemoteMemberRequest) ProtoMessage() {}
 
 func (x *DemoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3748,7 +3918,7 @@ func (x *DemoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*DemoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DemoteMemberRequest) GetId() string {
@@ -3773,7 +3943,7 @@ type DemoteMemberResponse struct {
 
 func (x *DemoteMemberResponse) Reset() {
 	*x = DemoteMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3785,7 +3955,7 @@ func (x *DemoteMemberResponse) String() string {
 func (*DemoteMemberResponse) ProtoMessage() {}
 
 func (x *DemoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3798,7 +3968,7 @@ func (x *DemoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*DemoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 type TransferLeadershipRequest struct {
@@ -3811,7 +3981,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3993,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +4006,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *TransferLeadershipRequest) GetId() string {
@@ -3854,7 +4024,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3866,7 +4036,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3879,7 +4049,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 type ListAdminsRequest struct {
@@ -3892,7 +4062,7 @@ type ListAdminsRequest struct {
 
 func (x *ListAdminsRequest) Reset() {
 	*x = ListAdminsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3904,7 +4074,7 @@ func (x *ListAdminsRequest) String() string {
 func (*ListAdminsRequest) ProtoMessage() {}
 
 func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3917,7 +4087,7 @@ func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
 func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{60}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListAdminsRequest) GetStale() bool {
@@ -3938,7 +4108,7 @@ type ListAdminsResponse struct {
 
 func (x *ListAdminsResponse) Reset() {
 	*x = ListAdminsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3950,7 +4120,7 @@ func (x *ListAdminsResponse) String() string {
 func (*ListAdminsResponse) ProtoMessage() {}
 
 func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3963,7 +4133,7 @@ func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
 func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListAdminsResponse) GetAdmins() []*AdminInfo {
@@ -3993,7 +4163,7 @@ type AdminInfo struct {
 
 func (x *AdminInfo) Reset() {
 	*x = AdminInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4005,7 +4175,7 @@ func (x *AdminInfo) String() string {
 func (*AdminInfo) ProtoMessage() {}
 
 func (x *AdminInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4018,7 +4188,7 @@ func (x *AdminInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminInfo.ProtoReflect.Descriptor instead.
 func (*AdminInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{62}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *AdminInfo) GetName() string {
@@ -4058,7 +4228,7 @@ type AddAdminRequest struct {
 
 func (x *AddAdminRequest) Reset() {
 	*x = AddAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4070,7 +4240,7 @@ func (x *AddAdminRequest) String() string {
 func (*AddAdminRequest) ProtoMessage() {}
 
 func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4083,7 +4253,7 @@ func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminRequest.ProtoReflect.Descriptor instead.
 func (*AddAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{63}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *AddAdminRequest) GetName() string {
@@ -4133,7 +4303,7 @@ type AddAdminResponse struct {
 
 func (x *AddAdminResponse) Reset() {
 	*x = AddAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4145,7 +4315,7 @@ func (x *AddAdminResponse) String() string {
 func (*AddAdminResponse) ProtoMessage() {}
 
 func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4158,7 +4328,7 @@ func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminResponse.ProtoReflect.Descriptor instead.
 func (*AddAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{64}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *AddAdminResponse) GetChain() [][]byte {
@@ -4193,7 +4363,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4205,7 +4375,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4218,7 +4388,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{65}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -4243,7 +4413,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4255,7 +4425,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4268,7 +4438,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{66}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 type BackupRequest struct {
@@ -4279,7 +4449,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4291,7 +4461,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4304,7 +4474,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{67}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 type BackupResponse struct {
@@ -4320,7 +4490,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4332,7 +4502,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4345,7 +4515,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{68}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -4377,7 +4547,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4389,7 +4559,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4402,7 +4572,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{69}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 type GetServerInfoResponse struct {
@@ -4420,7 +4590,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4432,7 +4602,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4445,7 +4615,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{70}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -4509,7 +4679,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4521,7 +4691,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4534,7 +4704,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{71}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -4598,7 +4768,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4610,7 +4780,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4623,7 +4793,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{72}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListAuditResponse) GetRecords() []*v1.AuditRecord {
@@ -4652,7 +4822,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4664,7 +4834,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4677,7 +4847,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{73}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ReadAuditRequest) GetFrom() uint64 {
@@ -4706,7 +4876,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4718,7 +4888,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4731,7 +4901,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{74}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ReadAuditResponse) GetStatus() *AuditStatus {
@@ -4764,7 +4934,7 @@ type AuditStatus struct {
 
 func (x *AuditStatus) Reset() {
 	*x = AuditStatus{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4776,7 +4946,7 @@ func (x *AuditStatus) String() string {
 func (*AuditStatus) ProtoMessage() {}
 
 func (x *AuditStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4789,7 +4959,7 @@ func (x *AuditStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditStatus.ProtoReflect.Descriptor instead.
 func (*AuditStatus) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{75}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *AuditStatus) GetServer() string {
@@ -4837,7 +5007,7 @@ type AuditRange struct {
 
 func (x *AuditRange) Reset() {
 	*x = AuditRange{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4849,7 +5019,7 @@ func (x *AuditRange) String() string {
 func (*AuditRange) ProtoMessage() {}
 
 func (x *AuditRange) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4862,7 +5032,7 @@ func (x *AuditRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRange.ProtoReflect.Descriptor instead.
 func (*AuditRange) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{76}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *AuditRange) GetFirst() uint64 {
@@ -4887,7 +5057,7 @@ type ReadJournalRequest struct {
 
 func (x *ReadJournalRequest) Reset() {
 	*x = ReadJournalRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4899,7 +5069,7 @@ func (x *ReadJournalRequest) String() string {
 func (*ReadJournalRequest) ProtoMessage() {}
 
 func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4912,7 +5082,7 @@ func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalRequest.ProtoReflect.Descriptor instead.
 func (*ReadJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{77}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 type ReadJournalResponse struct {
@@ -4927,7 +5097,7 @@ type ReadJournalResponse struct {
 
 func (x *ReadJournalResponse) Reset() {
 	*x = ReadJournalResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4939,7 +5109,7 @@ func (x *ReadJournalResponse) String() string {
 func (*ReadJournalResponse) ProtoMessage() {}
 
 func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4952,7 +5122,7 @@ func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalResponse.ProtoReflect.Descriptor instead.
 func (*ReadJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{78}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ReadJournalResponse) GetAnchor() *v1.JournalAnchor {
@@ -5079,7 +5249,30 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05stale\x18\x03 \x01(\bR\x05stale\"\x82\x01\n" +
 	"\x15ListRevisionsResponse\x123\n" +
 	"\trevisions\x18\x01 \x03(\v2\x15.zt.v1alpha1.RevisionR\trevisions\x124\n" +
-	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"(\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xc9\x02\n" +
+	"\x0fRollbackRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x121\n" +
+	"\n" +
+	"namespaces\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10\xe8\a\"\x06r\x04\x10\x01\x18?R\n" +
+	"namespaces\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12=\n" +
+	"\x05bases\x18\x04 \x03(\v2'.zt.v1alpha1.RollbackRequest.BasesEntryR\x05bases\x121\n" +
+	"\x0fidempotency_key\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\x12\"\n" +
+	"\amessage\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\amessage\x1a8\n" +
+	"\n" +
+	"BasesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xbf\x02\n" +
+	"\x10RollbackResponse\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12-\n" +
+	"\achanges\x18\x02 \x03(\v2\x13.zt.v1alpha1.ChangeR\achanges\x124\n" +
+	"\baffected\x18\x03 \x03(\v2\x18.zt.v1alpha1.InstanceRefR\baffected\x12>\n" +
+	"\x05bases\x18\x04 \x03(\v2(.zt.v1alpha1.RollbackResponse.BasesEntryR\x05bases\x120\n" +
+	"\bwarnings\x18\x05 \x03(\v2\x14.zt.v1alpha1.ProblemR\bwarnings\x1a8\n" +
+	"\n" +
+	"BasesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"(\n" +
 	"\x10GetStatusRequest\x12\x14\n" +
 	"\x05stale\x18\x01 \x01(\bR\x05stale\"\xc2\x01\n" +
 	"\x11GetStatusResponse\x12\x1a\n" +
@@ -5329,13 +5522,14 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x12ReadJournalRequest\"]\n" +
 	"\x13ReadJournalResponse\x120\n" +
 	"\x06anchor\x18\x01 \x01(\v2\x18.zt.log.v1.JournalAnchorR\x06anchor\x12\x14\n" +
-	"\x05lines\x18\x02 \x03(\fR\x05lines2\x80\x19\n" +
+	"\x05lines\x18\x02 \x03(\fR\x05lines2\xfd\x19\n" +
 	"\fAdminService\x12Z\n" +
 	"\x05Apply\x12\x19.zt.v1alpha1.ApplyRequest\x1a\x1a.zt.v1alpha1.ApplyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1alpha1/apply\x12\x87\x01\n" +
 	"\vGetDocument\x12\x1f.zt.v1alpha1.GetDocumentRequest\x1a .zt.v1alpha1.GetDocumentResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1alpha1/documents/{kind}/{namespace}/{name}\x12s\n" +
 	"\rListDocuments\x12!.zt.v1alpha1.ListDocumentsRequest\x1a\".zt.v1alpha1.ListDocumentsResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1alpha1/documents\x12t\n" +
 	"\x0eWatchDocuments\x12\".zt.v1alpha1.WatchDocumentsRequest\x1a#.zt.v1alpha1.WatchDocumentsResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1alpha1/watch0\x01\x12s\n" +
-	"\rListRevisions\x12!.zt.v1alpha1.ListRevisionsRequest\x1a\".zt.v1alpha1.ListRevisionsResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1alpha1/revisions\x12d\n" +
+	"\rListRevisions\x12!.zt.v1alpha1.ListRevisionsRequest\x1a\".zt.v1alpha1.ListRevisionsResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1alpha1/revisions\x12{\n" +
+	"\bRollback\x12\x1c.zt.v1alpha1.RollbackRequest\x1a\x1d.zt.v1alpha1.RollbackResponse\"2\x82\xd3\xe4\x93\x02,:\x01*\"'/v1alpha1/revisions/{revision}/rollback\x12d\n" +
 	"\tGetStatus\x12\x1d.zt.v1alpha1.GetStatusRequest\x1a\x1e.zt.v1alpha1.GetStatusResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1alpha1/status\x12|\n" +
 	"\fWatchReceipt\x12 .zt.v1alpha1.WatchReceiptRequest\x1a!.zt.v1alpha1.WatchReceiptResponse\"%\x82\xd3\xe4\x93\x02\x1f\x12\x1d/v1alpha1/receipts/{revision}0\x01\x12R\n" +
 	"\x03Can\x12\x17.zt.v1alpha1.CanRequest\x1a\x18.zt.v1alpha1.CanResponse\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1alpha1/can\x12m\n" +
@@ -5375,7 +5569,7 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_admin_proto_rawDescData
 }
 
-var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
+var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*File)(nil),                       // 0: zt.v1alpha1.File
 	(*ApplyRequest)(nil),               // 1: zt.v1alpha1.ApplyRequest
@@ -5398,204 +5592,215 @@ var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*Revision)(nil),                   // 18: zt.v1alpha1.Revision
 	(*ListRevisionsRequest)(nil),       // 19: zt.v1alpha1.ListRevisionsRequest
 	(*ListRevisionsResponse)(nil),      // 20: zt.v1alpha1.ListRevisionsResponse
-	(*GetStatusRequest)(nil),           // 21: zt.v1alpha1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 22: zt.v1alpha1.GetStatusResponse
-	(*Proxy)(nil),                      // 23: zt.v1alpha1.Proxy
-	(*Nack)(nil),                       // 24: zt.v1alpha1.Nack
-	(*WatchReceiptRequest)(nil),        // 25: zt.v1alpha1.WatchReceiptRequest
-	(*WatchReceiptResponse)(nil),       // 26: zt.v1alpha1.WatchReceiptResponse
-	(*ProxyReceipt)(nil),               // 27: zt.v1alpha1.ProxyReceipt
-	(*CanRequest)(nil),                 // 28: zt.v1alpha1.CanRequest
-	(*CanResponse)(nil),                // 29: zt.v1alpha1.CanResponse
-	(*BlockRequest)(nil),               // 30: zt.v1alpha1.BlockRequest
-	(*BlockResponse)(nil),              // 31: zt.v1alpha1.BlockResponse
-	(*UnblockRequest)(nil),             // 32: zt.v1alpha1.UnblockRequest
-	(*UnblockResponse)(nil),            // 33: zt.v1alpha1.UnblockResponse
-	(*GetShadowRequest)(nil),           // 34: zt.v1alpha1.GetShadowRequest
-	(*GetShadowResponse)(nil),          // 35: zt.v1alpha1.GetShadowResponse
-	(*Proposal)(nil),                   // 36: zt.v1alpha1.Proposal
-	(*ShadowDifference)(nil),           // 37: zt.v1alpha1.ShadowDifference
-	(*EndShadowRequest)(nil),           // 38: zt.v1alpha1.EndShadowRequest
-	(*EndShadowResponse)(nil),          // 39: zt.v1alpha1.EndShadowResponse
-	(*CreateTokenRequest)(nil),         // 40: zt.v1alpha1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),        // 41: zt.v1alpha1.CreateTokenResponse
-	(*TokenInfo)(nil),                  // 42: zt.v1alpha1.TokenInfo
-	(*ListTokensRequest)(nil),          // 43: zt.v1alpha1.ListTokensRequest
-	(*ListTokensResponse)(nil),         // 44: zt.v1alpha1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),         // 45: zt.v1alpha1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),        // 46: zt.v1alpha1.DeleteTokenResponse
-	(*DeregisterInstanceRequest)(nil),  // 47: zt.v1alpha1.DeregisterInstanceRequest
-	(*DeregisterInstanceResponse)(nil), // 48: zt.v1alpha1.DeregisterInstanceResponse
-	(*ListMembersRequest)(nil),         // 49: zt.v1alpha1.ListMembersRequest
-	(*ListMembersResponse)(nil),        // 50: zt.v1alpha1.ListMembersResponse
-	(*Member)(nil),                     // 51: zt.v1alpha1.Member
-	(*RemoveMemberRequest)(nil),        // 52: zt.v1alpha1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 53: zt.v1alpha1.RemoveMemberResponse
-	(*PromoteMemberRequest)(nil),       // 54: zt.v1alpha1.PromoteMemberRequest
-	(*PromoteMemberResponse)(nil),      // 55: zt.v1alpha1.PromoteMemberResponse
-	(*DemoteMemberRequest)(nil),        // 56: zt.v1alpha1.DemoteMemberRequest
-	(*DemoteMemberResponse)(nil),       // 57: zt.v1alpha1.DemoteMemberResponse
-	(*TransferLeadershipRequest)(nil),  // 58: zt.v1alpha1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 59: zt.v1alpha1.TransferLeadershipResponse
-	(*ListAdminsRequest)(nil),          // 60: zt.v1alpha1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),         // 61: zt.v1alpha1.ListAdminsResponse
-	(*AdminInfo)(nil),                  // 62: zt.v1alpha1.AdminInfo
-	(*AddAdminRequest)(nil),            // 63: zt.v1alpha1.AddAdminRequest
-	(*AddAdminResponse)(nil),           // 64: zt.v1alpha1.AddAdminResponse
-	(*RemoveAdminRequest)(nil),         // 65: zt.v1alpha1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 66: zt.v1alpha1.RemoveAdminResponse
-	(*BackupRequest)(nil),              // 67: zt.v1alpha1.BackupRequest
-	(*BackupResponse)(nil),             // 68: zt.v1alpha1.BackupResponse
-	(*GetServerInfoRequest)(nil),       // 69: zt.v1alpha1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),      // 70: zt.v1alpha1.GetServerInfoResponse
-	(*ListAuditRequest)(nil),           // 71: zt.v1alpha1.ListAuditRequest
-	(*ListAuditResponse)(nil),          // 72: zt.v1alpha1.ListAuditResponse
-	(*ReadAuditRequest)(nil),           // 73: zt.v1alpha1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),          // 74: zt.v1alpha1.ReadAuditResponse
-	(*AuditStatus)(nil),                // 75: zt.v1alpha1.AuditStatus
-	(*AuditRange)(nil),                 // 76: zt.v1alpha1.AuditRange
-	(*ReadJournalRequest)(nil),         // 77: zt.v1alpha1.ReadJournalRequest
-	(*ReadJournalResponse)(nil),        // 78: zt.v1alpha1.ReadJournalResponse
-	nil,                                // 79: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 80: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 81: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 82: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	nil,                                // 83: zt.v1alpha1.CanRequest.HeadersEntry
-	(*durationpb.Duration)(nil),        // 84: google.protobuf.Duration
-	(*Document)(nil),                   // 85: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 86: google.protobuf.Timestamp
-	(*User)(nil),                       // 87: zt.v1alpha1.User
-	(*Block)(nil),                      // 88: zt.v1alpha1.Block
-	(*v1.AuditRecord)(nil),             // 89: zt.log.v1.AuditRecord
-	(*v1.AuditHead)(nil),               // 90: zt.log.v1.AuditHead
-	(*v1.JournalAnchor)(nil),           // 91: zt.log.v1.JournalAnchor
+	(*RollbackRequest)(nil),            // 21: zt.v1alpha1.RollbackRequest
+	(*RollbackResponse)(nil),           // 22: zt.v1alpha1.RollbackResponse
+	(*GetStatusRequest)(nil),           // 23: zt.v1alpha1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 24: zt.v1alpha1.GetStatusResponse
+	(*Proxy)(nil),                      // 25: zt.v1alpha1.Proxy
+	(*Nack)(nil),                       // 26: zt.v1alpha1.Nack
+	(*WatchReceiptRequest)(nil),        // 27: zt.v1alpha1.WatchReceiptRequest
+	(*WatchReceiptResponse)(nil),       // 28: zt.v1alpha1.WatchReceiptResponse
+	(*ProxyReceipt)(nil),               // 29: zt.v1alpha1.ProxyReceipt
+	(*CanRequest)(nil),                 // 30: zt.v1alpha1.CanRequest
+	(*CanResponse)(nil),                // 31: zt.v1alpha1.CanResponse
+	(*BlockRequest)(nil),               // 32: zt.v1alpha1.BlockRequest
+	(*BlockResponse)(nil),              // 33: zt.v1alpha1.BlockResponse
+	(*UnblockRequest)(nil),             // 34: zt.v1alpha1.UnblockRequest
+	(*UnblockResponse)(nil),            // 35: zt.v1alpha1.UnblockResponse
+	(*GetShadowRequest)(nil),           // 36: zt.v1alpha1.GetShadowRequest
+	(*GetShadowResponse)(nil),          // 37: zt.v1alpha1.GetShadowResponse
+	(*Proposal)(nil),                   // 38: zt.v1alpha1.Proposal
+	(*ShadowDifference)(nil),           // 39: zt.v1alpha1.ShadowDifference
+	(*EndShadowRequest)(nil),           // 40: zt.v1alpha1.EndShadowRequest
+	(*EndShadowResponse)(nil),          // 41: zt.v1alpha1.EndShadowResponse
+	(*CreateTokenRequest)(nil),         // 42: zt.v1alpha1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 43: zt.v1alpha1.CreateTokenResponse
+	(*TokenInfo)(nil),                  // 44: zt.v1alpha1.TokenInfo
+	(*ListTokensRequest)(nil),          // 45: zt.v1alpha1.ListTokensRequest
+	(*ListTokensResponse)(nil),         // 46: zt.v1alpha1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),         // 47: zt.v1alpha1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),        // 48: zt.v1alpha1.DeleteTokenResponse
+	(*DeregisterInstanceRequest)(nil),  // 49: zt.v1alpha1.DeregisterInstanceRequest
+	(*DeregisterInstanceResponse)(nil), // 50: zt.v1alpha1.DeregisterInstanceResponse
+	(*ListMembersRequest)(nil),         // 51: zt.v1alpha1.ListMembersRequest
+	(*ListMembersResponse)(nil),        // 52: zt.v1alpha1.ListMembersResponse
+	(*Member)(nil),                     // 53: zt.v1alpha1.Member
+	(*RemoveMemberRequest)(nil),        // 54: zt.v1alpha1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 55: zt.v1alpha1.RemoveMemberResponse
+	(*PromoteMemberRequest)(nil),       // 56: zt.v1alpha1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 57: zt.v1alpha1.PromoteMemberResponse
+	(*DemoteMemberRequest)(nil),        // 58: zt.v1alpha1.DemoteMemberRequest
+	(*DemoteMemberResponse)(nil),       // 59: zt.v1alpha1.DemoteMemberResponse
+	(*TransferLeadershipRequest)(nil),  // 60: zt.v1alpha1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 61: zt.v1alpha1.TransferLeadershipResponse
+	(*ListAdminsRequest)(nil),          // 62: zt.v1alpha1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),         // 63: zt.v1alpha1.ListAdminsResponse
+	(*AdminInfo)(nil),                  // 64: zt.v1alpha1.AdminInfo
+	(*AddAdminRequest)(nil),            // 65: zt.v1alpha1.AddAdminRequest
+	(*AddAdminResponse)(nil),           // 66: zt.v1alpha1.AddAdminResponse
+	(*RemoveAdminRequest)(nil),         // 67: zt.v1alpha1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 68: zt.v1alpha1.RemoveAdminResponse
+	(*BackupRequest)(nil),              // 69: zt.v1alpha1.BackupRequest
+	(*BackupResponse)(nil),             // 70: zt.v1alpha1.BackupResponse
+	(*GetServerInfoRequest)(nil),       // 71: zt.v1alpha1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 72: zt.v1alpha1.GetServerInfoResponse
+	(*ListAuditRequest)(nil),           // 73: zt.v1alpha1.ListAuditRequest
+	(*ListAuditResponse)(nil),          // 74: zt.v1alpha1.ListAuditResponse
+	(*ReadAuditRequest)(nil),           // 75: zt.v1alpha1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),          // 76: zt.v1alpha1.ReadAuditResponse
+	(*AuditStatus)(nil),                // 77: zt.v1alpha1.AuditStatus
+	(*AuditRange)(nil),                 // 78: zt.v1alpha1.AuditRange
+	(*ReadJournalRequest)(nil),         // 79: zt.v1alpha1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),        // 80: zt.v1alpha1.ReadJournalResponse
+	nil,                                // 81: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 82: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 83: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 84: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 85: zt.v1alpha1.RollbackRequest.BasesEntry
+	nil,                                // 86: zt.v1alpha1.RollbackResponse.BasesEntry
+	nil,                                // 87: zt.v1alpha1.CanRequest.HeadersEntry
+	(*durationpb.Duration)(nil),        // 88: google.protobuf.Duration
+	(*Document)(nil),                   // 89: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 90: google.protobuf.Timestamp
+	(*User)(nil),                       // 91: zt.v1alpha1.User
+	(*Block)(nil),                      // 92: zt.v1alpha1.Block
+	(*v1.AuditRecord)(nil),             // 93: zt.log.v1.AuditRecord
+	(*v1.AuditHead)(nil),               // 94: zt.log.v1.AuditHead
+	(*v1.JournalAnchor)(nil),           // 95: zt.log.v1.JournalAnchor
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	0,  // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	79, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	81, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
 	3,  // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
 	4,  // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	80, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	82, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
 	5,  // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
 	5,  // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	84, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
-	81, // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	88, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
+	83, // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
 	13, // 9: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
 	9,  // 10: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	85, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	89, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
 	13, // 12: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	82, // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	84, // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
 	9,  // 14: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	18, // 15: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	86, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	90, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
 	3,  // 17: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
 	18, // 18: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
 	9,  // 19: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	51, // 20: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
-	23, // 21: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	9,  // 22: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	24, // 23: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	86, // 24: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	86, // 25: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	86, // 26: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
-	27, // 27: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
-	86, // 28: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
-	24, // 29: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	87, // 30: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
-	86, // 31: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
-	83, // 32: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
-	9,  // 33: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	88, // 34: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
-	4,  // 35: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	4,  // 36: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	36, // 37: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
-	37, // 38: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	9,  // 39: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	86, // 40: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
-	86, // 41: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
-	86, // 42: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
-	84, // 43: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	42, // 44: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	86, // 45: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
-	42, // 46: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
-	9,  // 47: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	51, // 48: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
-	9,  // 49: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	84, // 50: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
-	86, // 51: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
-	62, // 52: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
-	9,  // 53: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	86, // 54: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
-	62, // 55: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
-	86, // 56: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	89, // 57: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
-	75, // 58: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
-	90, // 59: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
-	76, // 60: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
-	91, // 61: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
-	1,  // 62: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
-	11, // 63: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
-	14, // 64: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
-	16, // 65: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
-	19, // 66: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
-	21, // 67: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
-	25, // 68: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
-	28, // 69: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
-	40, // 70: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
-	43, // 71: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
-	45, // 72: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
-	47, // 73: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
-	49, // 74: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
-	52, // 75: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
-	54, // 76: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
-	56, // 77: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
-	58, // 78: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
-	60, // 79: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
-	63, // 80: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
-	65, // 81: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
-	30, // 82: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
-	32, // 83: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
-	34, // 84: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
-	38, // 85: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
-	67, // 86: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
-	71, // 87: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
-	73, // 88: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
-	77, // 89: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
-	69, // 90: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	2,  // 91: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	12, // 92: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	15, // 93: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	17, // 94: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	20, // 95: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	22, // 96: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	26, // 97: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	29, // 98: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	41, // 99: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	44, // 100: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	46, // 101: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	48, // 102: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	50, // 103: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	53, // 104: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	55, // 105: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
-	57, // 106: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
-	59, // 107: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
-	61, // 108: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	64, // 109: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	66, // 110: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	31, // 111: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
-	33, // 112: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
-	35, // 113: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
-	39, // 114: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
-	68, // 115: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
-	72, // 116: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
-	74, // 117: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
-	78, // 118: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
-	70, // 119: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	91, // [91:120] is the sub-list for method output_type
-	62, // [62:91] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	85, // 20: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
+	3,  // 21: zt.v1alpha1.RollbackResponse.changes:type_name -> zt.v1alpha1.Change
+	4,  // 22: zt.v1alpha1.RollbackResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	86, // 23: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
+	5,  // 24: zt.v1alpha1.RollbackResponse.warnings:type_name -> zt.v1alpha1.Problem
+	53, // 25: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
+	25, // 26: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	9,  // 27: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	26, // 28: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
+	90, // 29: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	90, // 30: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	90, // 31: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	29, // 32: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
+	90, // 33: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	26, // 34: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
+	91, // 35: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	90, // 36: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	87, // 37: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	9,  // 38: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	92, // 39: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	4,  // 40: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	4,  // 41: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	38, // 42: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
+	39, // 43: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	9,  // 44: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	90, // 45: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	90, // 46: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	90, // 47: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	88, // 48: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	44, // 49: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
+	90, // 50: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	44, // 51: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
+	9,  // 52: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	53, // 53: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
+	9,  // 54: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	88, // 55: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
+	90, // 56: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
+	64, // 57: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
+	9,  // 58: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	90, // 59: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	64, // 60: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
+	90, // 61: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	93, // 62: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
+	77, // 63: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
+	94, // 64: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
+	78, // 65: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
+	95, // 66: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
+	1,  // 67: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
+	11, // 68: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
+	14, // 69: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
+	16, // 70: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
+	19, // 71: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
+	21, // 72: zt.v1alpha1.AdminService.Rollback:input_type -> zt.v1alpha1.RollbackRequest
+	23, // 73: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
+	27, // 74: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
+	30, // 75: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
+	42, // 76: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
+	45, // 77: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
+	47, // 78: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
+	49, // 79: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
+	51, // 80: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
+	54, // 81: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
+	56, // 82: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
+	58, // 83: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
+	60, // 84: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
+	62, // 85: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
+	65, // 86: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
+	67, // 87: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
+	32, // 88: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
+	34, // 89: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
+	36, // 90: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
+	40, // 91: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
+	69, // 92: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
+	73, // 93: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
+	75, // 94: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
+	79, // 95: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
+	71, // 96: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	2,  // 97: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	12, // 98: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	15, // 99: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	17, // 100: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	20, // 101: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	22, // 102: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
+	24, // 103: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	28, // 104: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	31, // 105: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	43, // 106: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	46, // 107: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	48, // 108: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	50, // 109: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	52, // 110: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	55, // 111: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	57, // 112: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
+	59, // 113: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
+	61, // 114: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
+	63, // 115: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	66, // 116: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	68, // 117: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	33, // 118: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	35, // 119: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	37, // 120: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	41, // 121: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	70, // 122: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
+	74, // 123: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
+	76, // 124: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
+	80, // 125: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
+	72, // 126: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	97, // [97:127] is the sub-list for method output_type
+	67, // [67:97] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_admin_proto_init() }
@@ -5604,14 +5809,14 @@ func file_zt_v1alpha1_admin_proto_init() {
 		return
 	}
 	file_zt_v1alpha1_spec_proto_init()
-	file_zt_v1alpha1_admin_proto_msgTypes[51].OneofWrappers = []any{}
+	file_zt_v1alpha1_admin_proto_msgTypes[53].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   84,
+			NumMessages:   88,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	AdminService_ListDocuments_FullMethodName      = "/zt.v1alpha1.AdminService/ListDocuments"
 	AdminService_WatchDocuments_FullMethodName     = "/zt.v1alpha1.AdminService/WatchDocuments"
 	AdminService_ListRevisions_FullMethodName      = "/zt.v1alpha1.AdminService/ListRevisions"
+	AdminService_Rollback_FullMethodName           = "/zt.v1alpha1.AdminService/Rollback"
 	AdminService_GetStatus_FullMethodName          = "/zt.v1alpha1.AdminService/GetStatus"
 	AdminService_WatchReceipt_FullMethodName       = "/zt.v1alpha1.AdminService/WatchReceipt"
 	AdminService_Can_FullMethodName                = "/zt.v1alpha1.AdminService/Can"
@@ -72,6 +73,11 @@ type AdminServiceClient interface {
 	WatchDocuments(ctx context.Context, in *WatchDocumentsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchDocumentsResponse], error)
 	// ListRevisions returns the last revisions, newest first. Role: viewer.
 	ListRevisions(ctx context.Context, in *ListRevisionsRequest, opts ...grpc.CallOption) (*ListRevisionsResponse, error)
+	// Rollback makes documents what they were at a revision, as a new revision: of the
+	// namespaces named, or of all that have changed since. It is validated as an apply
+	// of them is. Blocks that Block wrote stay as they are. OUT_OF_RANGE: what has
+	// changed since is no longer kept. Role: editor of each namespace.
+	Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*RollbackResponse, error)
 	// GetStatus returns servers, proxies and what each proxy has ACKed, asked of
 	// every server. Role: viewer.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
@@ -200,6 +206,16 @@ func (c *adminServiceClient) ListRevisions(ctx context.Context, in *ListRevision
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListRevisionsResponse)
 	err := c.cc.Invoke(ctx, AdminService_ListRevisions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) Rollback(ctx context.Context, in *RollbackRequest, opts ...grpc.CallOption) (*RollbackResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RollbackResponse)
+	err := c.cc.Invoke(ctx, AdminService_Rollback_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -504,6 +520,11 @@ type AdminServiceServer interface {
 	WatchDocuments(*WatchDocumentsRequest, grpc.ServerStreamingServer[WatchDocumentsResponse]) error
 	// ListRevisions returns the last revisions, newest first. Role: viewer.
 	ListRevisions(context.Context, *ListRevisionsRequest) (*ListRevisionsResponse, error)
+	// Rollback makes documents what they were at a revision, as a new revision: of the
+	// namespaces named, or of all that have changed since. It is validated as an apply
+	// of them is. Blocks that Block wrote stay as they are. OUT_OF_RANGE: what has
+	// changed since is no longer kept. Role: editor of each namespace.
+	Rollback(context.Context, *RollbackRequest) (*RollbackResponse, error)
 	// GetStatus returns servers, proxies and what each proxy has ACKed, asked of
 	// every server. Role: viewer.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
@@ -593,6 +614,9 @@ func (UnimplementedAdminServiceServer) WatchDocuments(*WatchDocumentsRequest, gr
 }
 func (UnimplementedAdminServiceServer) ListRevisions(context.Context, *ListRevisionsRequest) (*ListRevisionsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRevisions not implemented")
+}
+func (UnimplementedAdminServiceServer) Rollback(context.Context, *RollbackRequest) (*RollbackResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Rollback not implemented")
 }
 func (UnimplementedAdminServiceServer) GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStatus not implemented")
@@ -766,6 +790,24 @@ func _AdminService_ListRevisions_Handler(srv interface{}, ctx context.Context, d
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServiceServer).ListRevisions(ctx, req.(*ListRevisionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_Rollback_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollbackRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).Rollback(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_Rollback_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).Rollback(ctx, req.(*RollbackRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1196,6 +1238,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListRevisions",
 			Handler:    _AdminService_ListRevisions_Handler,
+		},
+		{
+			MethodName: "Rollback",
+			Handler:    _AdminService_Rollback_Handler,
 		},
 		{
 			MethodName: "GetStatus",

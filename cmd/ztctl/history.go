@@ -12,18 +12,18 @@ import (
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
-func (a *app) newRevisions() *cobra.Command {
+func (a *app) newHistory() *cobra.Command {
 	var limit, before uint64
 	var changes, stale bool
 	cmd := &cobra.Command{
-		Use:   "revisions",
+		Use:   "history",
 		Short: "Show who changed what, newest first",
-		Example: `  ztctl revisions
-  ztctl revisions --changes --limit 1
-  ztctl revisions --before 40 -o json`,
+		Example: `  ztctl history
+  ztctl history --changes --limit 1
+  ztctl history --before 40 -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.revisions(cmd.Context(), &ztv1.ListRevisionsRequest{PageSize: uint32(min(limit, 1000)), Before: before, Stale: stale}, changes)
+			return a.history(cmd.Context(), &ztv1.ListRevisionsRequest{PageSize: uint32(min(limit, 1000)), Before: before, Stale: stale}, changes)
 		},
 	}
 	cmd.Flags().Uint64Var(&limit, "limit", 20, "how many, at most 1000")
@@ -33,7 +33,7 @@ func (a *app) newRevisions() *cobra.Command {
 	return cmd
 }
 
-func (a *app) revisions(ctx context.Context, req *ztv1.ListRevisionsRequest, changes bool) error {
+func (a *app) history(ctx context.Context, req *ztv1.ListRevisionsRequest, changes bool) error {
 	c, err := a.connect()
 	if err != nil {
 		return err
