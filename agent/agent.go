@@ -119,6 +119,7 @@ func (a *Agent) serve(ctx context.Context, envoy *supervisor) error {
 	for _, r := range []*identity.Renewer{a.renewer("svid", h.svid, a.renewSVID), a.renewer("node", h.node, a.renewNode)} {
 		g.Go(func() error { return untilDone(gctx, r.Run) })
 	}
+	g.Go(func() error { return untilDone(gctx, a.keepPlace) })
 	g.Go(func() error {
 		defer end()
 		<-gctx.Done()
@@ -191,7 +192,8 @@ func (a *Agent) writeBootstrap(h *holding) error {
 		TrustDomain: h.TrustDomain,
 		Workload:    h.Workload,
 		Instance:    xds.Instance{ID: h.Instance, Address: h.Address, Egress: h.EgressAddress, Secrets: xds.FromAgent},
-		Servers:     slices.Sorted(slices.Values(h.Servers)),
+		Servers:     h.sorted(),
+		Near:        h.Near,
 		AdminSocket: a.dir.admin(),
 		AgentSocket: a.dir.sds(),
 		BindAddress: h.BindAddress,

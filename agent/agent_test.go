@@ -299,6 +299,39 @@ func TestAnotherConfiguration(t *testing.T) {
 	}
 }
 
+// TestPlace: zone and weight may change from one start to the next, and what is not
+// said stays as it was.
+func TestPlace(t *testing.T) {
+	c := newCluster(t, "1h")
+	cfg := c.config(t, "shop/web")
+	cfg.Zone = "north"
+	placed := func(zone string, weight uint32) {
+		t.Helper()
+		mesh.Until(t, "it is placed", func() bool {
+			in := c.instances("shop/web")[0]
+			return in.Zone == zone && in.Weight == weight
+		})
+	}
+	r := start(t, cfg)
+	r.serving(t)
+	placed("north", 100)
+	r.stop()
+	cfg.Zone, cfg.Weight = "", 30
+	r = start(t, cfg)
+	r.serving(t)
+	placed("north", 30)
+	r.stop()
+	cfg.Zone, cfg.Weight = "south", 0
+	r = start(t, cfg)
+	r.serving(t)
+	placed("south", 30)
+	mesh.Until(t, "it is noted", func() bool {
+		s, err := agent.ReadStatus(cfg.DataDir, time.Now())
+		return err == nil && s.Zone == "south" && s.Weight == 30
+	})
+	r.stop()
+}
+
 func TestFirstStartWantsWhatToEnrolAs(t *testing.T) {
 	err := start(t, agent.Config{DataDir: mesh.ShortDir(t)}).fails(t)
 	for _, want := range []string{"the workload is missing", "the address of a server is missing", "the file with the token is missing"} {
@@ -330,6 +363,7 @@ func TestValidate(t *testing.T) {
 	_, err := agent.New(agent.Config{
 		DataDir: "/" + strings.Repeat("x", 100), Workload: "web", Servers: []string{"ztd-1", ":1", "a:0", "ok:7401"},
 		Address: "0.0.0.0", EgressAddress: "10.0.0.1", Envoy: agent.Envoy{Concurrency: -1, LogLevel: "loud", Grace: -1},
+		Zone: "North", Weight: 1001,
 	})
 	if err == nil {
 		t.Fatal("no error")
@@ -337,6 +371,7 @@ func TestValidate(t *testing.T) {
 	for _, want := range []string{
 		"too long", `workload "web"`, `server "ztd-1"`, `server ":1"`, `server "a:0"`, `address "0.0.0.0"`,
 		`egress address "10.0.0.1"`, "concurrency -1", `log level "loud"`, "grace -1",
+		`zone "North"`, "weight 1001",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not say %q", err, want)

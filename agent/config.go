@@ -33,6 +33,11 @@ type Config struct {
 	Address       string   // IP address where the Envoy listens for peers; empty: the one that servers see
 	EgressAddress string   // loopback address where it listens for the workload; empty: 127.0.0.1
 
+	// Where the instance runs, a DNS label, and its share of the calls against 100, at
+	// most 1000. Both may change from one start to the next; empty and 0 keep what is.
+	Zone   string
+	Weight uint32
+
 	// PublicRoots is the PEM file of CAs by which the Envoy knows servers outside the
 	// mesh; default: that of the host (identity.PublicRoots).
 	PublicRoots string
@@ -80,6 +85,8 @@ func (c Config) Validate() error {
 		a, err := netip.ParseAddr(c.EgressAddress)
 		check(err == nil && a.Zone() == "" && a.IsLoopback(), "egress address %q is not a loopback IP address", c.EgressAddress)
 	}
+	check(identity.IsZone(c.Zone), "zone %q is not a DNS label", c.Zone)
+	check(c.Weight <= identity.MaxWeight, "weight %d is above %d", c.Weight, identity.MaxWeight)
 	check(c.PublicRoots == "" || filepath.IsAbs(c.PublicRoots), "public roots %q are not an absolute path", c.PublicRoots)
 	check(c.Envoy.Concurrency >= 0, "envoy concurrency %d is negative", c.Envoy.Concurrency)
 	check(c.Envoy.Grace >= 0, "envoy grace %s is negative", c.Envoy.Grace)

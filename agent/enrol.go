@@ -55,6 +55,7 @@ func (a *Agent) first(ctx context.Context) error {
 	return a.enrol(ctx, token, e, record{
 		Instance: e.instance, Workload: a.cfg.Workload, BindAddress: a.cfg.Address != "",
 		Address: canonicalIP(a.cfg.Address), EgressAddress: canonicalIP(a.cfg.EgressAddress), Servers: a.cfg.Servers,
+		Zone: a.cfg.Zone, Weight: a.cfg.Weight,
 	})
 }
 
@@ -76,7 +77,8 @@ func (a *Agent) again(ctx context.Context, h *holding) error {
 		return hint
 	}
 	was := h.record
-	was.Servers = a.servers(h)
+	was.Servers, was.Near = a.servers(h), 0
+	was.Zone, was.Weight = a.place(h)
 	return a.enrol(ctx, token, enrolment{h.Instance, h.node.Key}, was)
 }
 
@@ -106,7 +108,7 @@ func (a *Agent) enrol(ctx context.Context, token identity.Token, e enrolment, wa
 	}
 	want.TrustDomain, want.Address, want.EgressAddress = resp.TrustDomain, resp.Address, resp.EgressAddress
 	want.Token = token.ID
-	h, err := (&holding{record: want}).with(resp.Certificates, resp.Servers, e.key, svidKey, a.now())
+	h, err := (&holding{record: want}).with(resp.Certificates, resp, e.key, svidKey, a.now())
 	if err != nil {
 		return fmt.Errorf("enrol: the server's answer: %w", err)
 	}
@@ -131,7 +133,7 @@ func enrolRequest(token identity.Token, e enrolment, svidKey identity.PrivateKey
 	return &ztv1.EnrolRequest{
 		Token: token.Reveal(), Workload: want.Workload, Instance: e.instance,
 		Address: want.Address, EgressAddress: want.EgressAddress,
-		NodeCsr: nodeCSR, SvidCsr: svidCSR,
+		NodeCsr: nodeCSR, SvidCsr: svidCSR, Zone: want.Zone, Weight: want.Weight,
 	}, nil
 }
 
@@ -203,7 +205,7 @@ func checkAnswer(resp *ztv1.EnrolResponse, token identity.Token, want record) er
 
 // with returns h with what a server has signed for these keys, after a look at
 // it. What the server did not sign stays.
-func (h *holding) with(issued *ztv1.Issued, servers []string, nodeKey, svidKey identity.PrivateKey, now time.Time) (*holding, error) {
+func (h *holding) with(issued *ztv1.Issued, at placed, nodeKey, svidKey identity.PrivateKey, now time.Time) (*holding, error) {
 	next := *h
 	if len(issued.GetRoots()) > 0 {
 		roots, err := identity.ParseDER(issued.GetRoots())
@@ -237,10 +239,31 @@ func (h *holding) with(issued *ztv1.Issued, servers []string, nodeKey, svidKey i
 		}
 		next.svid = pair
 	}
-	if usable := slices.DeleteFunc(slices.Clone(servers), func(s string) bool { return !isHostPort(s) }); len(usable) > 0 {
-		next.Servers = usable
-	}
+	next.record = next.record.at(at)
 	return &next, nil
+}
+
+// placed is what an answer says of where the servers are.
+type placed interface {
+	GetServers() []string
+	GetNear() uint32
+}
+
+// at returns r with the servers of an answer, if they can be called.
+func (r record) at(p placed) record {
+	servers, near := p.GetServers(), int(p.GetNear())
+	if len(servers) > 0 && near <= len(servers) && !slices.ContainsFunc(servers, func(s string) bool { return !isHostPort(s) }) {
+		r.Servers, r.Near = slices.Clone(servers), near
+	}
+	return r
+}
+
+// sorted is the servers in an order that depends on nobody who answers, the near first.
+func (r record) sorted() []string {
+	out := slices.Clone(r.Servers)
+	slices.Sort(out[:r.Near])
+	slices.Sort(out[r.Near:])
+	return out
 }
 
 func newPair(key identity.PrivateKey, chain [][]byte) (*identity.KeyPair, error) {

@@ -100,7 +100,7 @@ func (a *Agent) renew(ctx context.Context, req *ztv1.RenewRequest, nodeKey, svid
 	if err != nil {
 		return fmt.Errorf("renew: %w", err)
 	}
-	next, err := h.with(resp.Certificates, resp.Servers, nodeKey, svidKey, a.now())
+	next, err := h.with(resp.Certificates, resp, nodeKey, svidKey, a.now())
 	if err != nil {
 		return fmt.Errorf("renew: the server's answer: %w", err)
 	}
@@ -121,13 +121,9 @@ func (a *Agent) take(h *holding) error {
 	if err := a.dir.save(h); err != nil {
 		return err
 	}
-	if before == nil || sameServers(before.Servers, h.Servers) {
+	if before == nil || slices.Equal(before.sorted(), h.sorted()) && before.Near == h.Near {
 		return nil
 	}
 	a.log.Info("the control plane has other servers now; Envoy takes them at its next start", "servers", h.Servers)
 	return a.writeBootstrap(h)
-}
-
-func sameServers(a, b []string) bool {
-	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }

@@ -70,7 +70,10 @@ type record struct {
 	Address       string   `json:"address"`       // where the Envoy listens
 	EgressAddress string   `json:"egressAddress"` // where the workload reaches out
 	BindAddress   bool     `json:"bindAddress"`   // call the control plane from Address
-	Servers       []string `json:"servers"`       // node ports, the one that answered last first
+	Servers       []string `json:"servers"`       // node ports, the nearest first
+	Near          int      `json:"near"`          // so many of them are in the instance's zone
+	Zone          string   `json:"zone"`          // where it runs; empty: not said
+	Weight        uint32   `json:"weight"`        // its share of the calls, against 100; 0: 100
 	Token         string   `json:"token"`         // id of the token that was redeemed last
 }
 

@@ -19,7 +19,9 @@ type Status struct {
 	Address       string            `json:"address"`
 	EgressAddress string            `json:"egressAddress"`
 	Servers       []string          `json:"servers"`
-	Running       bool              `json:"running"` // an agent runs here
+	Zone          string            `json:"zone,omitempty"`
+	Weight        uint32            `json:"weight,omitempty"` // absent: 100
+	Running       bool              `json:"running"`          // an agent runs here
 	SVID          CertificateStatus `json:"svid"`
 	Node          CertificateStatus `json:"node"`
 	Bootstrap     string            `json:"bootstrap"`   // path of what the Envoy starts with
@@ -47,7 +49,7 @@ func ReadStatus(dataDir string, now time.Time) (*Status, error) {
 	}
 	return &Status{
 		Instance: h.Instance, Workload: h.Workload, ID: h.svidID(), TrustDomain: h.TrustDomain,
-		Address: h.Address, EgressAddress: h.EgressAddress, Servers: h.Servers, Running: d.serving(),
+		Address: h.Address, EgressAddress: h.EgressAddress, Servers: h.Servers, Zone: h.Zone, Weight: h.Weight, Running: d.serving(),
 		SVID: certificateStatus(h.svid, now), Node: certificateStatus(h.node, now),
 		Bootstrap: d.bootstrap(), AdminSocket: d.admin(),
 	}, nil

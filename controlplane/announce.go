@@ -40,7 +40,7 @@ func (s *Server) advertise(l listeners) (a Addresses, err error) {
 func (s *Server) announce(ctx context.Context, door *api.Server, others *cluster, agreedOn *store.Store) error {
 	self := &ztv1.Server{
 		Id: s.id, AdminAddress: s.addresses.Admin, NodeAddress: s.addresses.Node,
-		ClusterAddress: s.addresses.Cluster, Version: Version, Format: agreedOn.Format(),
+		ClusterAddress: s.addresses.Cluster, Version: Version, Format: agreedOn.Format(), Zone: s.cfg.Zone,
 	}
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
@@ -70,7 +70,7 @@ func (s *Server) announce(ctx context.Context, door *api.Server, others *cluster
 func (s *Server) announced(agreedOn *store.Store, self *ztv1.Server) bool {
 	e, ok := agreedOn.State().Server(s.id)
 	return ok && e.AdminAddress == self.AdminAddress && e.NodeAddress == self.NodeAddress &&
-		e.ClusterAddress == self.ClusterAddress && e.Version == self.Version && e.Format == self.Format &&
+		e.ClusterAddress == self.ClusterAddress && e.Version == self.Version && e.Format == self.Format && e.Zone == self.Zone &&
 		slices.ContainsFunc(agreedOn.Members(), func(m store.Member) bool {
 			return m.ID == s.id && m.Address == self.ClusterAddress
 		})

@@ -50,6 +50,9 @@ type Config struct {
 	// Advertise is the host that others reach this server by. Default: the host
 	// of each address above, or this machine's first address where that is none.
 	Advertise string
+	// Zone is where this server runs, a DNS label: proxies in the same zone prefer it.
+	// Default: not said, and it is as near as any other.
+	Zone string
 	// Handshake is how long a connection may stay silent before it has said who it
 	// is. Default 10 s.
 	Handshake time.Duration
@@ -98,6 +101,9 @@ func (c Config) Validate() error {
 		if host, _, err := net.SplitHostPort(a.address); err == nil && !isLoopback(host) {
 			errs = append(errs, fmt.Errorf("%s listen address %q must be loopback: it has no authentication", a.name, a.address))
 		}
+	}
+	if !identity.IsZone(c.Zone) {
+		errs = append(errs, fmt.Errorf("zone %q is not a DNS label", c.Zone))
 	}
 	if c.Logger == nil || c.Now == nil {
 		errs = append(errs, errors.New("logger or clock is missing"))

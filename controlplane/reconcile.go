@@ -129,7 +129,11 @@ func (r *reconciler) advance(st *state.State) error {
 	r.served, r.gates, r.gatesAt = next, closed, foldedAt
 	r.next, _ = next.next()
 	for _, id := range changed.InstanceIDs {
-		if _, enrolled := st.Instance(id); !enrolled && r.connected[id] != nil {
+		switch i, enrolled := st.Instance(id); {
+		case r.connected[id] == nil:
+		case enrolled:
+			r.fleet.SetZone(id, i.Zone)
+		default:
 			tell[id] = nil
 			delete(r.connected, id)
 		}
@@ -226,7 +230,7 @@ func keysOf(keys []state.Key) []spec.Key {
 
 // endpoints are the clusters whose endpoints a change may have moved: those of
 // workloads that were touched, or of which an instance came, went or moved.
-func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched []spec.Ref) map[string]*xds.Resource {
+func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched []spec.Ref) map[string]*xds.Assignment {
 	refs := map[string]bool{}
 	for _, ref := range touched {
 		refs[ref.String()] = true
@@ -238,7 +242,7 @@ func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched 
 			}
 		}
 	}
-	out := map[string]*xds.Resource{}
+	out := map[string]*xds.Assignment{}
 	for name := range refs {
 		ref, err := spec.ParseRef(name, "")
 		if err != nil {
@@ -253,10 +257,10 @@ func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched 
 			var eps []xds.Endpoint
 			for i := range r.served.state.InstancesOf(name) {
 				if !i.Withdrawn {
-					eps = append(eps, xds.Endpoint{Address: i.Address, Port: port.Number})
+					eps = append(eps, xds.Endpoint{Address: i.Address, Port: port.Number, Zone: i.Zone, Weight: i.Weight})
 				}
 			}
-			out[cluster] = xds.Endpoints(cluster, eps)
+			out[cluster] = xds.Assign(cluster, eps)
 		}
 	}
 	return out
@@ -313,6 +317,7 @@ func (r *reconciler) connect(id string) error {
 	r.connected[id] = p
 	r.issue(id, p) // without a certificate its listeners stay closed, and all else waits ready
 	r.tellSecrets(id, p)
+	r.fleet.SetZone(id, i.Zone)
 	r.fleet.SetGates(id, xds.Gates(r.gates.keys(i.Workload)))
 	r.fleet.Set(r.served.state.Revision(), map[string]*xds.Resources{id: resources})
 	return nil

@@ -66,7 +66,7 @@ func (h host) equal(o host) bool {
 // While a name cannot be resolved, what it resolved to last is kept.
 type outside struct {
 	resolution Resolution
-	publish    func(map[string]*xds.Resource) // Fleet.SetEndpoints
+	publish    func(map[string]*xds.Assignment) // Fleet.SetEndpoints
 	log        *slog.Logger
 	now        func() time.Time
 	changed    chan struct{} // holds one: hosts were added
@@ -112,7 +112,7 @@ func (o *outside) want(hosts map[string]host, servers []string) {
 	same := slices.Equal(o.servers, servers)
 	old := o.hosts
 	o.hosts, o.servers = hosts, servers
-	out := map[string]*xds.Resource{}
+	out := map[string]*xds.Assignment{}
 	for cluster := range old {
 		if _, still := hosts[cluster]; !still {
 			out[cluster] = nil
@@ -161,7 +161,7 @@ func (o *outside) names() map[string]bool {
 
 // endpoints are the addresses of a host that may be told. Nothing is told before
 // it is known where the servers are. mu is held.
-func (o *outside) endpoints(h host) *xds.Resource {
+func (o *outside) endpoints(h host) *xds.Assignment {
 	var eps []xds.Endpoint
 	servers, known := o.ownAddresses()
 	f := o.found[h.name]
@@ -182,7 +182,7 @@ func (o *outside) endpoints(h host) *xds.Resource {
 		}
 		o.refusal[h.cluster] = refused
 	}
-	return xds.Endpoints(h.cluster, eps)
+	return xds.Assign(h.cluster, eps)
 }
 
 // ownAddresses are where the servers are, and whether all of that is known.
@@ -299,7 +299,7 @@ func (o *outside) lookup(ctx context.Context, name string) {
 	}
 	f.addresses = addresses
 	ofServer := slices.Contains(o.servers, name)
-	out := map[string]*xds.Resource{}
+	out := map[string]*xds.Assignment{}
 	for cluster, h := range o.hosts {
 		if h.name == name || ofServer {
 			out[cluster] = o.endpoints(h)

@@ -77,7 +77,7 @@ type told struct {
 	by map[string][]string
 }
 
-func (o *told) publish(clusters map[string]*xds.Resource) {
+func (o *told) publish(clusters map[string]*xds.Assignment) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for cluster, r := range clusters {
@@ -86,7 +86,7 @@ func (o *told) publish(clusters map[string]*xds.Resource) {
 			continue
 		}
 		var cla endpointv3.ClusterLoadAssignment
-		if err := r.Body.UnmarshalTo(&cla); err != nil {
+		if err := r.For("").Body.UnmarshalTo(&cla); err != nil {
 			o.t.Error(err)
 		}
 		addresses := []string{}

@@ -173,3 +173,16 @@ func NewID() string {
 	rand.Read(b) // never fails (Go 1.24)
 	return hex.EncodeToString(b)
 }
+
+// MaxWeight is the largest share of calls that an instance may take, against the 100
+// that it takes by default.
+const MaxWeight = 1000
+
+// IsZone tells whether s can name where an instance or a server runs: a DNS label (RFC
+// 1123), or empty, for not said.
+func IsZone(s string) bool {
+	if len(s) > 63 || strings.HasPrefix(s, "-") || strings.HasSuffix(s, "-") {
+		return false
+	}
+	return strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}

@@ -11,12 +11,14 @@ import (
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
 	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
 	downstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // DefaultMaxConnections bounds the downstream connections of one proxy.
@@ -29,6 +31,7 @@ type BootstrapConfig struct {
 	Workload    string   `yaml:"workload"`    // "shop/web": node.cluster, for people
 	Instance    Instance `yaml:"instance"`
 	Servers     []string `yaml:"servers"`     // "host:port" of every server's node port
+	Near        int      `yaml:"near"`        // the first so many of Servers are called while one of them answers
 	AdminSocket string   `yaml:"adminSocket"` // Unix socket, made with mode 0600
 
 	// With FromAgent: the agent's Unix socket. It serves SVIDSecret, BundleSecret,
@@ -65,6 +68,7 @@ func (c *BootstrapConfig) Validate() error {
 		_, _, err := splitServer(s)
 		v.check(err == nil, "server %q is not host:port", s)
 	}
+	v.check(c.Near >= 0 && c.Near <= len(c.Servers), "%d of %d servers cannot be near", c.Near, len(c.Servers))
 	v.check(strings.HasPrefix(c.AdminSocket, "/"), "admin socket %q is not an absolute path", c.AdminSocket)
 	switch c.Instance.Secrets {
 	case FromAgent:
@@ -155,6 +159,9 @@ func (b *builder) xdsCluster(c *BootstrapConfig) *clusterv3.Cluster {
 		addresses = append(addresses, socketAddress(host, port))
 	}
 	out := staticCluster(XDSCluster, addresses...)
+	if c.Near > 0 && c.Near < len(addresses) {
+		behind(out, c.Near)
+	}
 	out.ClusterDiscoveryType = &clusterv3.Cluster_Type{Type: discovery}
 	out.TypedExtensionProtocolOptions = b.httpOptions(http2(&corev3.KeepaliveSettings{
 		Interval: durationpb.New(2 * time.Second),
@@ -171,6 +178,21 @@ func (b *builder) xdsCluster(c *BootstrapConfig) *clusterv3.Cluster {
 		}},
 	))
 	return out
+}
+
+// behind leaves the first endpoints of a cluster where they are, and puts the others
+// behind them. Nobody checks the health of a server but who calls it: one that is not
+// reached twice in a row, or answers twice that it is not available, is left out for a
+// while, and when all of the first are, the others are called.
+func behind(c *clusterv3.Cluster, first int) {
+	near := c.LoadAssignment.Endpoints[0]
+	far := &endpointv3.LocalityLbEndpoints{Priority: 1, LbEndpoints: near.LbEndpoints[first:]}
+	near.LbEndpoints = near.LbEndpoints[:first]
+	c.LoadAssignment.Endpoints = append(c.LoadAssignment.Endpoints, far)
+	o := outliers()
+	o.ConsecutiveLocalOriginFailure, o.ConsecutiveGatewayFailure = wrapperspb.UInt32(2), wrapperspb.UInt32(2)
+	o.MaxEjectionPercent = wrapperspb.UInt32(100)
+	c.OutlierDetection = o
 }
 
 // nodeSource is where the secrets of the ADS stream itself come from: they

@@ -214,7 +214,7 @@ func (c *Config) sorted() *Config {
 
 func sortedEndpoints(eps []Endpoint) []Endpoint {
 	s := slices.SortedFunc(slices.Values(eps), func(a, b Endpoint) int {
-		return cmp.Or(strings.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
+		return cmp.Or(strings.Compare(a.Zone, b.Zone), strings.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port))
 	})
 	return slices.Compact(s)
 }

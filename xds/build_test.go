@@ -429,6 +429,9 @@ func TestSmallResources(t *testing.T) {
 	if xds.Endpoints("svc/a/b/c", nil).Version == xds.Endpoints("svc/a/b/d", nil).Version {
 		t.Error("two clusters have one version")
 	}
+	if !xds.Assign("svc/a/b/c", a).Equal(xds.Assign("svc/a/b/c", b)) || xds.Assign("svc/a/b/c", a).Equal(nil) {
+		t.Error("assignments are compared wrongly")
+	}
 	if xds.Gates([]string{"zt.a", "zt.b"}).Version != xds.Gates([]string{"zt.b", "zt.a", "zt.a"}).Version {
 		t.Error("gates depend on order")
 	}

@@ -25,28 +25,21 @@ const (
 	healthInterval  = 5 * time.Second // of an endpoint that is well
 	recoverInterval = time.Second     // of one that is not, so that a new grant is usable soon
 	healthTimeout   = 2 * time.Second
-)
+	appInterval     = 2 * time.Second // of the application, by its own proxy
 
-// Endpoints is where a cluster's instances listen. An empty list is a cluster
-// without instances. Addresses are IP addresses; who registers them has checked
-// that. The order of eps carries no meaning.
-func Endpoints(cluster string, eps []Endpoint) *Resource {
-	cla := &endpointv3.ClusterLoadAssignment{ClusterName: cluster}
-	if len(eps) > 0 {
-		group := &endpointv3.LocalityLbEndpoints{}
-		for _, e := range sortedEndpoints(eps) {
-			group.LbEndpoints = append(group.LbEndpoints, lbEndpoint(socketAddress(e.Address, e.Port)))
-		}
-		cla.Endpoints = []*endpointv3.LocalityLbEndpoints{group}
-	}
-	return mustResource(cluster, cla)
-}
+	outlierInterval = time.Second
+	outlierTime     = 10 * time.Second // times how often it was left out
+	outlierFailures = 5                // in a row
+)
 
 // app is the application behind a served port.
 func (b *builder) app(in *Inbound) *clusterv3.Cluster {
 	name := AppCluster(in.Name)
 	c := staticCluster(name, targetAddress(in.Target))
 	c.CircuitBreakers = breakers()
+	if in.HealthPath != "" {
+		c.HealthChecks = []*corev3.HealthCheck{appCheck(in)}
+	}
 	switch in.Protocol {
 	case HTTP:
 		c.TypedExtensionProtocolOptions = b.httpOptions(http1())
@@ -74,6 +67,7 @@ func (b *builder) service(d *Destination) *clusterv3.Cluster {
 		// An endpoint that is withdrawn is gone, even if it still answers.
 		IgnoreHealthOnHostRemoval: true,
 		HealthChecks:              []*corev3.HealthCheck{healthCheck(d)},
+		OutlierDetection:          outliers(),
 		TransportSocket:           b.clientTLS(d),
 		UpstreamConnectionOptions: keepAlive(),
 	}
@@ -111,6 +105,52 @@ func healthCheck(d *Destination) *corev3.HealthCheck {
 		CodecClientType: typev3.CodecClientType_HTTP2,
 	}}
 	return hc
+}
+
+// appCheck asks the application itself, as often as peers ask the proxy: what it says
+// is what they are told (healthFilter).
+func appCheck(in *Inbound) *corev3.HealthCheck {
+	codec := typev3.CodecClientType_HTTP1
+	if in.Protocol == HTTP2 {
+		codec = typev3.CodecClientType_HTTP2
+	}
+	hc := &corev3.HealthCheck{
+		Timeout:               durationpb.New(healthTimeout),
+		Interval:              durationpb.New(appInterval),
+		UnhealthyThreshold:    wrapperspb.UInt32(2), // of timeouts; an answer other than 200 counts at once
+		HealthyThreshold:      wrapperspb.UInt32(1),
+		NoTrafficInterval:     durationpb.New(appInterval),
+		IntervalJitterPercent: 20,
+		HealthChecker: &corev3.HealthCheck_HttpHealthCheck_{HttpHealthCheck: &corev3.HealthCheck_HttpHealthCheck{
+			Path: in.HealthPath, CodecClientType: codec,
+		}},
+	}
+	if len(in.Hosts) > 0 {
+		hc.GetHttpHealthCheck().Host = in.Hosts[0]
+	}
+	return hc
+}
+
+// outliers leaves out, for a while, an instance that peers cannot reach or whose
+// proxy answers for an application that does not. What the application answers
+// otherwise is its own matter: a service that answers 500 to one caller's requests
+// is not taken from all others. At most half of the instances are left out so.
+func outliers() *clusterv3.OutlierDetection {
+	return &clusterv3.OutlierDetection{
+		Interval:                           durationpb.New(outlierInterval),
+		BaseEjectionTime:                   durationpb.New(outlierTime),
+		MaxEjectionTime:                    durationpb.New(10 * outlierTime),
+		MaxEjectionPercent:                 wrapperspb.UInt32(50),
+		SplitExternalLocalOriginErrors:     true,
+		ConsecutiveLocalOriginFailure:      wrapperspb.UInt32(outlierFailures), // no connection, no answer
+		ConsecutiveGatewayFailure:          wrapperspb.UInt32(outlierFailures), // 502, 503, 504
+		EnforcingConsecutiveGatewayFailure: wrapperspb.UInt32(100),
+		EnforcingConsecutive_5Xx:           wrapperspb.UInt32(0),
+		EnforcingSuccessRate:               wrapperspb.UInt32(0),
+		EnforcingLocalOriginSuccessRate:    wrapperspb.UInt32(0),
+		// The proxy that answers health checks is not the application that fails.
+		SuccessfulActiveHealthCheckUnejectHost: wrapperspb.Bool(false),
+	}
 }
 
 func keepAlive() *clusterv3.UpstreamConnectionOptions {

@@ -78,6 +78,10 @@ type Inbound struct {
 	ServerFirst  bool        `yaml:"serverFirst,omitempty"`  // TCP only: who may connect is judged in the handshake
 	EncodedPaths bool        `yaml:"encodedPaths,omitempty"` // the strict guard of paths is off
 	Plaintext    []Plaintext `yaml:"plaintext,omitempty"`    // Exceptions
+
+	// HealthPath is where the proxy asks its application whether it is ready; HTTP and
+	// HTTP2 only. Empty: it is as ready as its proxy.
+	HealthPath string `yaml:"healthPath,omitempty"`
 }
 
 // Shadow is the policy that would be: all its rules, not the difference.

@@ -12,6 +12,7 @@ import (
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -77,7 +78,7 @@ func (b *builder) inboundHTTP(in *Inbound) *listenerv3.Filter {
 	w := b.c.Workload
 	filters := []*hcmv3.HttpFilter{
 		b.httpSlot(BlockName(w, in.Name), b.denyAllJudge()),
-		b.healthFilter(),
+		b.healthFilter(in),
 		b.httpSlot(TokensName(w, in.Name), b.denyAllJudge()),
 		b.httpSlot(UserBlockName(w, in.Name), b.denyAllJudge()),
 		b.httpSlot(ShadowName(w, in.Name), pass()),
@@ -112,8 +113,10 @@ func (b *builder) inboundManager(in *Inbound, filters []*hcmv3.HttpFilter) *list
 	return b.networkFilter("envoy.filters.network.http_connection_manager", hcm)
 }
 
-func (b *builder) healthFilter() *hcmv3.HttpFilter {
-	return b.httpFilter("envoy.filters.http.health_check", &healthcheckv3.HealthCheck{
+// healthFilter answers peers that ask for health: 200, or 503 while the application
+// says that it is not ready.
+func (b *builder) healthFilter(in *Inbound) *hcmv3.HttpFilter {
+	m := &healthcheckv3.HealthCheck{
 		PassThroughMode: wrapperspb.Bool(false),
 		Headers: []*routev3.HeaderMatcher{{
 			Name: ":path",
@@ -121,7 +124,11 @@ func (b *builder) healthFilter() *hcmv3.HttpFilter {
 				MatchPattern: &typematcherv3.StringMatcher_Exact{Exact: HealthPath},
 			}},
 		}},
-	})
+	}
+	if in.HealthPath != "" {
+		m.ClusterMinHealthyPercentages = map[string]*typev3.Percent{AppCluster(in.Name): {Value: 100}}
+	}
+	return b.httpFilter("envoy.filters.http.health_check", m)
 }
 
 // explainDenial lets a 403 of the proxy carry its reason: a caller sees

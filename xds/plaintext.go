@@ -59,7 +59,7 @@ func (b *builder) plaintext(in *Inbound) *listenerv3.FilterChain {
 		b.httpFilter("exceptions", b.judge(needs{path: true}, &httprbacv3.RBAC{
 			Matcher: root(b.excepted(in)), RulesStatPrefix: RBACStatPrefix,
 		})),
-		b.healthFilter(),
+		b.healthFilter(in),
 		b.httpSlot(TokensName(w, in.Name), b.denyAllJudge()),
 		b.httpSlot(UserBlockName(w, in.Name), b.denyAllJudge()),
 	})}

@@ -56,7 +56,12 @@ func (r *Resources) All() []*Resource {
 type Endpoint struct {
 	Address string // IP address
 	Port    uint32
+	Zone    string // where it runs; empty: not said
+	Weight  uint32 // its share of the calls, against DefaultWeight; 0: DefaultWeight
 }
+
+// DefaultWeight is the weight of an instance that says none.
+const DefaultWeight = 100
 
 // version is the hash that stands for the bytes of a resource. 128 bits of
 // SHA-256: a collision would leave a proxy on an old resource, and nobody can

@@ -156,6 +156,8 @@ func (v *validation) inbound(in *Inbound) {
 		v.is(v.isKnownID(g.ID), "gate of %q, which is not of a known trust domain", g.ID)
 		v.is(strings.HasPrefix(g.Key, "zt."), "gate key %q does not begin with zt.", g.Key)
 	}
+	v.check(in.HealthPath == "" || in.Protocol == HTTP || in.Protocol == HTTP2, "a %s port has no health path", in.Protocol)
+	v.check(in.HealthPath == "" || strings.HasPrefix(in.HealthPath, "/"), "health path %q does not begin with /", in.HealthPath)
 	v.judged(in)
 	v.plaintext(in)
 }

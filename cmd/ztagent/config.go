@@ -21,6 +21,8 @@ type config struct {
 	TokenFile        string        `mapstructure:"token-file"`
 	Address          string        `mapstructure:"address"`
 	EgressAddress    string        `mapstructure:"egress-address"`
+	Zone             string        `mapstructure:"zone"`
+	Weight           uint32        `mapstructure:"weight"`
 	PublicRoots      string        `mapstructure:"public-roots"`
 	Envoy            string        `mapstructure:"envoy"`
 	NoEnvoy          bool          `mapstructure:"no-envoy"`
@@ -42,6 +44,8 @@ func keys() *pflag.FlagSet {
 	f.String("token-file", "", "file with the token; read when one is needed")
 	f.String("address", "", "IP address that the Envoy listens on for its peers (default: the one this host calls from)")
 	f.String("egress-address", "", "loopback address that it listens on for its application (default 127.0.0.1)")
+	f.String("zone", "", "where this host is, such as a datacentre: peers in the same zone call it first, and it calls them (default: as before)")
+	f.Uint32("weight", 0, "share of the calls among the workload's instances, 1 to 1000 (default: as before, and at first 100)")
 	f.String("public-roots", "", "PEM file of the CAs by which the Envoy knows servers outside the mesh (default: the host's)")
 	f.String("envoy", "envoy", "path of the Envoy to run")
 	f.Bool("no-envoy", false, "run none: only serve certificates, and write the bootstrap for an Envoy that others run")

@@ -44,7 +44,7 @@ The Envoy is started again whenever it ends, and ends with the agent. With
 			return a.Run(cmd.Context())
 		},
 	}
-	withConfig(cmd, "data-dir", "workload", "server", "token-file", "address", "egress-address", "public-roots",
+	withConfig(cmd, "data-dir", "workload", "server", "token-file", "address", "egress-address", "zone", "weight", "public-roots",
 		"envoy", "no-envoy", "envoy-concurrency", "envoy-log-level", "envoy-grace", "deregister-on-exit", "log-level")
 	return cmd
 }
@@ -91,6 +91,7 @@ func (p *program) agent(c config) (agent.Config, error) {
 	return agent.Config{
 		DataDir: c.DataDir, Workload: c.Workload, Servers: c.Servers, TokenFile: c.TokenFile,
 		Address: c.Address, EgressAddress: c.EgressAddress, PublicRoots: c.PublicRoots,
+		Zone: c.Zone, Weight: c.Weight,
 		Envoy: envoy, DeregisterOnExit: c.DeregisterOnExit,
 		Logger: p.logger(level), Now: p.now,
 	}, nil

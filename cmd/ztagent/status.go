@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -58,6 +59,8 @@ func (p *program) printStatus(s *agent.Status) error {
 		{"agent", state},
 		{"address", s.Address},
 		{"egress address", s.EgressAddress},
+		{"zone", cmp.Or(s.Zone, "not said")},
+		{"weight", fmt.Sprint(cmp.Or(s.Weight, 100))},
 		{"servers", strings.Join(s.Servers, ", ")},
 		{"workload certificate", left(s.SVID)},
 		{"node certificate", left(s.Node)},

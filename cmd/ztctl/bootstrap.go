@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -28,6 +29,8 @@ import (
 type enrolment struct {
 	workload, tokenFile, address, egress, adminSocket string
 	servers                                           []string
+	zone                                              string
+	weight                                            uint32
 }
 
 func (a *app) newBootstrap() *cobra.Command {
@@ -59,8 +62,11 @@ running Envoy takes the new certificate over by itself.`,
 			if err != nil {
 				return err
 			}
+			if !identity.IsZone(o.zone) || o.weight > identity.MaxWeight {
+				return fmt.Errorf("--zone is a DNS label, and --weight at most %d", identity.MaxWeight)
+			}
 			if renew {
-				return a.renew(cmd.Context(), dir, ifDue)
+				return a.renew(cmd.Context(), dir, ifDue, o)
 			}
 			return a.bootstrap(cmd.Context(), dir, o)
 		},
@@ -71,6 +77,8 @@ running Envoy takes the new certificate over by itself.`,
 	f.StringVar(&o.tokenFile, "token-file", "", "file with the token, or - for stdin")
 	f.StringVar(&o.address, "address", "", "IP address that the Envoy listens on for its peers (default: the one this host calls from)")
 	f.StringVar(&o.egress, "egress-address", "", "loopback address that it listens on for its application (default 127.0.0.1)")
+	f.StringVar(&o.zone, "zone", "", "where its host is, such as a datacentre: peers in the same zone call it first; with --renew, a new one")
+	f.Uint32Var(&o.weight, "weight", 0, "its share of the calls among the workload's instances, 1 to 1000 (default 100); with --renew, a new one")
 	f.StringVar(&o.adminSocket, "admin-socket", "", "Envoy's admin socket (default FOLDER/admin.sock)")
 	f.BoolVar(&renew, "renew", false, "renew the certificate of a folder that bootstrap has written")
 	f.BoolVar(&ifDue, "if-due", false, "with --renew: only after half of its life")
@@ -103,6 +111,9 @@ type instance struct {
 	PublicRoots   string   `json:"publicRoots,omitempty"` // of the host when it was enrolled
 	AdminSocket   string   `json:"adminSocket"`
 	Servers       []string `json:"servers"`
+	Near          int      `json:"near,omitempty"` // so many of Servers are in the zone
+	Zone          string   `json:"zone,omitempty"`
+	Weight        uint32   `json:"weight,omitempty"` // against 100; 0: 100
 }
 
 // pending is pendingFile. It is written before the first try, so that a retry is
@@ -138,7 +149,7 @@ func (a *app) bootstrap(ctx context.Context, dir string, o enrolment) error {
 	}
 	resp, err := a.enrol(ctx, o, token, &ztv1.EnrolRequest{
 		Token: token.Reveal(), Workload: ref.String(), Address: o.address, EgressAddress: o.egress,
-		NodeCsr: csr, Instance: p.Instance,
+		NodeCsr: csr, Instance: p.Instance, Zone: o.zone, Weight: o.weight,
 	})
 	if err != nil {
 		return err
@@ -146,7 +157,8 @@ func (a *app) bootstrap(ctx context.Context, dir string, o enrolment) error {
 	in := instance{
 		Instance: resp.Instance, Workload: ref.String(), TrustDomain: resp.TrustDomain,
 		Address: resp.Address, EgressAddress: resp.EgressAddress, BindAddress: o.address != "", PublicRoots: identity.PublicRoots(),
-		AdminSocket: o.adminSocket, Servers: known(resp.Servers, o.servers),
+		AdminSocket: o.adminSocket, Servers: known(resp.Servers, o.servers), Near: int(resp.Near),
+		Zone: o.zone, Weight: o.weight,
 	}
 	if in.AdminSocket == "" {
 		in.AdminSocket = filepath.Join(dir, "admin.sock")
@@ -278,7 +290,7 @@ func (in instance) write(dir string, key identity.PrivateKey, issued *ztv1.Issue
 		return err
 	}
 	bootstrap, err := xds.Bootstrap(xds.BootstrapConfig{
-		TrustDomain: in.TrustDomain, Workload: in.Workload, Servers: in.Servers, AdminSocket: in.AdminSocket,
+		TrustDomain: in.TrustDomain, Workload: in.Workload, Servers: in.Servers, Near: in.Near, AdminSocket: in.AdminSocket,
 		Instance: xds.Instance{ID: in.Instance, Address: in.Address, Egress: in.EgressAddress, Secrets: xds.FromADS},
 		NodeDir:  dir, BindAddress: in.BindAddress, PublicRoots: in.PublicRoots,
 	})
@@ -329,7 +341,7 @@ func writeNode(dir string, pair *identity.KeyPair) error {
 }
 
 // renew gets a new certificate, for a new key, by the old one.
-func (a *app) renew(ctx context.Context, dir string, ifDue bool) error {
+func (a *app) renew(ctx context.Context, dir string, ifDue bool, o enrolment) error {
 	in, pair, roots, err := loadInstance(dir)
 	if err != nil {
 		return err
@@ -339,7 +351,8 @@ func (a *app) renew(ctx context.Context, dir string, ifDue bool) error {
 		return err
 	}
 	due := identity.RenewAt(pair.Leaf().NotBefore, pair.Leaf().NotAfter, 0)
-	if ifDue && a.now().Before(due) {
+	moves := o.zone != "" && o.zone != in.Zone || o.weight != 0 && o.weight != in.Weight
+	if ifDue && !moves && a.now().Before(due) {
 		a.note("nothing to do: the certificate ends on %s and is due on %s", pair.NotAfter().Format(time.DateOnly), due.Format(time.DateOnly))
 		return nil
 	}
@@ -360,6 +373,12 @@ func (a *app) renew(ctx context.Context, dir string, ifDue bool) error {
 		return err
 	}
 	defer s.Close()
+	if moves {
+		in.Zone, in.Weight = cmp.Or(o.zone, in.Zone), cmp.Or(o.weight, in.Weight)
+		if _, err := call(ctx, a, ztv1.NewNodeServiceClient(s).Place, &ztv1.PlaceRequest{Zone: in.Zone, Weight: in.Weight}); err != nil {
+			return err
+		}
+	}
 	key, err := identity.NewKey()
 	if err != nil {
 		return err
@@ -372,7 +391,7 @@ func (a *app) renew(ctx context.Context, dir string, ifDue bool) error {
 	if err != nil {
 		return err
 	}
-	in.Servers = known(resp.Servers, in.Servers)
+	in.Servers, in.Near = known(resp.Servers, in.Servers), int(resp.Near)
 	if err := in.write(dir, key, resp.Certificates); err != nil {
 		return err
 	}

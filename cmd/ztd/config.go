@@ -28,6 +28,7 @@ type config struct {
 	ClusterListen   string        `mapstructure:"cluster-listen"`
 	LocalListen     string        `mapstructure:"local-listen"`
 	Advertise       string        `mapstructure:"advertise"`
+	Zone            string        `mapstructure:"zone"`
 	ElectionTimeout time.Duration `mapstructure:"election-timeout"`
 	StableAfter     time.Duration `mapstructure:"stable-after"`
 	DeadAfter       time.Duration `mapstructure:"dead-after"`
@@ -56,6 +57,7 @@ func configFlags(f *pflag.FlagSet) {
 	f.String("node-listen", d.NodeListen, "where proxies and agents connect")
 	f.String("cluster-listen", d.ClusterListen, "where the other servers connect")
 	f.String("local-listen", d.LocalListen, "metrics, health and pprof; loopback only")
+	f.String("zone", "", "where this server runs, such as a datacentre: proxies in the same zone prefer it (default: not said)")
 	f.String("advertise", "", "host by which others reach this server (default: that of each listen address, or this machine's first address)")
 	f.Duration("election-timeout", time.Second, "silence of the leader after which another one is elected")
 	f.Uint64("snapshot-entries", 4096, "entries since the last snapshot of the log after which there is a new one")
@@ -144,7 +146,7 @@ func (c config) logger(w io.Writer) (*slog.Logger, error) {
 // server is the configuration of the library.
 func (c config) server(log *slog.Logger) controlplane.Config {
 	s := controlplane.Default()
-	s.DataDir, s.Logger, s.Advertise = c.DataDir, log, c.Advertise
+	s.DataDir, s.Logger, s.Advertise, s.Zone = c.DataDir, log, c.Advertise, c.Zone
 	s.KEK, s.AdminFile = c.KEK, c.AdminFile
 	s.DiskReserve = c.DiskReserve << 20
 	s.AdminListen, s.NodeListen, s.ClusterListen, s.LocalListen = c.AdminListen, c.NodeListen, c.ClusterListen, c.LocalListen

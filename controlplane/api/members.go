@@ -229,13 +229,13 @@ func (s *Server) announce(ctx context.Context, a *ztv1.Server) error {
 	s.cfg.Cluster.Heard(a.Id, state.Reads(&logv1.Server{Format: a.Format}))
 	now := &logv1.Server{
 		Id: a.Id, AdminAddress: a.AdminAddress, NodeAddress: a.NodeAddress,
-		ClusterAddress: a.ClusterAddress, Version: a.Version, Format: a.Format, Replica: had.Replica,
+		ClusterAddress: a.ClusterAddress, Version: a.Version, Format: a.Format, Replica: had.Replica, Zone: a.Zone,
 	}
 	put := &logv1.Entry{Op: &logv1.Entry_PutServer{PutServer: &logv1.PutServer{Server: now}}}
 	if state.FormatOf(put) > s.cfg.Cluster.Lowest() {
 		// As long as a member of an older version would not read it, it stays unsaid
 		// in the log; the leader has heard it.
-		now.Format = had.Format
+		now.Format, now.Zone = had.Format, had.Zone
 	}
 	if !proto.Equal(had, now) {
 		if _, err := s.propose(ctx, put); err != nil {

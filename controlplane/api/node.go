@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -57,6 +58,12 @@ func (s *Server) Enrol(ctx context.Context, req *ztv1.EnrolRequest) (*ztv1.Enrol
 	instance := &logv1.Instance{
 		Id: req.Instance, Workload: workload.String(), Address: address, EgressAddress: egress,
 		Agent: len(req.SvidCsr) > 0, KeyHash: keyHash, Enrolled: timestamppb.New(s.cfg.Now()),
+		Zone: req.Zone, Weight: req.Weight,
+	}
+	if req.Zone != "" || req.Weight != 0 {
+		if err := s.cfg.Cluster.Readable(state.Places); err != nil {
+			return nil, err
+		}
 	}
 	result, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{Id: id, SecretHash: hash, Instance: instance}}})
 	if err == nil && result.Replayed {
@@ -80,9 +87,10 @@ func (s *Server) Enrol(ctx context.Context, req *ztv1.EnrolRequest) (*ztv1.Enrol
 		return nil, err
 	}
 	failpoint.Hit("api.enrol.issued")
+	servers, near := s.nodeAddresses(instance.Zone)
 	return &ztv1.EnrolResponse{
 		Instance: instance.Id, TrustDomain: s.cfg.Issuer.TrustDomain(), Certificates: issued,
-		Address: instance.Address, EgressAddress: instance.EgressAddress, Servers: s.nodeAddresses(),
+		Address: instance.Address, EgressAddress: instance.EgressAddress, Servers: servers, Near: near,
 	}, nil
 }
 
@@ -142,20 +150,24 @@ func (s *Server) issue(i *logv1.Instance, nodeCSR, svidCSR []byte) (*ztv1.Issued
 	return out, nil
 }
 
-// nodeAddresses is where the node port of every server is, this one first. A
-// server that has not said yet where it is, is left out.
-func (s *Server) nodeAddresses() []string {
-	var out []string
+// nodeAddresses is where the node port of every server is: first those in a zone, near
+// of them; among them, and among the others, this one first. A server that has not said
+// yet where it is, is left out.
+func (s *Server) nodeAddresses(zone string) (addresses []string, near uint32) {
+	var inside, outside []string
 	for m := range s.cfg.Log.State().Servers() {
-		switch {
-		case m.NodeAddress == "":
-		case m.Id == s.cfg.ServerID:
-			out = append([]string{m.NodeAddress}, out...)
-		default:
-			out = append(out, m.NodeAddress)
+		if m.NodeAddress == "" {
+			continue
+		}
+		to := &outside
+		if zone != "" && m.Zone == zone {
+			to = &inside
+		}
+		if *to = append(*to, m.NodeAddress); m.Id == s.cfg.ServerID {
+			slices.Reverse(*to)
 		}
 	}
-	return out
+	return append(inside, outside...), uint32(len(inside))
 }
 
 // Renew is NodeService.Renew.
@@ -183,7 +195,27 @@ func (s *Server) Renew(ctx context.Context, req *ztv1.RenewRequest) (*ztv1.Renew
 		return nil, err
 	}
 	failpoint.Hit("api.renew.issued")
-	return &ztv1.RenewResponse{Certificates: issued, Servers: s.nodeAddresses()}, nil
+	servers, near := s.nodeAddresses(i.Zone)
+	return &ztv1.RenewResponse{Certificates: issued, Servers: servers, Near: near}, nil
+}
+
+// Place is NodeService.Place.
+func (s *Server) Place(ctx context.Context, req *ztv1.PlaceRequest) (*ztv1.PlaceResponse, error) {
+	id := callOf(ctx).principal.Name
+	i, ok := s.cfg.Log.State().Instance(id)
+	if !ok {
+		return nil, refuse(codes.PermissionDenied, "not enrolled")
+	}
+	if i.Zone != req.Zone || i.Weight != req.Weight {
+		if err := s.cfg.Cluster.Readable(state.Places); err != nil {
+			return nil, err
+		}
+		if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Place{Place: &logv1.Place{Instance: id, Zone: req.Zone, Weight: req.Weight}}}); err != nil {
+			return nil, err
+		}
+	}
+	servers, near := s.nodeAddresses(req.Zone)
+	return &ztv1.PlaceResponse{Servers: servers, Near: near}, nil
 }
 
 // Deregister is NodeService.Deregister.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -36,7 +37,7 @@ func (s *Server) proxies(st *state.State) (out []*ztv1.Proxy, unreachable []stri
 		}
 	}
 	for i := range st.Instances() {
-		p := &ztv1.Proxy{Instance: i.Id, Workload: i.Workload, Address: i.Address, Withdrawn: i.Withdrawn, Secrets: "ads"}
+		p := &ztv1.Proxy{Instance: i.Id, Workload: i.Workload, Address: i.Address, Withdrawn: i.Withdrawn, Secrets: "ads", Zone: i.Zone, Weight: cmp.Or(i.Weight, 100)}
 		if i.Agent {
 			p.Secrets = "agent"
 		}

@@ -118,7 +118,7 @@ func (c *compiler) inbound(in *xds.Inbound, p *policy.Port) {
 		Rules:       c.rules(judged.Rules),
 		Blocks:      c.blocks(judged.Blocks),
 		Plaintext:   plaintext(judged.Plaintext),
-		ServerFirst: p.ServerFirst, EncodedPaths: p.EncodedPaths, Upgrades: upgrades(p),
+		ServerFirst: p.ServerFirst, EncodedPaths: p.EncodedPaths, Upgrades: upgrades(p), HealthPath: p.HealthPath,
 	}
 	if !in.Protocol.IsHTTP() {
 		return // shadow is of requests

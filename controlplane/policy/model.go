@@ -42,6 +42,7 @@ type Port struct {
 	WebSocket    bool   // it takes upgrades to WebSocket; HTTP only
 	ServerFirst  bool   // the application speaks first; TCP only
 	EncodedPaths bool   // the strict guard of paths is off; not TCP
+	HealthPath   string // where the application says whether it is ready; empty: nowhere; HTTP and HTTP2 only
 }
 
 // Upgrades lists the upgrades that the port takes; nil for none.
@@ -54,7 +55,7 @@ func (p Port) Upgrades() []string {
 
 // reached is p as a caller is told of it.
 func (p Port) reached() Port {
-	p.Target, p.EncodedPaths = "", false
+	p.Target, p.EncodedPaths, p.HealthPath = "", false, ""
 	return p
 }
 
@@ -162,6 +163,7 @@ func newWorkload(trustDomain string, ref spec.Ref, w *ztv1.Workload) *Workload {
 			Target:       cmp.Or(p.GetTarget(), fmt.Sprintf("127.0.0.1:%d", p.GetPort())),
 			WebSocket:    p.GetProtocol() == HTTP && slices.Equal(set(p.GetUpgrades()), []string{webSocket}),
 			ServerFirst:  p.GetProtocol() == TCP && p.GetServerFirst(),
+			HealthPath:   p.GetHealthPath(),
 			EncodedPaths: p.GetProtocol() != TCP && p.GetAllowEncodedPaths(),
 		})
 	}

@@ -102,7 +102,7 @@ func FormatOf(e *logv1.Entry) uint32 {
 		return 3
 	}
 	switch op := e.GetOp().(type) {
-	case *logv1.Entry_ReplaceRootKey, *logv1.Entry_Restored, *logv1.Entry_AnchorJournal, *logv1.Entry_Access:
+	case *logv1.Entry_ReplaceRootKey, *logv1.Entry_Restored, *logv1.Entry_AnchorJournal, *logv1.Entry_Access, *logv1.Entry_Place:
 		return 3
 	case *logv1.Entry_Propose:
 		return 2
@@ -116,13 +116,20 @@ func FormatOf(e *logv1.Entry) uint32 {
 	case *logv1.Entry_PutServer:
 		return formatOfServer(op.PutServer.GetServer())
 	case *logv1.Entry_Redeem:
-		return formatOfServer(op.Redeem.GetServer())
+		return max(formatOfServer(op.Redeem.GetServer()), formatOfInstance(op.Redeem.GetInstance()))
 	}
 	return 1
 }
 
 func formatOfServer(v *logv1.Server) uint32 {
-	if v.GetFormat() > 0 || v.GetReplica() {
+	if v.GetFormat() > 0 || v.GetReplica() || v.GetZone() != "" {
+		return 3
+	}
+	return 1
+}
+
+func formatOfInstance(in *logv1.Instance) uint32 {
+	if in.GetZone() != "" || in.GetWeight() != 0 {
 		return 3
 	}
 	return 1
@@ -157,6 +164,8 @@ func (s *State) apply(e *logv1.Entry) Result {
 		return s.applyRedeem(op.Redeem)
 	case *logv1.Entry_Endpoints:
 		return s.applyEndpoints(op.Endpoints)
+	case *logv1.Entry_Place:
+		return s.applyPlace(op.Place)
 	case *logv1.Entry_Deregister:
 		return s.applyDeregister(op.Deregister.GetInstance())
 	case *logv1.Entry_PutAdmin:

@@ -212,6 +212,10 @@ func aboutOf(before *State, e *logv1.Entry, r Result) about {
 			a.of("Instance", in.GetWorkload(), id)
 		}
 		a.detail = fmt.Sprintf("%d withdrawn, %d restored", len(op.Endpoints.GetWithdraw()), len(op.Endpoints.GetRestore()))
+	case *logv1.Entry_Place:
+		in, _ := before.Instance(op.Place.GetInstance())
+		a.of("Instance", in.GetWorkload(), op.Place.GetInstance())
+		a.detail = fmt.Sprintf("zone %q, weight %d", op.Place.GetZone(), op.Place.GetWeight())
 	case *logv1.Entry_Deregister:
 		in, _ := before.Instance(op.Deregister.GetInstance())
 		a.of("Instance", in.GetWorkload(), op.Deregister.GetInstance())

@@ -20,6 +20,7 @@ const (
 	Proposals  Feature = "proposals"
 	Replicas   Feature = "read replicas"
 	AuditChain Feature = "the audit log"
+	Places     Feature = "zones and weights"
 	Ahead      Feature = "changes validated on top of others that are not agreed on yet"
 )
 
@@ -28,7 +29,7 @@ func (f Feature) Format() uint32 {
 	switch f {
 	case Retired, Proposals:
 		return 2
-	case Replicas, AuditChain, Ahead:
+	case Replicas, AuditChain, Ahead, Places:
 		return 3
 	}
 	return Format + 1 // nobody's

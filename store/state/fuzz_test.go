@@ -95,6 +95,7 @@ func sampleEntries(t testing.TB) []*logv1.Entry {
 	kinds := []*logv1.Entry{
 		c.put(doc("Workload", "shop", "web", "w"), doc("Grant", "shop", "g", "1")), c.token("a", "shop/web"), redeem("a", "i", "shop/web"),
 		{Op: &logv1.Entry_Endpoints{Endpoints: &logv1.Endpoints{Withdraw: []string{"i1"}, Restore: []string{"i1"}}}},
+		{Op: &logv1.Entry_Place{Place: &logv1.Place{Instance: "i1", Zone: "north", Weight: 3}}},
 		{Op: &logv1.Entry_Init{Init: initOp()}},
 		{Op: &logv1.Entry_PutAdmin{PutAdmin: &logv1.PutAdmin{Admin: &logv1.Admin{Name: "eve", Role: "editor"}}}},
 		{Op: &logv1.Entry_DeleteAdmin{DeleteAdmin: &logv1.DeleteAdmin{Name: "root"}}},

@@ -32,6 +32,7 @@ func TestGrows(t *testing.T) {
 		"an admin's end":    {&logv1.Entry{Op: &logv1.Entry_DeleteAdmin{}}, false},
 		"where a server is": {&logv1.Entry{Op: &logv1.Entry_PutServer{}}, false},
 		"a server's end":    {&logv1.Entry{Op: &logv1.Entry_DeleteServer{}}, false},
+		"a place":           {&logv1.Entry{Op: &logv1.Entry_Place{}}, false},
 		"a withdrawal":      {&logv1.Entry{Op: &logv1.Entry_Endpoints{}}, false},
 	} {
 		if got := Grows(c.e); got != c.want {

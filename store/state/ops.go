@@ -162,6 +162,20 @@ func (s *State) applyEndpoints(op *logv1.Endpoints) Result {
 	return Result{Changed: c}
 }
 
+func (s *State) applyPlace(op *logv1.Place) Result {
+	in, ok := s.Instance(op.GetInstance())
+	if !ok {
+		return Result{Err: ErrNotFound}
+	}
+	if in.GetZone() == op.GetZone() && in.GetWeight() == op.GetWeight() {
+		return Result{}
+	}
+	in = proto.CloneOf(in)
+	in.Zone, in.Weight = op.GetZone(), op.GetWeight()
+	s.putInstance(in)
+	return Result{Changed: Changes{InstanceIDs: []string{in.GetId()}}}
+}
+
 func (s *State) applyDeregister(id string) Result {
 	if !s.removeInstance(id) {
 		return Result{Err: ErrNotFound}

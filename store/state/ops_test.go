@@ -252,6 +252,35 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
+func TestPlace(t *testing.T) {
+	c := newCluster(t)
+	c.must(c.put(doc("Workload", "shop", "web", "w")))
+	c.must(c.token("a", "shop/web"))
+	c.must(redeem("a", "a", "shop/web"))
+	place := func(id, zone string, weight uint32) state.Result {
+		return c.apply(&logv1.Entry{Op: &logv1.Entry_Place{Place: &logv1.Place{Instance: id, Zone: zone, Weight: weight}}})
+	}
+	before := c.s
+	if r := place("a", "north", 7); r.Err != nil || !slices.Equal(r.Changed.InstanceIDs, []string{"a"}) {
+		t.Errorf("placed: %v", r)
+	}
+	if r := place("a", "north", 7); r.Err != nil || len(r.Changed.InstanceIDs) > 0 {
+		t.Errorf("placed again: %v", r)
+	}
+	if r := place("b", "north", 7); !errors.Is(r.Err, state.ErrNotFound) {
+		t.Errorf("placed what is not there: %v", r.Err)
+	}
+	if in, _ := c.s.Instance("a"); in.Zone != "north" || in.Weight != 7 || in.Workload != "shop/web" {
+		t.Errorf("is %v", in)
+	}
+	if was, _ := before.Instance("a"); was.Zone != "" {
+		t.Error("an earlier state has changed")
+	}
+	if got := c.s.SnapshotFormat(); got != 3 {
+		t.Errorf("the snapshot is of format %d", got)
+	}
+}
+
 func TestAdmins(t *testing.T) {
 	c := newCluster(t)
 	put := func(name, role string) state.Result {

@@ -92,6 +92,11 @@ func (s *State) format() uint32 {
 	for v := range values(s.servers) {
 		needs = max(needs, formatOfServer(v))
 	}
+	if needs < 3 {
+		for in := range values(s.instances) {
+			needs = max(needs, formatOfInstance(in))
+		}
+	}
 	return needs
 }
 

@@ -6,27 +6,27 @@ import (
 	"github.com/ztmesh/ztmesh/xds"
 )
 
-// endpoints is what every cluster resolves to, the same for all proxies.
+// endpoints is what every cluster resolves to, the same for all proxies in a zone.
 type endpoints struct {
 	mu    sync.RWMutex // guards the following
 	known bool         // set was called
-	all   map[string]*xds.Resource
+	all   map[string]*xds.Assignment
 	none  map[string]*xds.Resource // made when asked for, for clusters that are not in all
 }
 
 // set replaces the endpoints of some clusters, nil for none, and returns those
 // that changed, and whether it is the first call.
-func (e *endpoints) set(clusters map[string]*xds.Resource) (moved []string, first bool) {
+func (e *endpoints) set(clusters map[string]*xds.Assignment) (moved []string, first bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	first = !e.known
 	if first {
-		e.known, e.all, e.none = true, map[string]*xds.Resource{}, map[string]*xds.Resource{}
+		e.known, e.all, e.none = true, map[string]*xds.Assignment{}, map[string]*xds.Resource{}
 	}
 	for cluster, r := range clusters {
 		old := e.all[cluster]
 		switch {
-		case r == nil && old == nil, r != nil && old != nil && r.Version == old.Version:
+		case r.Equal(old):
 			continue
 		case r == nil:
 			delete(e.all, cluster)
@@ -46,14 +46,14 @@ func (e *endpoints) ready() bool {
 	return e.known
 }
 
-// get returns the endpoints of a cluster that exists. An Envoy waits for the
+// get returns the endpoints of a cluster that exists, for a proxy in a zone. An Envoy waits for the
 // endpoints of a cluster before it goes on, so one without any has an empty
 // resource rather than none.
-func (e *endpoints) get(cluster string) *xds.Resource {
+func (e *endpoints) get(cluster, zone string) *xds.Resource {
 	e.mu.RLock()
-	r := e.all[cluster]
-	if r == nil {
-		r = e.none[cluster]
+	r := e.none[cluster]
+	if a := e.all[cluster]; a != nil {
+		r = a.For(zone)
 	}
 	e.mu.RUnlock()
 	if r != nil {
@@ -62,8 +62,8 @@ func (e *endpoints) get(cluster string) *xds.Resource {
 	empty := xds.Endpoints(cluster, nil)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if r := e.all[cluster]; r != nil {
-		return r
+	if a := e.all[cluster]; a != nil {
+		return a.For(zone)
 	}
 	e.none[cluster] = empty
 	return empty

@@ -105,7 +105,7 @@ func TestReconnect(t *testing.T) {
 		c.must(c.Resume(xds.ExtensionType, held[xds.ExtensionType], "gate/http", "policy/http"))
 		s.await("web-1")
 		s.SetSecrets("web-1", []*xds.Resource{})
-		s.SetEndpoints(map[string]*xds.Resource{"svc/a": res(xds.EndpointType, "svc/a", "e1")})
+		s.SetEndpoints(map[string]*xds.Assignment{"svc/a": xds.Everywhere(res(xds.EndpointType, "svc/a", "e1"))})
 		return c
 	}
 
@@ -188,7 +188,7 @@ func TestNothingChanged(t *testing.T) {
 			t.Errorf("revision %d: status %+v", revision, got)
 		}
 	}
-	s.SetEndpoints(map[string]*xds.Resource{"svc/a": res(xds.EndpointType, "svc/a", "e1"), "svc/b": res(xds.EndpointType, "svc/b", "e1")})
+	s.SetEndpoints(map[string]*xds.Assignment{"svc/a": xds.Everywhere(res(xds.EndpointType, "svc/a", "e1")), "svc/b": xds.Everywhere(res(xds.EndpointType, "svc/b", "e1"))})
 	before := s.count("zt_serve_pushes_total", "")
 	c.silent()
 	if n := s.count("zt_serve_pushes_total", "") - before; n != 1 {
@@ -199,11 +199,11 @@ func TestNothingChanged(t *testing.T) {
 func TestEndpointsMove(t *testing.T) {
 	s := newServer(t)
 	c := s.connected("web-1")
-	s.SetEndpoints(map[string]*xds.Resource{"svc/a": res(xds.EndpointType, "svc/a", "e2"), "svc/b": res(xds.EndpointType, "svc/b", "e2")})
+	s.SetEndpoints(map[string]*xds.Assignment{"svc/a": xds.Everywhere(res(xds.EndpointType, "svc/a", "e2")), "svc/b": xds.Everywhere(res(xds.EndpointType, "svc/b", "e2"))})
 	c.accept(xds.EndpointType, "+svc/a@e2")
 	c.silent()
 	s.status("web-1", func(p ProxyStatus) bool { return p.AckedRevision == 1 })
-	s.SetEndpoints(map[string]*xds.Resource{"svc/a": nil})
+	s.SetEndpoints(map[string]*xds.Assignment{"svc/a": nil})
 	empty := xds.Endpoints("svc/a", nil).Version
 	c.accept(xds.EndpointType, "+svc/a@"+empty)
 	c.silent()

@@ -80,7 +80,7 @@ func (c Config) withDefaults() Config {
 // Fleet is the proxies that are connected here and what each is told. Its
 // methods may be called from any goroutine; Set from one at a time.
 //
-// Of one revision, SetEndpoints, SetSecrets and SetGates come before Set: what
+// Of one revision, SetZone, SetEndpoints, SetSecrets and SetGates come before Set: what
 // they set is part of what a proxy must ACK for Set's revision.
 type Fleet struct {
 	cfg       Config
@@ -159,7 +159,7 @@ func (f *Fleet) Set(revision uint64, proxies map[string]*xds.Resources) {
 // none. Proxies hear of them if their configuration has the cluster. Before the
 // first call no stream is answered about endpoints; after it, a cluster that
 // was never named has none. So call it, be it with an empty map, before Set.
-func (f *Fleet) SetEndpoints(clusters map[string]*xds.Resource) {
+func (f *Fleet) SetEndpoints(clusters map[string]*xds.Assignment) {
 	moved, first := f.endpoints.set(clusters)
 	if len(moved) == 0 && !first {
 		return
@@ -167,6 +167,14 @@ func (f *Fleet) SetEndpoints(clusters map[string]*xds.Resource) {
 	revision := f.revision.Load()
 	for _, p := range f.all() {
 		p.endpointsMoved(moved, first, revision)
+	}
+}
+
+// SetZone says where an instance runs, and so which endpoints are near to it. Empty:
+// not known.
+func (f *Fleet) SetZone(instance, zone string) {
+	if p := f.lookup(instance); p != nil {
+		p.setZone(zone, f.revision.Load())
 	}
 }
 

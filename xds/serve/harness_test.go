@@ -203,7 +203,7 @@ func (s *server) connected(instance string) *client {
 	c.subscribe(xds.ClusterType)
 	s.await(instance)
 	s.SetSecrets(instance, []*xds.Resource{})
-	s.SetEndpoints(map[string]*xds.Resource{"svc/a": res(xds.EndpointType, "svc/a", "e1")})
+	s.SetEndpoints(map[string]*xds.Assignment{"svc/a": xds.Everywhere(res(xds.EndpointType, "svc/a", "e1"))})
 	s.Set(1, map[string]*xds.Resources{instance: base()})
 	c.accept(xds.ClusterType, "+app/http@1 +svc/a@1")
 	c.subscribe(xds.EndpointType, "svc/a")

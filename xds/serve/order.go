@@ -53,6 +53,7 @@ type desired struct {
 	known     bool // false: not set yet, so that nothing may be said
 	names     map[string]*xds.Resource
 	endpoints *endpoints
+	zone      string
 }
 
 // get returns the resource of that name, or nil if the proxy has none.
@@ -61,7 +62,7 @@ func (d desired) get(name string) *xds.Resource {
 	if r == nil || d.endpoints == nil {
 		return r
 	}
-	return d.endpoints.get(name)
+	return d.endpoints.get(name, d.zone)
 }
 
 // desired is the one place that decides what a stream may see.
@@ -77,7 +78,7 @@ func (s *stream) desired(typeURL string, v *view) desired {
 	}
 	if typeURL == xds.EndpointType {
 		e := &s.fleet.endpoints
-		return desired{known: e.ready(), names: (*v.target)[xds.ClusterType], endpoints: e}
+		return desired{known: e.ready(), names: (*v.target)[xds.ClusterType], endpoints: e, zone: v.zone}
 	}
 	return desired{known: true, names: (*v.target)[typeURL]}
 }

@@ -109,7 +109,7 @@ func TestNothingUrgentWaits(t *testing.T) {
 	c.accept(xds.SecretType, "-zt/svid")
 	s.SetSecrets("web-1", []*xds.Resource{res(xds.SecretType, xds.SVIDSecret, "k1")})
 	c.accept(xds.SecretType, "+zt/svid@k1")
-	s.SetEndpoints(map[string]*xds.Resource{"svc/a": res(xds.EndpointType, "svc/a", "e2")})
+	s.SetEndpoints(map[string]*xds.Assignment{"svc/a": xds.Everywhere(res(xds.EndpointType, "svc/a", "e2"))})
 	c.accept(xds.EndpointType, "+svc/a@e2")
 
 	s.Set(4, map[string]*xds.Resources{"web-1": with("cluster svc/a@4", "listener out/http@2", "extension policy/http@3")})

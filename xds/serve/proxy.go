@@ -22,6 +22,7 @@ var errRefused = status.Error(codes.PermissionDenied, "refused")
 // view is what one proxy is to hold. It is immutable; setters make a new one.
 type view struct {
 	target  *xds.Resources           // nil: not known yet
+	zone    string                   // empty: not known
 	secrets map[string]*xds.Resource // nil: not known yet
 	gates   map[string]*xds.Resource // nil: not known yet; else the one layer
 }
@@ -87,6 +88,17 @@ func (p *proxy) setGates(gates *xds.Resource, revision uint64) {
 	v := *p.view
 	v.gates = byName
 	p.swap(&v, revision, xds.RuntimeType)
+}
+
+func (p *proxy) setZone(zone string, revision uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if zone == p.view.zone {
+		return
+	}
+	v := *p.view
+	v.zone = zone
+	p.swap(&v, revision, xds.EndpointType)
 }
 
 // forget drops all that is set.

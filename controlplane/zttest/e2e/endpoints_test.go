@@ -3,8 +3,10 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -12,37 +14,67 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 )
 
-// endpoints are those of orders' only port that an Envoy knows, sorted.
-func endpoints(t *testing.T, in *mesh.Instance) []string {
+// host is an endpoint as a caller's Envoy sees it.
+type host struct {
+	Address struct {
+		SocketAddress struct {
+			Address   string
+			PortValue uint32 `json:"port_value"`
+		} `json:"socket_address"`
+	}
+	Stats []struct {
+		Name, Value string
+	}
+	HealthStatus struct {
+		FailedActive  bool `json:"failed_active_health_check"`
+		FailedOutlier bool `json:"failed_outlier_check"`
+	} `json:"health_status"`
+	Priority int
+	Locality struct{ Zone string }
+}
+
+func (h host) at() string {
+	return net.JoinHostPort(h.Address.SocketAddress.Address, fmt.Sprint(h.Address.SocketAddress.PortValue))
+}
+
+// stat is one of its counters.
+func (h host) stat(name string) int {
+	for _, s := range h.Stats {
+		if s.Name == name {
+			n, _ := strconv.Atoi(s.Value)
+			return n
+		}
+	}
+	return 0
+}
+
+// hosts are the endpoints of orders' only port that an Envoy knows, by address.
+func hosts(t *testing.T, in *mesh.Instance) map[string]host {
 	t.Helper()
 	body, err := in.Get(t.Context(), "/clusters?format=json")
 	check(t, err)
 	var all struct {
 		ClusterStatuses []struct {
 			Name         string
-			HostStatuses []struct {
-				Address struct {
-					SocketAddress struct {
-						Address   string
-						PortValue uint32 `json:"port_value"`
-					} `json:"socket_address"`
-				}
-			} `json:"host_statuses"`
+			HostStatuses []host `json:"host_statuses"`
 		} `json:"cluster_statuses"`
 	}
 	check(t, json.Unmarshal([]byte(body), &all))
-	var out []string
+	out := map[string]host{}
 	for _, c := range all.ClusterStatuses {
-		if c.Name != "svc/shop/orders/http" {
-			continue
-		}
-		for _, h := range c.HostStatuses {
-			a := h.Address.SocketAddress
-			out = append(out, net.JoinHostPort(a.Address, fmt.Sprint(a.PortValue)))
+		if c.Name == "svc/shop/orders/http" {
+			for _, h := range c.HostStatuses {
+				out[h.at()] = h
+			}
 		}
 	}
-	slices.Sort(out)
 	return out
+}
+
+// endpoints are where they are, sorted.
+func endpoints(t *testing.T, in *mesh.Instance) []string {
+	t.Helper()
+	return slices.Sorted(maps.Keys(hosts(t, in)))
 }
 
 // known waits until a caller's Envoy knows an endpoint at each.

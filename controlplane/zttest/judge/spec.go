@@ -167,11 +167,11 @@ func (c *Court) endpoints(conf *xds.Config) {
 	host, port, _ := strings.Cut(at, ":")
 	var number uint32
 	_, _ = fmt.Sscan(port, &number)
-	clusters := map[string]*xds.Resource{}
+	clusters := map[string]*xds.Assignment{}
 	for _, e := range conf.Egress {
 		for _, h := range e.Hosts {
 			name := xds.ExternalCluster(e.Service, h)
-			clusters[name] = xds.Endpoints(name, []xds.Endpoint{{Address: host, Port: number}})
+			clusters[name] = xds.Assign(name, []xds.Endpoint{{Address: host, Port: number}})
 		}
 	}
 	c.fleet.SetEndpoints(clusters)

@@ -19,15 +19,18 @@ import (
 // without TLS, HTTP/2.
 func (m *Mesh) NewApp() (target string) {
 	m.t.Helper()
+	return m.NewHandler(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %s %s\n%s", r.Method, r.RequestURI, r.Proto, r.Header.Get("X-Forwarded-Client-Cert"))
+	})
+}
+
+// NewHandler runs an application that answers as h does, as NewApp.
+func (m *Mesh) NewHandler(h http.HandlerFunc) (target string) {
+	m.t.Helper()
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
-	srv := &http.Server{
-		Protocols: protocols, ReadHeaderTimeout: Patience,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			fmt.Fprintf(w, "%s %s %s\n%s", r.Method, r.RequestURI, r.Proto, r.Header.Get("X-Forwarded-Client-Cert"))
-		}),
-	}
+	srv := &http.Server{Protocols: protocols, ReadHeaderTimeout: Patience, Handler: h}
 	return m.serve(func(l net.Listener) { _ = srv.Serve(l) }, func() { srv.Close() })
 }
 

@@ -34,6 +34,7 @@ type Instance struct {
 	m       *Mesh
 	dir     string
 	servers []string // node ports, this cluster's first answer
+	near    int      // so many of them are in its zone
 }
 
 // Enrol enrols an instance without agent: its workload's certificate comes by
@@ -47,6 +48,21 @@ func (m *Mesh) Enrol(workload string) *Instance {
 func (m *Mesh) EnrolAgent(workload string) *Instance {
 	m.t.Helper()
 	return m.enrol(workload, m.Loopback(), true)
+}
+
+// EnrolIn is Enrol of an instance in a zone, with a share of the calls.
+func (m *Mesh) EnrolIn(workload, zone string, weight uint32) *Instance {
+	m.t.Helper()
+	return m.enrol(workload, m.Loopback(), false, func(r *ztv1.EnrolRequest) { r.Zone, r.Weight = zone, weight })
+}
+
+// Place moves the instance.
+func (in *Instance) Place(zone string, weight uint32) {
+	in.m.t.Helper()
+	node := ztv1.NewNodeServiceClient(in.m.running()[0].Dial(in.Address, in.Node))
+	Settled(in.m, "a place", func() (*ztv1.PlaceResponse, error) {
+		return node.Place(in.m.context(), &ztv1.PlaceRequest{Zone: zone, Weight: weight})
+	})
 }
 
 // EnrolAt is Enrol at an address that is another's already.
@@ -63,7 +79,7 @@ func (m *Mesh) Token(workload string) string {
 	}).Token
 }
 
-func (m *Mesh) enrol(workload, address string, agent bool) *Instance {
+func (m *Mesh) enrol(workload, address string, agent bool, more ...func(*ztv1.EnrolRequest)) *Instance {
 	m.t.Helper()
 	in := &Instance{ID: NewID(), Workload: workload, Address: address, m: m}
 	token, err := identity.ParseToken(m.Token(workload))
@@ -74,6 +90,9 @@ func (m *Mesh) enrol(workload, address string, agent bool) *Instance {
 	req := &ztv1.EnrolRequest{
 		Token: token.Reveal(), Workload: workload, Address: address, EgressAddress: address, Instance: in.ID, NodeCsr: csr,
 	}
+	for _, change := range more {
+		change(req)
+	}
 	var svid identity.PrivateKey
 	if agent {
 		svid, req.SvidCsr = m.NewRequest()
@@ -82,7 +101,7 @@ func (m *Mesh) enrol(workload, address string, agent bool) *Instance {
 	resp := Settled(m, "an enrolment", func() (*ztv1.EnrolResponse, error) {
 		return ztv1.NewNodeServiceClient(conn).Enrol(m.context(), req)
 	})
-	in.servers = resp.Servers
+	in.servers, in.near = resp.Servers, int(resp.Near)
 	in.Node = m.Pair(key, resp.Certificates.NodeChain)
 	if agent {
 		in.SVID = m.Pair(svid, resp.Certificates.SvidChain).TLS()
@@ -126,7 +145,7 @@ func (in *Instance) Start() *Instance {
 		in.writeBootstrap()
 	}
 	boot, err := xds.Bootstrap(xds.BootstrapConfig{
-		TrustDomain: m.TrustDomain, Workload: in.Workload, Servers: in.servers, BindAddress: true,
+		TrustDomain: m.TrustDomain, Workload: in.Workload, Servers: in.servers, Near: in.near, BindAddress: true,
 		Instance:    xds.Instance{ID: in.ID, Address: in.Address, Egress: in.Address, Secrets: xds.FromADS},
 		PublicRoots: identity.PublicRoots(),
 		AdminSocket: filepath.Join(in.dir, "admin"), NodeDir: filepath.Join(in.dir, "node"),

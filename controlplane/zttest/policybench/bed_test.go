@@ -45,12 +45,12 @@ type bed struct {
 	server    string // where the fleet is served
 	app       string
 	revision  uint64
-	endpoints map[string]*xds.Resource
+	endpoints map[string]*xds.Assignment
 }
 
 func newBed(b *testing.B) *bed {
 	b.Helper()
-	d := &bed{b: b, fleet: serve.New(serve.Config{Authorize: instance, Server: "bench", Retain: true}), endpoints: map[string]*xds.Resource{}}
+	d := &bed{b: b, fleet: serve.New(serve.Config{Authorize: instance, Server: "bench", Retain: true}), endpoints: map[string]*xds.Assignment{}}
 	d.fleet.SetEndpoints(nil)
 	s := identity.Signing{Now: time.Now, Log: func(identity.Issuance) error { return nil }}
 	var err error
@@ -166,7 +166,7 @@ func (d *bed) proxy(conf *xds.Config, change func(*xds.Resources)) *proxy {
 	p.told = r
 	for _, port := range conf.Inbound {
 		cluster := xds.ClusterName(conf.Workload, port.Name)
-		d.endpoints[cluster] = xds.Endpoints(cluster, []xds.Endpoint{{Address: address, Port: port.Port}})
+		d.endpoints[cluster] = xds.Assign(cluster, []xds.Endpoint{{Address: address, Port: port.Port}})
 	}
 	d.fleet.SetEndpoints(d.endpoints)
 	svid := d.certificate(conf.ID)

@@ -1683,7 +1683,11 @@ type Proxy struct {
 	Secrets string                 `protobuf:"bytes,10,opt,name=secrets,proto3" json:"secrets,omitempty"`
 	AckedAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=acked_at,json=ackedAt,proto3" json:"acked_at,omitempty"`
 	// Withdrawn by the liveness rule: no caller is sent to it.
-	Withdrawn     bool `protobuf:"varint,12,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	Withdrawn bool `protobuf:"varint,12,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	// Where it runs; empty: not said.
+	Zone string `protobuf:"bytes,20,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Its share of the calls, against 100.
+	Weight        uint32 `protobuf:"varint,21,opt,name=weight,proto3" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1800,6 +1804,20 @@ func (x *Proxy) GetWithdrawn() bool {
 		return x.Withdrawn
 	}
 	return false
+}
+
+func (x *Proxy) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Proxy) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
 }
 
 // Nack is one resource that an Envoy refused; it serves on with the old one.
@@ -5279,7 +5297,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12-\n" +
 	"\aservers\x18\x02 \x03(\v2\x13.zt.v1alpha1.MemberR\aservers\x12,\n" +
 	"\aproxies\x18\x03 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\x124\n" +
-	"\tstaleness\x18\x04 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xb8\x03\n" +
+	"\tstaleness\x18\x04 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xe4\x03\n" +
 	"\x05Proxy\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x18\n" +
@@ -5293,7 +5311,9 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\asecrets\x18\n" +
 	" \x01(\tR\asecrets\x125\n" +
 	"\backed_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aackedAt\x12\x1c\n" +
-	"\twithdrawn\x18\f \x01(\bR\twithdrawn\"\xa1\x01\n" +
+	"\twithdrawn\x18\f \x01(\bR\twithdrawn\x12\x12\n" +
+	"\x04zone\x18\x14 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06weight\x18\x15 \x01(\rR\x06weight\"\xa1\x01\n" +
 	"\x04Nack\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x1a\n" +
 	"\bresource\x18\x02 \x01(\tR\bresource\x12\x18\n" +

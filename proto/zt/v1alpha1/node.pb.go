@@ -41,7 +41,12 @@ type EnrolRequest struct {
 	SvidCsr []byte `protobuf:"bytes,6,opt,name=svid_csr,json=svidCsr,proto3" json:"svid_csr,omitempty"`
 	// Chosen by the caller before the first try (32 hex digits): a retry with the
 	// same id, token and node key gets the same instance.
-	Instance      string `protobuf:"bytes,7,opt,name=instance,proto3" json:"instance,omitempty"`
+	Instance string `protobuf:"bytes,7,opt,name=instance,proto3" json:"instance,omitempty"`
+	// Where it runs: a DNS label, such as a rack, a datacentre or a region. Peers in the
+	// same zone call it rather than others. Empty: not said.
+	Zone string `protobuf:"bytes,8,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Its share of the calls among the instances of its workload, against 100; 0: 100.
+	Weight        uint32 `protobuf:"varint,9,opt,name=weight,proto3" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -125,6 +130,20 @@ func (x *EnrolRequest) GetInstance() string {
 	return ""
 }
 
+func (x *EnrolRequest) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *EnrolRequest) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
 type EnrolResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The instance id: 32 hex digits; it stands in the node certificate.
@@ -134,8 +153,10 @@ type EnrolResponse struct {
 	// The address that was registered.
 	Address       string `protobuf:"bytes,4,opt,name=address,proto3" json:"address,omitempty"`
 	EgressAddress string `protobuf:"bytes,5,opt,name=egress_address,json=egressAddress,proto3" json:"egress_address,omitempty"`
-	// host:port of the node port of every server.
-	Servers       []string `protobuf:"bytes,6,rep,name=servers,proto3" json:"servers,omitempty"`
+	// host:port of the node port of every server, those nearest to it first.
+	Servers []string `protobuf:"bytes,6,rep,name=servers,proto3" json:"servers,omitempty"`
+	// So many of them are in its zone.
+	Near          uint32 `protobuf:"varint,7,opt,name=near,proto3" json:"near,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -210,6 +231,13 @@ func (x *EnrolResponse) GetServers() []string {
 		return x.Servers
 	}
 	return nil
+}
+
+func (x *EnrolResponse) GetNear() uint32 {
+	if x != nil {
+		return x.Near
+	}
+	return 0
 }
 
 // Issued is what a server signed, and what the receiver must trust.
@@ -347,8 +375,10 @@ func (x *RenewRequest) GetSvidCsr() []byte {
 type RenewResponse struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Certificates *Issued                `protobuf:"bytes,1,opt,name=certificates,proto3" json:"certificates,omitempty"`
-	// host:port of the node port of every server.
-	Servers       []string `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	// host:port of the node port of every server, those nearest to it first.
+	Servers []string `protobuf:"bytes,2,rep,name=servers,proto3" json:"servers,omitempty"`
+	// So many of them are in its zone.
+	Near          uint32 `protobuf:"varint,3,opt,name=near,proto3" json:"near,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -397,6 +427,121 @@ func (x *RenewResponse) GetServers() []string {
 	return nil
 }
 
+func (x *RenewResponse) GetNear() uint32 {
+	if x != nil {
+		return x.Near
+	}
+	return 0
+}
+
+type PlaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: not said.
+	Zone string `protobuf:"bytes,1,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Against 100; 0: 100.
+	Weight        uint32 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlaceRequest) Reset() {
+	*x = PlaceRequest{}
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlaceRequest) ProtoMessage() {}
+
+func (x *PlaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlaceRequest.ProtoReflect.Descriptor instead.
+func (*PlaceRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PlaceRequest) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *PlaceRequest) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+type PlaceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// host:port of the node port of every server, those nearest to it first.
+	Servers []string `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"`
+	// So many of them are in its zone.
+	Near          uint32 `protobuf:"varint,2,opt,name=near,proto3" json:"near,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlaceResponse) Reset() {
+	*x = PlaceResponse{}
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlaceResponse) ProtoMessage() {}
+
+func (x *PlaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlaceResponse.ProtoReflect.Descriptor instead.
+func (*PlaceResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PlaceResponse) GetServers() []string {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+func (x *PlaceResponse) GetNear() uint32 {
+	if x != nil {
+		return x.Near
+	}
+	return 0
+}
+
 type DeregisterRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -405,7 +550,7 @@ type DeregisterRequest struct {
 
 func (x *DeregisterRequest) Reset() {
 	*x = DeregisterRequest{}
-	mi := &file_zt_v1alpha1_node_proto_msgTypes[5]
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +562,7 @@ func (x *DeregisterRequest) String() string {
 func (*DeregisterRequest) ProtoMessage() {}
 
 func (x *DeregisterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_node_proto_msgTypes[5]
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +575,7 @@ func (x *DeregisterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{5}
+	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{7}
 }
 
 type DeregisterResponse struct {
@@ -441,7 +586,7 @@ type DeregisterResponse struct {
 
 func (x *DeregisterResponse) Reset() {
 	*x = DeregisterResponse{}
-	mi := &file_zt_v1alpha1_node_proto_msgTypes[6]
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +598,7 @@ func (x *DeregisterResponse) String() string {
 func (*DeregisterResponse) ProtoMessage() {}
 
 func (x *DeregisterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_node_proto_msgTypes[6]
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +611,7 @@ func (x *DeregisterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{6}
+	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{8}
 }
 
 type EnrolServerRequest struct {
@@ -491,7 +636,7 @@ type EnrolServerRequest struct {
 
 func (x *EnrolServerRequest) Reset() {
 	*x = EnrolServerRequest{}
-	mi := &file_zt_v1alpha1_node_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -503,7 +648,7 @@ func (x *EnrolServerRequest) String() string {
 func (*EnrolServerRequest) ProtoMessage() {}
 
 func (x *EnrolServerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_node_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -516,7 +661,7 @@ func (x *EnrolServerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolServerRequest.ProtoReflect.Descriptor instead.
 func (*EnrolServerRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{7}
+	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *EnrolServerRequest) GetToken() string {
@@ -591,7 +736,7 @@ type EnrolServerResponse struct {
 
 func (x *EnrolServerResponse) Reset() {
 	*x = EnrolServerResponse{}
-	mi := &file_zt_v1alpha1_node_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -603,7 +748,7 @@ func (x *EnrolServerResponse) String() string {
 func (*EnrolServerResponse) ProtoMessage() {}
 
 func (x *EnrolServerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_node_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -616,7 +761,7 @@ func (x *EnrolServerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolServerResponse.ProtoReflect.Descriptor instead.
 func (*EnrolServerResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{8}
+	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EnrolServerResponse) GetTrustDomain() string {
@@ -672,7 +817,7 @@ var File_zt_v1alpha1_node_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x16zt/v1alpha1/node.proto\x12\vzt.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x02\n" +
+	"\x16zt/v1alpha1/node.proto\x12\vzt.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8f\x03\n" +
 	"\fEnrolRequest\x12 \n" +
 	"\x05token\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05token\x12%\n" +
@@ -682,14 +827,17 @@ const file_zt_v1alpha1_node_proto_rawDesc = "" +
 	"\bnode_csr\x18\x05 \x01(\fB\n" +
 	"\xbaH\az\x05\x10\x01\x18\x80@R\anodeCsr\x12#\n" +
 	"\bsvid_csr\x18\x06 \x01(\fB\b\xbaH\x05z\x03\x18\x80@R\asvidCsr\x121\n" +
-	"\binstance\x18\a \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{32}$R\binstance\"\xe2\x01\n" +
+	"\binstance\x18\a \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{32}$R\binstance\x12B\n" +
+	"\x04zone\x18\b \x01(\tB.\xbaH+r)2'^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$R\x04zone\x12 \n" +
+	"\x06weight\x18\t \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x06weight\"\xf6\x01\n" +
 	"\rEnrolResponse\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12!\n" +
 	"\ftrust_domain\x18\x02 \x01(\tR\vtrustDomain\x127\n" +
 	"\fcertificates\x18\x03 \x01(\v2\x13.zt.v1alpha1.IssuedR\fcertificates\x12\x18\n" +
 	"\aaddress\x18\x04 \x01(\tR\aaddress\x12%\n" +
 	"\x0eegress_address\x18\x05 \x01(\tR\regressAddress\x12\x18\n" +
-	"\aservers\x18\x06 \x03(\tR\aservers\"\xe0\x01\n" +
+	"\aservers\x18\x06 \x03(\tR\aservers\x12\x12\n" +
+	"\x04near\x18\a \x01(\rR\x04near\"\xe0\x01\n" +
 	"\x06Issued\x12\x1d\n" +
 	"\n" +
 	"node_chain\x18\x01 \x03(\fR\tnodeChain\x12@\n" +
@@ -700,10 +848,17 @@ const file_zt_v1alpha1_node_proto_rawDesc = "" +
 	"\x05roots\x18\x05 \x03(\fR\x05roots\"X\n" +
 	"\fRenewRequest\x12#\n" +
 	"\bnode_csr\x18\x01 \x01(\fB\b\xbaH\x05z\x03\x18\x80@R\anodeCsr\x12#\n" +
-	"\bsvid_csr\x18\x02 \x01(\fB\b\xbaH\x05z\x03\x18\x80@R\asvidCsr\"b\n" +
+	"\bsvid_csr\x18\x02 \x01(\fB\b\xbaH\x05z\x03\x18\x80@R\asvidCsr\"v\n" +
 	"\rRenewResponse\x127\n" +
 	"\fcertificates\x18\x01 \x01(\v2\x13.zt.v1alpha1.IssuedR\fcertificates\x12\x18\n" +
-	"\aservers\x18\x02 \x03(\tR\aservers\"\x13\n" +
+	"\aservers\x18\x02 \x03(\tR\aservers\x12\x12\n" +
+	"\x04near\x18\x03 \x01(\rR\x04near\"t\n" +
+	"\fPlaceRequest\x12B\n" +
+	"\x04zone\x18\x01 \x01(\tB.\xbaH+r)2'^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)?$R\x04zone\x12 \n" +
+	"\x06weight\x18\x02 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x06weight\"=\n" +
+	"\rPlaceResponse\x12\x18\n" +
+	"\aservers\x18\x01 \x03(\tR\aservers\x12\x12\n" +
+	"\x04near\x18\x02 \x01(\rR\x04near\"\x13\n" +
 	"\x11DeregisterRequest\"\x14\n" +
 	"\x12DeregisterResponse\"\xa8\x02\n" +
 	"\x12EnrolServerRequest\x12 \n" +
@@ -723,11 +878,12 @@ const file_zt_v1alpha1_node_proto_rawDesc = "" +
 	"\x12key_encryption_key\x18\x04 \x01(\fR\x10keyEncryptionKey\x12\x14\n" +
 	"\x05peers\x18\x05 \x03(\tR\x05peers\x12\x15\n" +
 	"\x06key_id\x18\x06 \x01(\tR\x05keyId\x12\x14\n" +
-	"\x05epoch\x18\a \x01(\tR\x05epoch2\xae\x02\n" +
+	"\x05epoch\x18\a \x01(\tR\x05epoch2\xee\x02\n" +
 	"\vNodeService\x12>\n" +
 	"\x05Enrol\x12\x19.zt.v1alpha1.EnrolRequest\x1a\x1a.zt.v1alpha1.EnrolResponse\x12P\n" +
 	"\vEnrolServer\x12\x1f.zt.v1alpha1.EnrolServerRequest\x1a .zt.v1alpha1.EnrolServerResponse\x12>\n" +
-	"\x05Renew\x12\x19.zt.v1alpha1.RenewRequest\x1a\x1a.zt.v1alpha1.RenewResponse\x12M\n" +
+	"\x05Renew\x12\x19.zt.v1alpha1.RenewRequest\x1a\x1a.zt.v1alpha1.RenewResponse\x12>\n" +
+	"\x05Place\x12\x19.zt.v1alpha1.PlaceRequest\x1a\x1a.zt.v1alpha1.PlaceResponse\x12M\n" +
 	"\n" +
 	"Deregister\x12\x1e.zt.v1alpha1.DeregisterRequest\x1a\x1f.zt.v1alpha1.DeregisterResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
@@ -743,37 +899,41 @@ func file_zt_v1alpha1_node_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_node_proto_rawDescData
 }
 
-var file_zt_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_zt_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_zt_v1alpha1_node_proto_goTypes = []any{
 	(*EnrolRequest)(nil),          // 0: zt.v1alpha1.EnrolRequest
 	(*EnrolResponse)(nil),         // 1: zt.v1alpha1.EnrolResponse
 	(*Issued)(nil),                // 2: zt.v1alpha1.Issued
 	(*RenewRequest)(nil),          // 3: zt.v1alpha1.RenewRequest
 	(*RenewResponse)(nil),         // 4: zt.v1alpha1.RenewResponse
-	(*DeregisterRequest)(nil),     // 5: zt.v1alpha1.DeregisterRequest
-	(*DeregisterResponse)(nil),    // 6: zt.v1alpha1.DeregisterResponse
-	(*EnrolServerRequest)(nil),    // 7: zt.v1alpha1.EnrolServerRequest
-	(*EnrolServerResponse)(nil),   // 8: zt.v1alpha1.EnrolServerResponse
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*PlaceRequest)(nil),          // 5: zt.v1alpha1.PlaceRequest
+	(*PlaceResponse)(nil),         // 6: zt.v1alpha1.PlaceResponse
+	(*DeregisterRequest)(nil),     // 7: zt.v1alpha1.DeregisterRequest
+	(*DeregisterResponse)(nil),    // 8: zt.v1alpha1.DeregisterResponse
+	(*EnrolServerRequest)(nil),    // 9: zt.v1alpha1.EnrolServerRequest
+	(*EnrolServerResponse)(nil),   // 10: zt.v1alpha1.EnrolServerResponse
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
 }
 var file_zt_v1alpha1_node_proto_depIdxs = []int32{
-	2, // 0: zt.v1alpha1.EnrolResponse.certificates:type_name -> zt.v1alpha1.Issued
-	9, // 1: zt.v1alpha1.Issued.node_not_after:type_name -> google.protobuf.Timestamp
-	9, // 2: zt.v1alpha1.Issued.svid_not_after:type_name -> google.protobuf.Timestamp
-	2, // 3: zt.v1alpha1.RenewResponse.certificates:type_name -> zt.v1alpha1.Issued
-	0, // 4: zt.v1alpha1.NodeService.Enrol:input_type -> zt.v1alpha1.EnrolRequest
-	7, // 5: zt.v1alpha1.NodeService.EnrolServer:input_type -> zt.v1alpha1.EnrolServerRequest
-	3, // 6: zt.v1alpha1.NodeService.Renew:input_type -> zt.v1alpha1.RenewRequest
-	5, // 7: zt.v1alpha1.NodeService.Deregister:input_type -> zt.v1alpha1.DeregisterRequest
-	1, // 8: zt.v1alpha1.NodeService.Enrol:output_type -> zt.v1alpha1.EnrolResponse
-	8, // 9: zt.v1alpha1.NodeService.EnrolServer:output_type -> zt.v1alpha1.EnrolServerResponse
-	4, // 10: zt.v1alpha1.NodeService.Renew:output_type -> zt.v1alpha1.RenewResponse
-	6, // 11: zt.v1alpha1.NodeService.Deregister:output_type -> zt.v1alpha1.DeregisterResponse
-	8, // [8:12] is the sub-list for method output_type
-	4, // [4:8] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	2,  // 0: zt.v1alpha1.EnrolResponse.certificates:type_name -> zt.v1alpha1.Issued
+	11, // 1: zt.v1alpha1.Issued.node_not_after:type_name -> google.protobuf.Timestamp
+	11, // 2: zt.v1alpha1.Issued.svid_not_after:type_name -> google.protobuf.Timestamp
+	2,  // 3: zt.v1alpha1.RenewResponse.certificates:type_name -> zt.v1alpha1.Issued
+	0,  // 4: zt.v1alpha1.NodeService.Enrol:input_type -> zt.v1alpha1.EnrolRequest
+	9,  // 5: zt.v1alpha1.NodeService.EnrolServer:input_type -> zt.v1alpha1.EnrolServerRequest
+	3,  // 6: zt.v1alpha1.NodeService.Renew:input_type -> zt.v1alpha1.RenewRequest
+	5,  // 7: zt.v1alpha1.NodeService.Place:input_type -> zt.v1alpha1.PlaceRequest
+	7,  // 8: zt.v1alpha1.NodeService.Deregister:input_type -> zt.v1alpha1.DeregisterRequest
+	1,  // 9: zt.v1alpha1.NodeService.Enrol:output_type -> zt.v1alpha1.EnrolResponse
+	10, // 10: zt.v1alpha1.NodeService.EnrolServer:output_type -> zt.v1alpha1.EnrolServerResponse
+	4,  // 11: zt.v1alpha1.NodeService.Renew:output_type -> zt.v1alpha1.RenewResponse
+	6,  // 12: zt.v1alpha1.NodeService.Place:output_type -> zt.v1alpha1.PlaceResponse
+	8,  // 13: zt.v1alpha1.NodeService.Deregister:output_type -> zt.v1alpha1.DeregisterResponse
+	9,  // [9:14] is the sub-list for method output_type
+	4,  // [4:9] is the sub-list for method input_type
+	4,  // [4:4] is the sub-list for extension type_name
+	4,  // [4:4] is the sub-list for extension extendee
+	0,  // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_node_proto_init() }
@@ -787,7 +947,7 @@ func file_zt_v1alpha1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_node_proto_rawDesc), len(file_zt_v1alpha1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

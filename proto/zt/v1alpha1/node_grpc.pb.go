@@ -22,6 +22,7 @@ const (
 	NodeService_Enrol_FullMethodName       = "/zt.v1alpha1.NodeService/Enrol"
 	NodeService_EnrolServer_FullMethodName = "/zt.v1alpha1.NodeService/EnrolServer"
 	NodeService_Renew_FullMethodName       = "/zt.v1alpha1.NodeService/Renew"
+	NodeService_Place_FullMethodName       = "/zt.v1alpha1.NodeService/Place"
 	NodeService_Deregister_FullMethodName  = "/zt.v1alpha1.NodeService/Deregister"
 )
 
@@ -42,6 +43,9 @@ type NodeServiceClient interface {
 	// Renew signs new certificates for the instance that the client certificate
 	// names. Refused while this server has not heard a leader within 5 minutes.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewResponse, error)
+	// Place says where the instance that the client certificate names runs, and what
+	// share of the calls it takes. Needs a leader.
+	Place(ctx context.Context, in *PlaceRequest, opts ...grpc.CallOption) (*PlaceResponse, error)
 	// Deregister removes the instance that the client certificate names.
 	Deregister(ctx context.Context, in *DeregisterRequest, opts ...grpc.CallOption) (*DeregisterResponse, error)
 }
@@ -84,6 +88,16 @@ func (c *nodeServiceClient) Renew(ctx context.Context, in *RenewRequest, opts ..
 	return out, nil
 }
 
+func (c *nodeServiceClient) Place(ctx context.Context, in *PlaceRequest, opts ...grpc.CallOption) (*PlaceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PlaceResponse)
+	err := c.cc.Invoke(ctx, NodeService_Place_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeServiceClient) Deregister(ctx context.Context, in *DeregisterRequest, opts ...grpc.CallOption) (*DeregisterResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DeregisterResponse)
@@ -111,6 +125,9 @@ type NodeServiceServer interface {
 	// Renew signs new certificates for the instance that the client certificate
 	// names. Refused while this server has not heard a leader within 5 minutes.
 	Renew(context.Context, *RenewRequest) (*RenewResponse, error)
+	// Place says where the instance that the client certificate names runs, and what
+	// share of the calls it takes. Needs a leader.
+	Place(context.Context, *PlaceRequest) (*PlaceResponse, error)
 	// Deregister removes the instance that the client certificate names.
 	Deregister(context.Context, *DeregisterRequest) (*DeregisterResponse, error)
 	mustEmbedUnimplementedNodeServiceServer()
@@ -131,6 +148,9 @@ func (UnimplementedNodeServiceServer) EnrolServer(context.Context, *EnrolServerR
 }
 func (UnimplementedNodeServiceServer) Renew(context.Context, *RenewRequest) (*RenewResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Renew not implemented")
+}
+func (UnimplementedNodeServiceServer) Place(context.Context, *PlaceRequest) (*PlaceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Place not implemented")
 }
 func (UnimplementedNodeServiceServer) Deregister(context.Context, *DeregisterRequest) (*DeregisterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Deregister not implemented")
@@ -210,6 +230,24 @@ func _NodeService_Renew_Handler(srv interface{}, ctx context.Context, dec func(i
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_Place_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PlaceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServiceServer).Place(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NodeService_Place_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServiceServer).Place(ctx, req.(*PlaceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _NodeService_Deregister_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DeregisterRequest)
 	if err := dec(in); err != nil {
@@ -246,6 +284,10 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Renew",
 			Handler:    _NodeService_Renew_Handler,
+		},
+		{
+			MethodName: "Place",
+			Handler:    _NodeService_Place_Handler,
 		},
 		{
 			MethodName: "Deregister",

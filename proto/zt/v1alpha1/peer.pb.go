@@ -211,7 +211,9 @@ type Server struct {
 	ClusterAddress string                 `protobuf:"bytes,4,opt,name=cluster_address,json=clusterAddress,proto3" json:"cluster_address,omitempty"`
 	Version        string                 `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
 	// The newest format of log entries that it reads; 0: 2.
-	Format        uint32 `protobuf:"varint,6,opt,name=format,proto3" json:"format,omitempty"`
+	Format uint32 `protobuf:"varint,6,opt,name=format,proto3" json:"format,omitempty"`
+	// Where it runs; empty: not said.
+	Zone          string `protobuf:"bytes,8,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -286,6 +288,13 @@ func (x *Server) GetFormat() uint32 {
 		return x.Format
 	}
 	return 0
+}
+
+func (x *Server) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 type WatchProxiesRequest struct {
@@ -969,14 +978,15 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x04lost\x18\x01 \x01(\tR\x04lost\x12\x16\n" +
 	"\x06server\x18\x02 \x01(\tR\x06server\"&\n" +
 	"\x0eReseedResponse\x12\x14\n" +
-	"\x05peers\x18\x01 \x03(\tR\x05peers\"\xbb\x01\n" +
+	"\x05peers\x18\x01 \x03(\tR\x05peers\"\xcf\x01\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
 	"\fnode_address\x18\x03 \x01(\tR\vnodeAddress\x12'\n" +
 	"\x0fcluster_address\x18\x04 \x01(\tR\x0eclusterAddress\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x16\n" +
-	"\x06format\x18\x06 \x01(\rR\x06format\"\x15\n" +
+	"\x06format\x18\x06 \x01(\rR\x06format\x12\x12\n" +
+	"\x04zone\x18\b \x01(\tR\x04zone\"\x15\n" +
 	"\x13WatchProxiesRequest\"}\n" +
 	"\x14WatchProxiesResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12,\n" +

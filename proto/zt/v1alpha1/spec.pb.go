@@ -673,8 +673,9 @@ type Port struct {
 	// What the application speaks: http is HTTP/1.1. Between proxies all but tcp is
 	// HTTP/2.
 	Protocol string `protobuf:"bytes,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	// The path that a probe on the host calls on the application. It opens nothing
-	// to peers.
+	// Where the application answers 200 while it is ready. The workload's own proxy asks
+	// every two seconds; while the answer is another one, peers call other instances.
+	// It opens nothing to peers. Default: the application is as ready as its proxy.
 	HealthPath string `protobuf:"bytes,5,opt,name=health_path,json=healthPath,proto3" json:"health_path,omitempty"`
 	// Upgrades that the application takes: only "websocket". A grant must name
 	// them, too. Only for http.

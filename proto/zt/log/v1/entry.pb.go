@@ -66,6 +66,7 @@ type Entry struct {
 	//	*Entry_Restored
 	//	*Entry_AnchorJournal
 	//	*Entry_Access
+	//	*Entry_Place
 	Op            isEntry_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -308,6 +309,15 @@ func (x *Entry) GetAccess() *Access {
 	return nil
 }
 
+func (x *Entry) GetPlace() *Place {
+	if x != nil {
+		if x, ok := x.Op.(*Entry_Place); ok {
+			return x.Place
+		}
+	}
+	return nil
+}
+
 type isEntry_Op interface {
 	isEntry_Op()
 }
@@ -377,6 +387,10 @@ type Entry_Access struct {
 	Access *Access `protobuf:"bytes,27,opt,name=access,proto3,oneof"`
 }
 
+type Entry_Place struct {
+	Place *Place `protobuf:"bytes,32,opt,name=place,proto3,oneof"`
+}
+
 func (*Entry_Init) isEntry_Op() {}
 
 func (*Entry_Apply) isEntry_Op() {}
@@ -408,6 +422,8 @@ func (*Entry_Restored) isEntry_Op() {}
 func (*Entry_AnchorJournal) isEntry_Op() {}
 
 func (*Entry_Access) isEntry_Op() {}
+
+func (*Entry_Place) isEntry_Op() {}
 
 // Init is the first entry of a cluster; a second one is refused.
 type Init struct {
@@ -1219,7 +1235,11 @@ type Instance struct {
 	// The liveness rule took its endpoint away.
 	Withdrawn bool `protobuf:"varint,8,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
 	// The token that it enrolled by; set when it is redeemed. A retry bears it too.
-	Redeemed      *Redeemed `protobuf:"bytes,9,opt,name=redeemed,proto3" json:"redeemed,omitempty"`
+	Redeemed *Redeemed `protobuf:"bytes,9,opt,name=redeemed,proto3" json:"redeemed,omitempty"`
+	// Where it runs; empty: not said. Since format 3.
+	Zone string `protobuf:"bytes,10,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Its share of the calls, against 100; 0: 100. Since format 3.
+	Weight        uint32 `protobuf:"varint,11,opt,name=weight,proto3" json:"weight,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1315,6 +1335,20 @@ func (x *Instance) GetRedeemed() *Redeemed {
 		return x.Redeemed
 	}
 	return nil
+}
+
+func (x *Instance) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Instance) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
 }
 
 // Redeemed is what is remembered of a token that was used up.
@@ -1476,6 +1510,68 @@ func (x *Deregister) GetInstance() string {
 	return ""
 }
 
+// Place says where an enrolled instance runs and what share of the calls it takes.
+// Since format 3.
+type Place struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Instance      string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	Zone          string                 `protobuf:"bytes,2,opt,name=zone,proto3" json:"zone,omitempty"`
+	Weight        uint32                 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Place) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *Place) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
+func (x *Place) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
 type Admin struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1488,7 +1584,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1500,7 +1596,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[17]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1513,7 +1609,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{17}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Admin) GetName() string {
@@ -1546,7 +1642,7 @@ type PutAdmin struct {
 
 func (x *PutAdmin) Reset() {
 	*x = PutAdmin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1654,7 @@ func (x *PutAdmin) String() string {
 func (*PutAdmin) ProtoMessage() {}
 
 func (x *PutAdmin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[18]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1667,7 @@ func (x *PutAdmin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutAdmin.ProtoReflect.Descriptor instead.
 func (*PutAdmin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{18}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PutAdmin) GetAdmin() *Admin {
@@ -1590,7 +1686,7 @@ type DeleteAdmin struct {
 
 func (x *DeleteAdmin) Reset() {
 	*x = DeleteAdmin{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1698,7 @@ func (x *DeleteAdmin) String() string {
 func (*DeleteAdmin) ProtoMessage() {}
 
 func (x *DeleteAdmin) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[19]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1711,7 @@ func (x *DeleteAdmin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteAdmin.ProtoReflect.Descriptor instead.
 func (*DeleteAdmin) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{19}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteAdmin) GetName() string {
@@ -1636,14 +1732,16 @@ type Server struct {
 	// Since format 3.
 	Format uint32 `protobuf:"varint,6,opt,name=format,proto3" json:"format,omitempty"`
 	// It never votes: a read replica. Since format 3.
-	Replica       bool `protobuf:"varint,7,opt,name=replica,proto3" json:"replica,omitempty"`
+	Replica bool `protobuf:"varint,7,opt,name=replica,proto3" json:"replica,omitempty"`
+	// Where it runs; empty: not said. Since format 3.
+	Zone          string `protobuf:"bytes,10,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1753,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[20]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1766,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{20}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Server) GetId() string {
@@ -1720,6 +1818,13 @@ func (x *Server) GetReplica() bool {
 	return false
 }
 
+func (x *Server) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
 type PutServer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        *Server                `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
@@ -1729,7 +1834,7 @@ type PutServer struct {
 
 func (x *PutServer) Reset() {
 	*x = PutServer{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[21]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1741,7 +1846,7 @@ func (x *PutServer) String() string {
 func (*PutServer) ProtoMessage() {}
 
 func (x *PutServer) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[21]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1754,7 +1859,7 @@ func (x *PutServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutServer.ProtoReflect.Descriptor instead.
 func (*PutServer) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{21}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PutServer) GetServer() *Server {
@@ -1773,7 +1878,7 @@ type DeleteServer struct {
 
 func (x *DeleteServer) Reset() {
 	*x = DeleteServer{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[22]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1890,7 @@ func (x *DeleteServer) String() string {
 func (*DeleteServer) ProtoMessage() {}
 
 func (x *DeleteServer) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[22]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +1903,7 @@ func (x *DeleteServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteServer.ProtoReflect.Descriptor instead.
 func (*DeleteServer) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{22}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeleteServer) GetId() string {
@@ -1829,7 +1934,7 @@ type AnchorJournal struct {
 
 func (x *AnchorJournal) Reset() {
 	*x = AnchorJournal{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[23]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1841,7 +1946,7 @@ func (x *AnchorJournal) String() string {
 func (*AnchorJournal) ProtoMessage() {}
 
 func (x *AnchorJournal) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[23]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1854,7 +1959,7 @@ func (x *AnchorJournal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorJournal.ProtoReflect.Descriptor instead.
 func (*AnchorJournal) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{23}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AnchorJournal) GetServer() string {
@@ -1912,7 +2017,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[24]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +2029,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[24]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +2042,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{24}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Access) GetKind() string {
@@ -1958,7 +2063,7 @@ var File_zt_log_v1_entry_proto protoreflect.FileDescriptor
 
 const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\n" +
-	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\b\n" +
+	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\t\n" +
 	"\x05Entry\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12.\n" +
 	"\x04when\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x10\n" +
@@ -1987,7 +2092,8 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\x10replace_root_key\x18\x16 \x01(\v2\x19.zt.log.v1.ReplaceRootKeyH\x00R\x0ereplaceRootKey\x121\n" +
 	"\brestored\x18\x17 \x01(\v2\x13.zt.log.v1.RestoredH\x00R\brestored\x12A\n" +
 	"\x0eanchor_journal\x18\x1a \x01(\v2\x18.zt.log.v1.AnchorJournalH\x00R\ranchorJournal\x12+\n" +
-	"\x06access\x18\x1b \x01(\v2\x11.zt.log.v1.AccessH\x00R\x06accessB\x04\n" +
+	"\x06access\x18\x1b \x01(\v2\x11.zt.log.v1.AccessH\x00R\x06access\x12(\n" +
+	"\x05place\x18  \x01(\v2\x10.zt.log.v1.PlaceH\x00R\x05placeB\x04\n" +
 	"\x02op\"\xae\x01\n" +
 	"\x04Init\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1d\n" +
@@ -2051,7 +2157,7 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
 	"secretHash\x12/\n" +
 	"\binstance\x18\x03 \x01(\v2\x13.zt.log.v1.InstanceR\binstance\x12)\n" +
-	"\x06server\x18\x04 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"\xaf\x02\n" +
+	"\x06server\x18\x04 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"\xdb\x02\n" +
 	"\bInstance\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x18\n" +
@@ -2061,7 +2167,10 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\bkey_hash\x18\x06 \x01(\fR\akeyHash\x126\n" +
 	"\benrolled\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\benrolled\x12\x1c\n" +
 	"\twithdrawn\x18\b \x01(\bR\twithdrawn\x12/\n" +
-	"\bredeemed\x18\t \x01(\v2\x13.zt.log.v1.RedeemedR\bredeemed\"q\n" +
+	"\bredeemed\x18\t \x01(\v2\x13.zt.log.v1.RedeemedR\bredeemed\x12\x12\n" +
+	"\x04zone\x18\n" +
+	" \x01(\tR\x04zone\x12\x16\n" +
+	"\x06weight\x18\v \x01(\rR\x06weight\"q\n" +
 	"\bRedeemed\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vsecret_hash\x18\x02 \x01(\fR\n" +
@@ -2073,6 +2182,10 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\n" +
 	"Deregister\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\"O\n" +
+	"\x05Place\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
+	"\x04zone\x18\x02 \x01(\tR\x04zone\x12\x16\n" +
+	"\x06weight\x18\x03 \x01(\rR\x06weight\"O\n" +
 	"\x05Admin\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1e\n" +
@@ -2082,7 +2195,7 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\bPutAdmin\x12&\n" +
 	"\x05admin\x18\x01 \x01(\v2\x10.zt.log.v1.AdminR\x05admin\"!\n" +
 	"\vDeleteAdmin\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xd5\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xe9\x01\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
@@ -2090,7 +2203,9 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\x0fcluster_address\x18\x04 \x01(\tR\x0eclusterAddress\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x16\n" +
 	"\x06format\x18\x06 \x01(\rR\x06format\x12\x18\n" +
-	"\areplica\x18\a \x01(\bR\areplica\"6\n" +
+	"\areplica\x18\a \x01(\bR\areplica\x12\x12\n" +
+	"\x04zone\x18\n" +
+	" \x01(\tR\x04zone\"6\n" +
 	"\tPutServer\x12)\n" +
 	"\x06server\x18\x01 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"\x1e\n" +
 	"\fDeleteServer\x12\x0e\n" +
@@ -2120,7 +2235,7 @@ func file_zt_log_v1_entry_proto_rawDescGZIP() []byte {
 	return file_zt_log_v1_entry_proto_rawDescData
 }
 
-var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*Entry)(nil),                 // 0: zt.log.v1.Entry
 	(*Init)(nil),                  // 1: zt.log.v1.Init
@@ -2139,19 +2254,20 @@ var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*Redeemed)(nil),              // 14: zt.log.v1.Redeemed
 	(*Endpoints)(nil),             // 15: zt.log.v1.Endpoints
 	(*Deregister)(nil),            // 16: zt.log.v1.Deregister
-	(*Admin)(nil),                 // 17: zt.log.v1.Admin
-	(*PutAdmin)(nil),              // 18: zt.log.v1.PutAdmin
-	(*DeleteAdmin)(nil),           // 19: zt.log.v1.DeleteAdmin
-	(*Server)(nil),                // 20: zt.log.v1.Server
-	(*PutServer)(nil),             // 21: zt.log.v1.PutServer
-	(*DeleteServer)(nil),          // 22: zt.log.v1.DeleteServer
-	(*AnchorJournal)(nil),         // 23: zt.log.v1.AnchorJournal
-	(*Access)(nil),                // 24: zt.log.v1.Access
-	nil,                           // 25: zt.log.v1.Apply.BasesEntry
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*Place)(nil),                 // 17: zt.log.v1.Place
+	(*Admin)(nil),                 // 18: zt.log.v1.Admin
+	(*PutAdmin)(nil),              // 19: zt.log.v1.PutAdmin
+	(*DeleteAdmin)(nil),           // 20: zt.log.v1.DeleteAdmin
+	(*Server)(nil),                // 21: zt.log.v1.Server
+	(*PutServer)(nil),             // 22: zt.log.v1.PutServer
+	(*DeleteServer)(nil),          // 23: zt.log.v1.DeleteServer
+	(*AnchorJournal)(nil),         // 24: zt.log.v1.AnchorJournal
+	(*Access)(nil),                // 25: zt.log.v1.Access
+	nil,                           // 26: zt.log.v1.Apply.BasesEntry
+	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
 }
 var file_zt_log_v1_entry_proto_depIdxs = []int32{
-	26, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
+	27, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
 	1,  // 1: zt.log.v1.Entry.init:type_name -> zt.log.v1.Init
 	2,  // 2: zt.log.v1.Entry.apply:type_name -> zt.log.v1.Apply
 	10, // 3: zt.log.v1.Entry.put_token:type_name -> zt.log.v1.PutToken
@@ -2159,39 +2275,40 @@ var file_zt_log_v1_entry_proto_depIdxs = []int32{
 	12, // 5: zt.log.v1.Entry.redeem:type_name -> zt.log.v1.Redeem
 	15, // 6: zt.log.v1.Entry.endpoints:type_name -> zt.log.v1.Endpoints
 	16, // 7: zt.log.v1.Entry.deregister:type_name -> zt.log.v1.Deregister
-	18, // 8: zt.log.v1.Entry.put_admin:type_name -> zt.log.v1.PutAdmin
-	19, // 9: zt.log.v1.Entry.delete_admin:type_name -> zt.log.v1.DeleteAdmin
-	21, // 10: zt.log.v1.Entry.put_server:type_name -> zt.log.v1.PutServer
-	22, // 11: zt.log.v1.Entry.delete_server:type_name -> zt.log.v1.DeleteServer
+	19, // 8: zt.log.v1.Entry.put_admin:type_name -> zt.log.v1.PutAdmin
+	20, // 9: zt.log.v1.Entry.delete_admin:type_name -> zt.log.v1.DeleteAdmin
+	22, // 10: zt.log.v1.Entry.put_server:type_name -> zt.log.v1.PutServer
+	23, // 11: zt.log.v1.Entry.delete_server:type_name -> zt.log.v1.DeleteServer
 	4,  // 12: zt.log.v1.Entry.propose:type_name -> zt.log.v1.Propose
 	5,  // 13: zt.log.v1.Entry.replace_root_key:type_name -> zt.log.v1.ReplaceRootKey
 	6,  // 14: zt.log.v1.Entry.restored:type_name -> zt.log.v1.Restored
-	23, // 15: zt.log.v1.Entry.anchor_journal:type_name -> zt.log.v1.AnchorJournal
-	24, // 16: zt.log.v1.Entry.access:type_name -> zt.log.v1.Access
-	17, // 17: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
-	25, // 18: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
-	8,  // 19: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
-	7,  // 20: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
-	3,  // 21: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
-	17, // 22: zt.log.v1.Apply.judged:type_name -> zt.log.v1.Admin
-	26, // 23: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
-	8,  // 24: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
-	20, // 25: zt.log.v1.Restored.server:type_name -> zt.log.v1.Server
-	7,  // 26: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
-	26, // 27: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	9,  // 28: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
-	13, // 29: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
-	20, // 30: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
-	26, // 31: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
-	14, // 32: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
-	26, // 33: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
-	17, // 34: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
-	20, // 35: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	24, // 15: zt.log.v1.Entry.anchor_journal:type_name -> zt.log.v1.AnchorJournal
+	25, // 16: zt.log.v1.Entry.access:type_name -> zt.log.v1.Access
+	17, // 17: zt.log.v1.Entry.place:type_name -> zt.log.v1.Place
+	18, // 18: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
+	26, // 19: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
+	8,  // 20: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
+	7,  // 21: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
+	3,  // 22: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
+	18, // 23: zt.log.v1.Apply.judged:type_name -> zt.log.v1.Admin
+	27, // 24: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
+	8,  // 25: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
+	21, // 26: zt.log.v1.Restored.server:type_name -> zt.log.v1.Server
+	7,  // 27: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
+	27, // 28: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	9,  // 29: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
+	13, // 30: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
+	21, // 31: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
+	27, // 32: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
+	14, // 33: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
+	27, // 34: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
+	18, // 35: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
+	21, // 36: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
+	37, // [37:37] is the sub-list for method output_type
+	37, // [37:37] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_zt_log_v1_entry_proto_init() }
@@ -2216,6 +2333,7 @@ func file_zt_log_v1_entry_proto_init() {
 		(*Entry_Restored)(nil),
 		(*Entry_AnchorJournal)(nil),
 		(*Entry_Access)(nil),
+		(*Entry_Place)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2223,7 +2341,7 @@ func file_zt_log_v1_entry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_log_v1_entry_proto_rawDesc), len(file_zt_log_v1_entry_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
