@@ -232,6 +232,53 @@ func TestFollowerIsSeededBySnapshot(t *testing.T) {
 	waitIndex(t, s, c.leader().State().Index())
 }
 
+// TestSnapshotOverUncommitted: a leader that was cut off with entries that nobody has
+// agreed on gets a snapshot that ends before them, and follows again without a restart.
+func TestSnapshotOverUncommitted(t *testing.T) {
+	c := newTestCluster(t, loopback())
+	a := c.begin("a", "b", "c")
+	mustPut(t, a, "old", "x")
+	for _, name := range []string{"b", "c"} {
+		waitIndex(t, c.servers[name], a.State().Index())
+	}
+	c.net.isolate("a", true)
+	const lost = 200
+	for i := range lost {
+		if _, err := a.Submit(c.ctx(), putEntry(a.State().Revision(), fmt.Sprint("lost", i), "x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wait(t, a, func(uint64) bool { last, _ := a.log.LastIndex(); return last > lost })
+	delete(c.servers, "a")
+	other := c.leader()
+	for i := range 40 {
+		mustPut(t, other, fmt.Sprint("g", i), "x")
+	}
+	for _, name := range []string{"b", "c"} {
+		waitIndex(t, c.servers[name], other.State().Index())
+		if err := c.servers[name].raft.Snapshot().Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other = c.leader()
+	if err := other.log.GetLog(a.State().Index()+1, &raft.Log{}); !errors.Is(err, raft.ErrLogNotFound) {
+		t.Fatalf("a could follow the log: %v", err)
+	}
+	if last, _ := a.log.LastIndex(); last <= other.raft.LastIndex() {
+		t.Fatalf("the log of a reaches to %d, that of the leader to %d", last, other.raft.LastIndex())
+	}
+	c.servers["a"] = a
+	c.net.isolate("a", false)
+	waitIndex(t, a, other.State().Index())
+	mustPut(t, other, "new", "x")
+	waitIndex(t, a, other.State().Index())
+	if !bytes.Equal(snapshotOf(t, a.State()), snapshotOf(t, other.State())) {
+		t.Error("they disagree")
+	}
+	c.kill("a")
+	waitIndex(t, c.start("a"), other.State().Index())
+}
+
 // TestAutomaticSnapshots: raft takes them by itself, and trims the log.
 func TestAutomaticSnapshots(t *testing.T) {
 	c := newTestCluster(t, loopback())

@@ -332,7 +332,7 @@ func (w *world) watchOver(ctx context.Context) {
 // two servers have at one index must be the same.
 func (w *world) archive(s *Store) {
 	progress, _ := s.fsm.progress()
-	log := &sealedLog{s.log, s.cfg.Cipher, nil}
+	log := &sealedLog{logStore: s.log, cipher: s.cfg.Cipher}
 	for i := w.readTo(s) + 1; i <= progress; i++ {
 		l := &raft.Log{}
 		switch err := log.GetLog(i, l); {

@@ -36,6 +36,9 @@ type diskLog struct {
 	mu          sync.RWMutex // guards what follows; held while reading
 	segments    []*segment   // in order; none is empty
 	first, last uint64       // 0: no entries
+	// gone is the last of the entries before all of them were deleted, until there are
+	// some again; else 0. raft asks for those: see GetLog.
+	gone uint64
 }
 
 var (
@@ -258,8 +261,19 @@ func (l *diskLog) LastIndex() (uint64, error) {
 func (l *diskLog) IsMonotonic() bool { return true }
 
 // GetLog is part of raft.LogStore. Damage ends the store.
+//
+// A follower that installs a snapshot deletes its whole log, but raft goes on believing
+// that entries beyond the snapshot are in it, which another leader had not committed.
+// Asked for one of them to compare with, and told that it is not there, raft would
+// refuse the entries of the leader, who would send the snapshot again, and so for ever.
+// Here such an entry is of term 0, which differs from that of any other, and raft
+// replaces it. sealedLog leaves out those that a snapshot has.
 func (l *diskLog) GetLog(index uint64, to *raft.Log) error {
 	err := l.read(index, to)
+	if errors.Is(err, raft.ErrLogNotFound) && l.isGone(index) {
+		*to = raft.Log{Index: index, Type: entryOfSnapshot}
+		return nil
+	}
 	if err != nil && !errors.Is(err, raft.ErrLogNotFound) {
 		l.halt(fmt.Errorf("%w: log: %w", ErrUnreadable, err))
 	}
@@ -274,6 +288,12 @@ func (l *diskLog) read(index uint64, to *raft.Log) error {
 	}
 	s := l.segments[l.segmentOf(index)]
 	return s.read(int(index-s.first), to)
+}
+
+func (l *diskLog) isGone(index uint64) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return index > 0 && index <= l.gone
 }
 
 // segmentOf is the number of the segment that has an entry; the caller holds mu, or
@@ -381,7 +401,7 @@ func (l *diskLog) store(entries []*raft.Log, size int64) error {
 	if l.first == 0 {
 		l.first = entries[0].Index
 	}
-	l.last = newest.Index
+	l.last, l.gone = newest.Index, 0
 	l.mu.Unlock()
 	l.mark.raise(newest.Index, newest.Term)
 	return nil
@@ -440,7 +460,11 @@ func (l *diskLog) DeleteRange(from, to uint64) error {
 	case l.last == 0 || from > to || to < l.first || from > l.last:
 		return nil
 	case from <= l.first && to >= l.last:
+		last := l.last
 		err = l.deleteAll()
+		l.mu.Lock()
+		l.gone = last
+		l.mu.Unlock()
 	case from <= l.first:
 		err = l.deleteFirst(to + 1)
 	case to >= l.last:

@@ -73,10 +73,15 @@ type sealedLog struct {
 	// ends tells the term of the entry that the newest snapshot ends with, if that is
 	// at index; nil: there is no snapshot.
 	ends func(index uint64) (term uint64, ok bool)
+	// covered is the index that the newest snapshot ends with; set with ends.
+	covered func() uint64
+	// halt ends the store, and the goroutine of raft's that asks; nil while raft does
+	// not run. See diskLog.
+	halt func(error)
 }
 
-// entryOfSnapshot is the type of an entry that only a snapshot holds. raft would
-// panic rather than apply one.
+// entryOfSnapshot is the type of an entry that only a snapshot holds, or nobody. raft
+// would panic rather than apply one.
 const entryOfSnapshot raft.LogType = 255
 
 // logStore is what raft uses of a diskLog.
@@ -92,16 +97,23 @@ type logStore interface {
 // Without it the leader would send the snapshot again and again, for ever.
 func (l *sealedLog) GetLog(index uint64, to *raft.Log) error {
 	err := l.logStore.GetLog(index, to)
-	if errors.Is(err, raft.ErrLogNotFound) && l.ends != nil {
+	gone := err == nil && to.Type == entryOfSnapshot
+	if gone && (l.covered == nil || index < l.covered()) {
+		return raft.ErrLogNotFound // it went into a snapshot: who needs it is to get that
+	}
+	if (gone || errors.Is(err, raft.ErrLogNotFound)) && l.ends != nil {
 		if term, ok := l.ends(index); ok {
 			*to = raft.Log{Index: index, Term: term, Type: entryOfSnapshot}
 			return nil
 		}
 	}
-	if err != nil {
+	if err != nil || gone {
 		return err
 	}
-	return openEntry(l.cipher, to)
+	if err = openEntry(l.cipher, to); err != nil && l.halt != nil {
+		l.halt(fmt.Errorf("%w: log: %w", ErrUnreadable, err)) // its sum is right: raft would panic
+	}
+	return err
 }
 
 // StoreLog is part of raft.LogStore.

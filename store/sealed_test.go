@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -112,4 +113,35 @@ func TestEntriesAreBoundToTheirPlace(t *testing.T) {
 	if err := openEntry(cipher, &sealed); err != nil || string(sealed.Data) != "x" {
 		t.Errorf("%q, %v", sealed.Data, err)
 	}
+}
+
+// closed is a Cipher that opens nothing once it is shut.
+type closed struct {
+	Cipher
+	shut atomic.Bool
+}
+
+func (c *closed) Open(box, about []byte) ([]byte, error) {
+	if c.shut.Load() {
+		return nil, errors.New("another key")
+	}
+	return c.Cipher.Open(box, about)
+}
+
+// TestWrongSealStops: an entry whose sum is right, and which does not open while the
+// server runs, ends it with what to do; raft would panic, and the process with it.
+func TestWrongSealStops(t *testing.T) {
+	c := newTestCluster(t, loopback())
+	cipher := &closed{Cipher: newCipher(t)}
+	c.ciphers["b"] = cipher
+	a := c.begin("a", "b", "c")
+	mustPut(t, a, "old", "x")
+	b := c.servers["b"]
+	waitIndex(t, b, a.State().Index())
+	cipher.shut.Store(true)
+	mustPut(t, a, "new", "x")
+	if err := b.Wait(c.ctx()); !errors.Is(err, ErrUnreadable) || !errors.Is(err, errSealed) {
+		t.Errorf("wait: %v", err)
+	}
+	mustPut(t, a, "newer", "x") // the others go on
 }

@@ -117,6 +117,16 @@ func (s *snapshots) ends(index uint64) (term uint64, ok bool) {
 	return s.known[0].Term, true
 }
 
+// covered is the index of the entry that the newest snapshot ends with; 0 without one.
+func (s *snapshots) covered() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.known) == 0 {
+		return 0
+	}
+	return s.known[0].Index
+}
+
 func (s *snapshots) path(id string) string { return filepath.Join(s.dir, id+snapshotSuffix) }
 
 // List is part of raft.SnapshotStore.

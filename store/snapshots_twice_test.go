@@ -71,7 +71,7 @@ func TestEndOfSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	log := &sealedLog{l, newCipher(t), s.ends}
+	log := &sealedLog{logStore: l, cipher: newCipher(t), ends: s.ends}
 	if err := log.GetLog(0, &raft.Log{}); !errors.Is(err, raft.ErrLogNotFound) {
 		t.Errorf("without a snapshot: %v", err)
 	}

@@ -252,7 +252,9 @@ func open(cfg Config) (_ *Store, err error) {
 		format: cfg.Format, fail: s.end.set, audit: s.audit, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
 	})
 	s.transport = newTransport(cfg, logger)
-	conf, log := raftConfig(cfg, logger, s.notify), &sealedLog{hitLog{s.log}, cfg.Cipher, s.snapshots.ends}
+	conf, log := raftConfig(cfg, logger, s.notify), &sealedLog{
+		logStore: hitLog{s.log}, cipher: cfg.Cipher, ends: s.snapshots.ends, covered: s.snapshots.covered, halt: s.log.halt,
+	}
 	if cfg.Bootstrap {
 		err := raft.BootstrapCluster(conf, log, log, snapshots, s.transport, raft.Configuration{Servers: []raft.Server{
 			{ID: raft.ServerID(cfg.ID), Address: raft.ServerAddress(cfg.Address), Suffrage: raft.Voter},
@@ -298,7 +300,7 @@ func (s *Store) openDisk(cfg Config) (*state.State, *sealedSnapshots, error) {
 	if s.log, err = openLog(cfg.Files, cfg.Dir, cfg.segment, covered, s.end.set); err != nil {
 		return nil, nil, errors.Join(append(damaged, fmt.Errorf("log: %w", err))...)
 	}
-	if err := (&sealedLog{s.log, cfg.Cipher, nil}).readThrough(); err != nil {
+	if err := (&sealedLog{logStore: s.log, cipher: cfg.Cipher}).readThrough(); err != nil {
 		return nil, nil, fmt.Errorf("log: %w", err)
 	}
 	snapshots.note = s.log.mark.snapshot
