@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/ztmesh/ztmesh/controlplane/api"
 )
 
@@ -36,6 +38,14 @@ func skewed(ahead []time.Duration, voters int) (off, known bool) {
 type clock struct {
 	off  atomic.Bool
 	skew atomic.Int64 // nanoseconds by which the median is ahead, for the metric
+}
+
+// metric is zt_controlplane_clock_skew_seconds.
+func (c *clock) metric() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "zt_controlplane_clock_skew_seconds",
+		Help: "How far the median of the voters' clocks is ahead of this server's, as it last found. Beyond 60 either way it neither leads nor signs.",
+	}, func() float64 { return time.Duration(c.skew.Load()).Seconds() })
 }
 
 // check returns errClock while the clock is off.

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -30,7 +31,8 @@ type cluster struct {
 	log   *slog.Logger
 	now   func() time.Time
 	every time.Duration // how often each peer is asked where it stands
-	moved *broadcast    // whenever what a peer says has changed
+	moved *broadcast    // whenever what a peer says, or this server says to them, has changed
+	full  atomic.Bool   // the disk here, as the others are told
 
 	mu    sync.Mutex                  // guards what follows; never held while calling out
 	conns map[string]*grpc.ClientConn // by address; nil once closed

@@ -16,7 +16,7 @@ const (
 func (c *cluster) watchDisk(ctx context.Context) error {
 	tick := time.NewTicker(diskLook)
 	defer tick.Stop()
-	told, pause := false, 0
+	pause := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -24,8 +24,7 @@ func (c *cluster) watchDisk(ctx context.Context) error {
 		case <-tick.C:
 		}
 		full := c.store.Full()
-		if full != told {
-			told = full
+		if c.full.Swap(full) != full {
 			c.moved.send()
 		}
 		if pause--; !full || pause > 0 || !c.store.IsLeader() {
@@ -43,6 +42,10 @@ func (c *cluster) watchDisk(ctx context.Context) error {
 		}
 	}
 }
+
+// DiskFull is api.Cluster: what the others are told. It changes only before they are
+// told so again; the store may come to know otherwise and back in between.
+func (c *cluster) DiskFull() bool { return c.full.Load() }
 
 // roomy is a voter that this server reaches and whose disk has room; empty: none.
 func (c *cluster) roomy() (id string) {

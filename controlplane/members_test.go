@@ -187,6 +187,10 @@ func TestLeaderWithAWrongClock(t *testing.T) {
 	c.untilMember(wrong, "the skew is seen", func(m *ztv1.Member) bool {
 		return (m.ClockSkew.AsDuration() - time.Hour).Abs() < time.Minute
 	})
+	c.Until("it says so itself", func() bool {
+		skew := wrong.Metric("zt_controlplane_clock_skew_seconds")
+		return skew < -3500 && skew > -3700
+	})
 	_, csr := c.NewRequest()
 	renew := func() error {
 		_, err := c.node(wrong, pair).Renew(c.ctx(), &ztv1.RenewRequest{NodeCsr: csr})

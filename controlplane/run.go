@@ -245,7 +245,7 @@ var passthrough = map[string]bool{
 
 // start wires the parts together; it reads as the architecture.
 func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port *clusterPort, agreedOn *store.Store) error {
-	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	s.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), s.clock.metric())
 	peerTLS, err := s.peerTLS(identity.ALPNHTTP2)
 	if err != nil {
 		return err

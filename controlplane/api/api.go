@@ -75,6 +75,9 @@ type Cluster interface {
 	Members() []*ztv1.Member
 	// Report is where this server stands.
 	Report() *ztv1.GetReportResponse
+	// DiskFull is whether the disk here has no room for what adds to the state;
+	// Proxies.Watch calls after each change of it.
+	DiskFull() bool
 	// What follows only the leader can do. Add makes a server a member without a
 	// vote, or changes the address of one, and leaves the vote that it has.
 	Add(ctx context.Context, id, address string) error

@@ -336,7 +336,7 @@ func (r *run) full(int) string {
 		r.t.Fatal(err)
 	}
 	r.check(f.Close())
-	// It says so itself, and another server knows.
+	// It says so itself, and every server knows.
 	isFull := func(want bool) error {
 		return fleet.Until(r.ctx(), fmt.Sprintf("disk full: %v", want), func(ctx context.Context) error {
 			said, err := r.c.Servers[n].Get(ctx, "/readyz")
@@ -344,17 +344,19 @@ func (r *run) full(int) string {
 				return fmt.Errorf("it says %q: %w", said, err)
 			}
 			for i := range r.c.Servers {
-				resp, err := r.c.API(i).ListMembers(ctx, &ztv1.ListMembersRequest{})
+				resp, err := r.c.API(i).ListMembers(ctx, &ztv1.ListMembersRequest{Stale: true}) // as it sees them itself
 				if err != nil {
 					return err
 				}
+				known := false
 				for _, m := range resp.Members {
-					if i != n && m.Id == r.c.IDs[n] && m.DiskFull == want {
-						return nil
-					}
+					known = known || m.Id == r.c.IDs[n] && m.DiskFull == want
+				}
+				if !known {
+					return fmt.Errorf("%s does not know: %v", r.c.Servers[i].Name, resp.Members)
 				}
 			}
-			return errors.New("no other server knows")
+			return nil
 		})
 	}
 	r.check(isFull(true))
