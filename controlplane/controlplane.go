@@ -154,7 +154,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.Handshake = 10 * time.Second
 	}
 	d := dataDir(cfg.DataDir)
-	if err := d.checkReseed(); err != nil {
+	if err := errors.Join(d.checkReseed(), d.checkRecover()); err != nil {
 		return nil, err
 	}
 	who, err := d.load()

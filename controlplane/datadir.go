@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +33,7 @@ func (d dataDir) journal() string      { return d.path("issuance.log") }
 func (d dataDir) raft() string         { return d.path("raft") }
 func (d dataDir) peers() string        { return d.path("peers.json") }
 func (d dataDir) reseed() string       { return d.path("reseed") }
+func (d dataDir) recovery() string     { return d.path("recover") }
 func (d dataDir) addresses() string    { return d.path("addresses.json") }
 
 // DefaultKEK is the source of a server's key-encryption key where none is named: a
@@ -117,6 +120,68 @@ func (d dataDir) create() (io.Closer, error) {
 		return lock, nil
 	}
 	return nil, errors.Join(err, lock.Close())
+}
+
+// moved are files that were moved into a folder of the data directory.
+type moved struct {
+	d     dataDir
+	to    string
+	names []string
+}
+
+// setAside moves what makes a folder a server's, which must not run, into a folder
+// within: all but its ports. The name of the server goes first.
+func (d dataDir) setAside(now time.Time) (moved, error) {
+	m := moved{d: d, to: d.path("replaced-" + now.UTC().Format("20060102T150405Z"))}
+	if _, err := os.Stat(string(d)); errors.Is(err, fs.ErrNotExist) {
+		return m, nil
+	}
+	lock, err := d.lock()
+	if err != nil {
+		return m, err
+	}
+	defer lock.Close()
+	for _, file := range []string{
+		d.identityFile(), d.raft(), d.dataKeys(), d.intermediate(), d.roots(), d.sealedRoot(), d.journal(), d.peers(), d.reseed(), d.recovery(),
+	} {
+		if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		name := filepath.Base(file)
+		if err := errors.Join(os.MkdirAll(m.to, 0o700), os.Rename(file, filepath.Join(m.to, name))); err != nil {
+			return m, err
+		}
+		m.names = append(m.names, name)
+	}
+	return m, nil
+}
+
+// back moves everything back, the name of the server last.
+func (m moved) back() error {
+	for _, name := range slices.Backward(m.names) {
+		if err := os.RemoveAll(m.d.path(name)); err != nil {
+			return err
+		}
+		if err := os.Rename(filepath.Join(m.to, name), m.d.path(name)); err != nil {
+			return err
+		}
+	}
+	if len(m.names) == 0 {
+		return nil
+	}
+	return os.Remove(m.to)
+}
+
+// unless moves everything back if what was to come in its place has failed, and is not
+// there.
+func (m moved) unless(failed error) error {
+	if failed == nil {
+		return nil
+	}
+	if _, err := os.Stat(m.d.identityFile()); err == nil {
+		return failed
+	}
+	return errors.Join(failed, m.back())
 }
 
 func (d dataDir) load() (serverFile, error) {

@@ -243,15 +243,18 @@ type JoinConfig struct {
 	// KEK is the source of the key-encryption key, as identity.KeySource reads it.
 	// Default: DefaultKEK. A file that is not there is filled with the key that the
 	// cluster hands over.
-	KEK    string
-	Logger *slog.Logger
-	Now    func() time.Time // default time.Now
+	KEK string
+	// Replace moves what makes the data directory a server's already aside, to a folder
+	// in it; otherwise such a directory is refused.
+	Replace bool
+	Logger  *slog.Logger
+	Now     func() time.Time // default time.Now
 }
 
 // Join makes a data directory for a new server of an existing cluster, with a
 // one-use server token, which also pins the cluster's root: it is sent to nobody
 // else. Afterwards, New and Run serve from the folder.
-func Join(ctx context.Context, cfg JoinConfig) error {
+func Join(ctx context.Context, cfg JoinConfig) (failed error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -260,15 +263,22 @@ func Join(ctx context.Context, cfg JoinConfig) error {
 	if err != nil {
 		return err
 	}
+	token, err := identity.ParseToken(cfg.Token)
+	if err != nil {
+		return err
+	}
+	if cfg.Replace {
+		moved, err := d.setAside(cfg.Now())
+		if err != nil {
+			return errors.Join(err, moved.back())
+		}
+		defer func() { failed = moved.unless(failed) }()
+	}
 	lock, err := d.create()
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	token, err := identity.ParseToken(cfg.Token)
-	if err != nil {
-		return err
-	}
 	tlsConfig, err := identity.PinnedClientConfig(token.Pin, cfg.Now, nil)
 	if err != nil {
 		return err

@@ -2,7 +2,6 @@ package controlplane
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -52,11 +50,14 @@ func Reseed(ctx context.Context, cfg Config, peers []string) (Reseeded, error) {
 		return Reseeded{}, err
 	}
 	defer lock.Close()
-	r := reseeding{d: d, in: dataDir(d.reseed())}
+	r := reseeding{successor{d: d, in: dataDir(d.reseed())}}
+	if err := d.checkRecover(); err != nil {
+		return Reseeded{}, err
+	}
 	if agreed, err := r.load(); err != nil {
 		return Reseeded{}, err
 	} else if agreed {
-		return r.finish()
+		return r.end()
 	}
 	s, err := New(cfg)
 	if err != nil {
@@ -72,47 +73,16 @@ func Reseed(ctx context.Context, cfg Config, peers []string) (Reseeded, error) {
 	if err := r.ask(ctx, s, slices.Concat(peers, d.loadPeers(), s.peers)); err != nil {
 		return Reseeded{}, err
 	}
-	return r.finish()
+	return r.end()
 }
 
-// reseeding is what the folder `reseed` holds of one under way:
-//
-//	data-keys.sealed     of the new member
-//	intermediate.sealed  of the new member
-//	server.json          who it is, and who it was; written when the former are there
-//	agreed               the cluster has taken it; from then on there is no way back
-type reseeding struct {
-	d    dataDir // of the server
-	in   dataDir // the folder
-	file reseedFile
-	pair *identity.KeyPair
+func (r *reseeding) end() (Reseeded, error) {
+	kept, err := r.finish()
+	return Reseeded{Lost: r.file.Lost, Server: r.file.New.ID, Kept: kept}, err
 }
 
-type reseedFile struct {
-	Lost string     `json:"lost"`
-	Kept string     `json:"kept"` // where the log of the lost one goes
-	New  serverFile `json:"new"`
-}
-
-func (r *reseeding) agreed() string { return r.in.path("agreed") }
-
-// load reads what an earlier one has left.
-func (r *reseeding) load() (agreed bool, err error) {
-	b, err := os.ReadFile(r.in.identityFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	if err := json.Unmarshal(b, &r.file); err != nil {
-		return false, fmt.Errorf("%s: %w", r.in.identityFile(), err)
-	}
-	if _, err := os.Stat(r.agreed()); !errors.Is(err, fs.ErrNotExist) {
-		return err == nil, err
-	}
-	return false, nil
-}
+// reseeding is one under way.
+type reseeding struct{ successor }
 
 // prepare makes the new member's identity, unless there is one.
 func (r *reseeding) prepare(s *Server) (err error) {
@@ -131,29 +101,7 @@ func (r *reseeding) prepare(s *Server) (err error) {
 	if err != nil {
 		return err
 	}
-	r.file = reseedFile{
-		Lost: s.id,
-		Kept: r.d.path("raft.lost-" + s.cfg.Now().UTC().Format("20060102T150405Z") + "-" + s.id[:min(8, len(s.id))]),
-		New:  serverFile{ID: identity.NewID(), TrustDomain: s.td, Epoch: s.epoch},
-	}
-	r.pair, err = newIntermediate(func(key identity.PrivateKey) (*x509.Certificate, error) {
-		return root.SignIntermediate(key.Public(), r.file.New.ID)
-	})
-	if err != nil {
-		return err
-	}
-	kek, ok := s.keys.get().Find(s.data.KEK())
-	if !ok {
-		return fmt.Errorf("the key-encryption key %q is not among those of %s", s.data.KEK(), s.keys.source)
-	}
-	if err := errors.Join(os.RemoveAll(r.d.reseed()), os.MkdirAll(r.d.reseed(), 0o700)); err != nil {
-		return err
-	}
-	data, err := identity.NewDataKeys(r.in.dataKeys(), s.td, r.file.New.ID, kek)
-	if err != nil {
-		return err
-	}
-	return errors.Join(r.pair.SaveSealed(r.in.intermediate(), data), writeJSON(r.in.identityFile(), r.file))
+	return r.make(s, root, "raft.lost-", s.epoch)
 }
 
 // ask asks one server after the other: first as the member that is lost, then as the
@@ -188,7 +136,7 @@ func (r *reseeding) ask(ctx context.Context, s *Server, peers []string) error {
 			resp, err := r.askOne(ctx, trust, address)
 			if err == nil {
 				r.file.New.Peers = resp.Peers
-				return errors.Join(writeJSON(r.in.identityFile(), r.file), identity.WriteFile(r.agreed(), nil))
+				return errors.Join(writeJSON(r.in.identityFile(), r.file), r.agree())
 			}
 			errs = append(errs, fmt.Errorf("%s: %s", address, status.Convert(err).Message()))
 			if c := status.Code(err); c != codes.PermissionDenied && c != codes.Unavailable && c != codes.Canceled {
@@ -212,53 +160,6 @@ func (r *reseeding) askOne(ctx context.Context, trust identity.Trust, address st
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	return ztv1.NewPeerServiceClient(conn).Reseed(ctx, &ztv1.ReseedRequest{Lost: r.file.Lost, Server: r.file.New.ID})
-}
-
-// finish makes the folder that of the new member. Each step may be done already.
-func (r *reseeding) finish() (Reseeded, error) {
-	done := Reseeded{Lost: r.file.Lost, Server: r.file.New.ID}
-	owner, err := os.ReadFile(r.d.raftOwner())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return done, err
-	}
-	if strings.TrimSpace(string(owner)) != r.file.New.ID {
-		if err := os.Rename(r.d.raft(), r.file.Kept); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return done, err
-		}
-	}
-	if _, err := os.Stat(r.file.Kept); err == nil {
-		done.Kept = r.file.Kept
-	}
-	for _, move := range []struct{ from, to string }{
-		{r.in.dataKeys(), r.d.dataKeys()}, {r.in.intermediate(), r.d.intermediate()},
-	} {
-		if _, err := os.Stat(move.from); errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		// What was kept is sealed by the keys of before.
-		if done.Kept != "" && move.to == r.d.dataKeys() {
-			if err := os.Rename(move.to, filepath.Join(done.Kept, filepath.Base(move.to))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return done, err
-			}
-		}
-		if err := os.Rename(move.from, move.to); err != nil {
-			return done, err
-		}
-	}
-	// WriteFile syncs the folder, with the names that were moved.
-	if err := writeJSON(r.d.identityFile(), r.file.New); err != nil {
-		return done, err
-	}
-	// agreed goes first: what is left without it is of no use, and prepare sees that.
-	return done, errors.Join(os.Remove(r.agreed()), os.RemoveAll(r.d.reseed()))
-}
-
-// checkReseed refuses a folder that is neither the old member's nor the new one's.
-func (d dataDir) checkReseed() error {
-	if _, err := os.Stat(dataDir(d.reseed()).path("agreed")); err == nil {
-		return fmt.Errorf("a reseed of %s was interrupted; end it: ztd reseed --data-dir %s", string(d), string(d))
-	}
-	return nil
 }
 
 // hasLog says whether the log is where it was.

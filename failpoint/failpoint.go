@@ -94,6 +94,13 @@ func names() []string {
 		"agent.renew.answered",    // it has a new certificate, on no disk
 		"agent.deregister.agreed", // the cluster has forgotten the instance, the agent has not
 
+		// Going on without the quorum, and putting a member in the place of another.
+		"controlplane.recover.built",   // the member that is to go on alone is there, in a folder; nothing is decided
+		"controlplane.recover.decided", // it is decided; the server is still who it was
+		"controlplane.successor.aside", // the old log is moved aside
+		"controlplane.successor.moved", // log and keys of the new member are in place
+		"controlplane.successor.named", // the folder says whose it is
+
 		// Stopping.
 		"store.stop.handover", // about to hand leadership over
 		"store.stop.shutdown", // about to stop Raft

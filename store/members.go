@@ -99,13 +99,20 @@ func (s *Store) Followers() map[string]Follower {
 	return out
 }
 
-// LastEntry returns index and term of the last entry in the log here, whether it is
-// committed or not: of two servers, the one with the larger term, or in one term the
-// larger index, has what the other has that was acknowledged.
+// LastEntry returns index and term of the last entry here, whether it is committed or
+// not: of two servers, the one with the larger term, or in one term the larger index,
+// has what the other has that was acknowledged. Where the newest snapshot reaches
+// further than the log, the entry is that snapshot's last.
 func (s *Store) LastEntry() (index, term uint64) {
 	stats := s.raft.Stats()
-	index, _ = strconv.ParseUint(stats["last_log_index"], 10, 64) // raft prints numbers
-	term, _ = strconv.ParseUint(stats["last_log_term"], 10, 64)
+	number := func(name string) uint64 {
+		n, _ := strconv.ParseUint(stats[name], 10, 64) // raft prints numbers
+		return n
+	}
+	index, term = number("last_log_index"), number("last_log_term")
+	if at := number("last_snapshot_index"); at > index {
+		return at, number("last_snapshot_term")
+	}
 	return index, term
 }
 

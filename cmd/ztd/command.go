@@ -49,7 +49,7 @@ ZTD_<FLAG> in the environment (ZTD_DATA_DIR).`,
 	root.SetErr(stderr)
 	root.Flags().BoolVar(&dev, "dev", false, "make a cluster of one server if there is none, listen on loopback, and serve")
 	configFlags(root.PersistentFlags())
-	root.AddCommand(initCommand(stdout, stderr), joinCommand(stdout, stderr), runCommand(stderr), reseedCommand(stdout, stderr), restoreCommand(stdout, stderr), versionCommand(stdout))
+	root.AddCommand(initCommand(stdout, stderr), joinCommand(stdout, stderr), runCommand(stderr), reseedCommand(stdout, stderr), recoverCommand(stdout, stderr), restoreCommand(stdout, stderr), versionCommand(stdout))
 	return root
 }
 
@@ -102,7 +102,7 @@ func initialise(ctx context.Context, c config, trustDomain string, stderr io.Wri
 
 func joinCommand(stdout, stderr io.Writer) *cobra.Command {
 	var server, tokenFile string
-	var replica bool
+	var replica, replace bool
 	cmd := &cobra.Command{
 		Use:   "join --server HOST:PORT --token-file FILE",
 		Short: "Make this a further server of an existing cluster",
@@ -113,7 +113,10 @@ once it has been up to date for a while (--stable-after of the leader). Where --
 is not there yet, the cluster hands its key-encryption key over.
 
 With --replica it never votes: it serves proxies and stale reads, and forwards the
-rest. It adds capacity and costs the writers nothing.`,
+rest. It adds capacity and costs the writers nothing.
+
+With --replace the data directory may be a server's already: that one is moved aside,
+and kept. So a server of before a restore or a recovery joins anew.`,
 		Example: `  ztd join --server 10.0.0.1:7401 --token-file token --data-dir /var/lib/ztd
   ztd join --server 10.0.0.1:7401 --token-file token --data-dir /var/lib/ztd --replica`,
 		Args: cobra.NoArgs,
@@ -133,7 +136,8 @@ rest. It adds capacity and costs the writers nothing.`,
 			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
 			defer cancel()
 			err = controlplane.Join(ctx, controlplane.JoinConfig{
-				DataDir: c.DataDir, KEK: c.KEK, Server: server, Token: strings.TrimSpace(string(token)), Replica: replica, Logger: log,
+				DataDir: c.DataDir, KEK: c.KEK, Server: server, Token: strings.TrimSpace(string(token)), Replica: replica,
+				Replace: replace, Logger: log,
 			})
 			if err != nil {
 				return err
@@ -144,6 +148,7 @@ rest. It adds capacity and costs the writers nothing.`,
 	}
 	cmd.Flags().StringVar(&server, "server", "", "node port of any server of the cluster (required)")
 	cmd.Flags().BoolVar(&replica, "replica", false, "make it a read replica, which never votes")
+	cmd.Flags().BoolVar(&replace, "replace", false, "move the data directory of a server of before aside")
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with the server token (required)")
 	_ = cmd.MarkFlagRequired("server")
 	_ = cmd.MarkFlagRequired("token-file")

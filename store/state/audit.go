@@ -236,6 +236,12 @@ func aboutOf(before *State, e *logv1.Entry, r Result) about {
 	case *logv1.Entry_Restored:
 		a.add("Server", "", op.Restored.GetServer().GetId())
 		a.detail = "a backup was restored: epoch " + op.Restored.GetEpochId()
+		if was := op.Restored.GetRecovered(); was != "" {
+			a.detail = fmt.Sprintf("the quorum was lost: epoch %s goes on from server %s", op.Restored.GetEpochId(), was)
+			for _, id := range op.Restored.GetLost() {
+				a.add("Server", "", id)
+			}
+		}
 	case *logv1.Entry_AnchorJournal:
 		a.add("Journal", "", op.AnchorJournal.GetServer())
 		a.detail = fmt.Sprintf("%d lines, sha256 %s", op.AnchorJournal.GetLines(), op.AnchorJournal.GetHash())

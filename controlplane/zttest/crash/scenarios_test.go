@@ -60,6 +60,9 @@ var scenarios = map[string]func(*run, string){
 	"agent.enrol.ask": (*run).enrols, "agent.enrol.answered": (*run).enrols, "agent.state.half": (*run).enrols,
 	"agent.enrol.saved": (*run).enrols, "agent.renew.answered": (*run).renews, "agent.deregister.agreed": (*run).leaves,
 
+	"controlplane.recover.built": (*run).recovers, "controlplane.recover.decided": (*run).recovers,
+	"controlplane.successor.aside": (*run).recovers, "controlplane.successor.moved": (*run).recovers, "controlplane.successor.named": (*run).recovers,
+
 	"store.stop.handover": (*run).hands, "store.stop.shutdown": (*run).stops, "store.stop.released": (*run).stops,
 }
 
@@ -277,6 +280,58 @@ func (r *run) initialises(point string) {
 	_, err := r.Command(ctx, "ztd", args...)
 	r.check(err)
 	r.check(os.RemoveAll(filepath.Join(r.Dir, name)))
+}
+
+// recovers: of a cluster beside this one, one server of two is lost, and the recovery
+// of the other dies. Before it is decided, nothing has changed; after that, nobody
+// serves from the folder until it is ended, and then it is whole.
+func (r *run) recovers(point string) {
+	r.t.Helper()
+	ctx := r.ctx()
+	r.joined++
+	c := &fleet.Cluster{Site: r.Site}
+	at := func(n int) *fleet.Server {
+		s := r.newServer(fmt.Sprintf("recover-%d-%d", r.joined, n), 10+n)
+		s.Flags = []string{"--election-timeout", "200ms"}
+		return s
+	}
+	r.check(c.Begin(ctx, "other.example", []*fleet.Server{at(0), at(1)}))
+	defer func() {
+		for _, s := range c.Servers {
+			if s.Running() {
+				s.Kill()
+			}
+		}
+	}()
+	survivor, lost := c.Servers[0], c.Servers[1]
+	_, err := c.API(0).Apply(ctx, &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: "w", Content: []byte(
+		"apiVersion: ztmesh.dev/v1alpha1\nkind: Workload\nmetadata: {namespace: load, name: agent}\nspec: {}\n")}}})
+	r.check(err)
+	lost.Kill()
+	survivor.Kill()
+	args := []string{"recover", "--yes", "--lost", c.IDs[1], "--data-dir", survivor.Name}
+	p := r.dying("ztd", survivor.Name, point, args...)
+	r.dies(p, point, 0, 4*reach)
+	id, err := c.ID(survivor)
+	r.check(err)
+	if point == "controlplane.recover.built" {
+		if id != c.IDs[0] {
+			r.t.Errorf("killed at %s, and it is another server", point)
+		}
+	} else if out, err := r.Command(ctx, "ztd", "run", "--data-dir", survivor.Name); err == nil || !strings.Contains(err.Error(), "a recover of "+survivor.Name+" was interrupted") {
+		r.t.Errorf("run after a recovery that was interrupted at %s: %s, %v", point, out, err)
+	}
+	_, err = r.Command(ctx, "ztd", args...)
+	r.check(err)
+	if c.IDs[0], err = c.ID(survivor); err != nil || c.IDs[0] == id && id != "" && point == "controlplane.recover.built" {
+		r.t.Errorf("recovered after %s: it is %s as before, %v", point, id, err)
+	}
+	r.check(survivor.Start(r.Site))
+	r.check(survivor.Ready(ctx))
+	c.Servers, c.IDs, c.Ports = c.Servers[:1], c.IDs[:1], c.Ports[:1]
+	r.check(c.Together(ctx))
+	_, err = c.Token(ctx, "load/agent")
+	r.check(err)
 }
 
 // dying starts a program that is to end at a failpoint.

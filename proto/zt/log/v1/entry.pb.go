@@ -805,14 +805,19 @@ func (x *ReplaceRootKey) GetReplaces() []byte {
 	return nil
 }
 
-// Restored ends what must not outlive the cluster that a backup was made of: its
-// servers, join tokens and epoch. Since format 3.
+// Restored ends what must not outlive a cluster that goes on from a backup, or from
+// one server after its quorum was lost: its servers, join tokens and epoch. Since
+// format 3.
 type Restored struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Of the new epoch: random.
 	EpochId string `protobuf:"bytes,1,opt,name=epoch_id,json=epochId,proto3" json:"epoch_id,omitempty"`
-	// The one server of the restored cluster.
-	Server        *Server `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	// The one server of the cluster.
+	Server *Server `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	// Set if the quorum was lost: the server whose log this was, and those that an
+	// administrator has given up.
+	Recovered     string   `protobuf:"bytes,3,opt,name=recovered,proto3" json:"recovered,omitempty"`
+	Lost          []string `protobuf:"bytes,4,rep,name=lost,proto3" json:"lost,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -857,6 +862,20 @@ func (x *Restored) GetEpochId() string {
 func (x *Restored) GetServer() *Server {
 	if x != nil {
 		return x.Server
+	}
+	return nil
+}
+
+func (x *Restored) GetRecovered() string {
+	if x != nil {
+		return x.Recovered
+	}
+	return ""
+}
+
+func (x *Restored) GetLost() []string {
+	if x != nil {
+		return x.Lost
 	}
 	return nil
 }
@@ -2128,10 +2147,12 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\x03end\x18\x04 \x01(\bR\x03end\"T\n" +
 	"\x0eReplaceRootKey\x12&\n" +
 	"\x0fsealed_root_key\x18\x01 \x01(\fR\rsealedRootKey\x12\x1a\n" +
-	"\breplaces\x18\x02 \x01(\fR\breplaces\"P\n" +
+	"\breplaces\x18\x02 \x01(\fR\breplaces\"\x82\x01\n" +
 	"\bRestored\x12\x19\n" +
 	"\bepoch_id\x18\x01 \x01(\tR\aepochId\x12)\n" +
-	"\x06server\x18\x02 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"K\n" +
+	"\x06server\x18\x02 \x01(\v2\x11.zt.log.v1.ServerR\x06server\x12\x1c\n" +
+	"\trecovered\x18\x03 \x01(\tR\trecovered\x12\x12\n" +
+	"\x04lost\x18\x04 \x03(\tR\x04lost\"K\n" +
 	"\x03Key\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
