@@ -39,7 +39,8 @@ var table = map[string]row{
 	"failpoint": {},
 
 	// Three leaves that do not know one another, and what is beside them.
-	"identity":    {imports: []string{"failpoint"}},
+	"journal":     {},
+	"identity":    {imports: []string{"failpoint", "journal"}},
 	"store":       {imports: []string{"failpoint", "store/audit", "store/state"}},
 	"store/audit": {imports: []string{"store/state"}},
 	"store/state": {pure: true},
@@ -58,11 +59,12 @@ var table = map[string]row{
 	}},
 	"controlplane/kube":      {imports: []string{"controlplane/spec"}},
 	"controlplane/decisions": {imports: []string{"xds"}},
+	"controlplane/refusals":  {imports: []string{"journal"}},
 	"controlplane/ui":        {},
 	"controlplane": {imports: []string{
 		"controlplane/api", "controlplane/compile", "controlplane/decisions", "controlplane/kube",
-		"controlplane/policy", "controlplane/spec", "controlplane/ui", "controlplane/view",
-		"failpoint", "identity", "store", "store/state", "xds", "xds/serve",
+		"controlplane/policy", "controlplane/refusals", "controlplane/spec", "controlplane/ui", "controlplane/view",
+		"failpoint", "identity", "journal", "store", "store/state", "xds", "xds/serve",
 	}},
 	"controlplane/zttest": {harness: true},
 
@@ -70,7 +72,7 @@ var table = map[string]row{
 
 	"cmd/ztd": {imports: []string{"controlplane", "store"}},
 	"cmd/ztctl": {imports: []string{
-		"controlplane/spec", "controlplane/policy", "controlplane/compile", "xds", "identity", "store/state",
+		"controlplane/spec", "controlplane/policy", "controlplane/compile", "controlplane/refusals", "xds", "identity", "journal", "store/state",
 	}},
 	"cmd/ztagent": {imports: []string{"agent"}},
 	"cmd/ztbench": {harness: true},

@@ -65,6 +65,10 @@ type Backup struct {
 	BackupHeader
 	// What it holds.
 	Documents, Instances, Admins, Servers, Tokens int
+	// AuditSequence is the newest audit record of before, and AuditHash its hash: what
+	// the record of a restore goes on from. The records are not in the backup.
+	AuditSequence uint64
+	AuditHash     []byte
 
 	state *state.State
 	root  *identity.Root
@@ -248,6 +252,7 @@ func (b *Backup) check(root *x509.Certificate, keys identity.Keys) error {
 		return err
 	}
 	b.Documents = st.NumDocuments()
+	b.AuditSequence, b.AuditHash = st.AuditHead()
 	for range st.Instances() {
 		b.Instances++
 	}

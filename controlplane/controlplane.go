@@ -21,6 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/ztmesh/ztmesh/controlplane/refusals"
 	"github.com/ztmesh/ztmesh/identity"
 	"github.com/ztmesh/ztmesh/store"
 	"github.com/ztmesh/ztmesh/store/state"
@@ -71,9 +72,13 @@ type Config struct {
 	// moved. Default 1 min.
 	AnchorEvery time.Duration
 	// Audit says how much of the audit log is kept; it may be left empty.
-	Audit  store.Audit
-	Logger *slog.Logger
-	Now    func() time.Time
+	Audit store.Audit
+	// Issuance says how much of the issuance journal is kept, and RefusalBytes how much
+	// of the record of refused calls (default 64 MiB). Both may be left empty.
+	Issuance     Issuance
+	RefusalBytes int64
+	Logger       *slog.Logger
+	Now          func() time.Time
 }
 
 // Default is the configuration of a server on its own machine.
@@ -132,6 +137,8 @@ type Server struct {
 	intermediate *identity.KeyPair
 	authority    *identity.Authority
 	journal      *identity.Journal
+	refusals     *refusals.Log
+	accepted     chan struct{}    // a cut of the issuance journal was accepted; holds one
 	current      identity.Current // what this server shows
 	metrics      *prometheus.Registry
 	clock        clock
@@ -163,7 +170,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, dir: d, who: who, id: who.ID, td: who.TrustDomain, epoch: who.Epoch, peers: who.Peers,
-		metrics: prometheus.NewRegistry(), ready: make(chan struct{}),
+		metrics: prometheus.NewRegistry(), ready: make(chan struct{}), accepted: make(chan struct{}, 1),
 	}
 	if s.roots, err = d.loadRoots(); err != nil {
 		return nil, err
@@ -202,7 +209,7 @@ func (s *Server) trust() identity.Trust {
 
 // openIdentity makes this server's certificate.
 func (s *Server) openIdentity() error {
-	journal, err := identity.OpenJournal(s.dir.journal())
+	journal, err := identity.OpenJournalIn(s.dir.journal(), s.cfg.Issuance.SegmentBytes)
 	if err != nil {
 		return err
 	}

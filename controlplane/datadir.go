@@ -30,6 +30,7 @@ func (d dataDir) roots() string        { return d.path("roots.pem") }
 func (d dataDir) sealedRoot() string   { return d.path("root-key.sealed") }
 func (d dataDir) intermediate() string { return d.path("intermediate.sealed") }
 func (d dataDir) journal() string      { return d.path("issuance.log") }
+func (d dataDir) refusals() string     { return d.path("refusals.log") }
 func (d dataDir) raft() string         { return d.path("raft") }
 func (d dataDir) peers() string        { return d.path("peers.json") }
 func (d dataDir) reseed() string       { return d.path("reseed") }

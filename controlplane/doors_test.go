@@ -71,6 +71,8 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"AdminService/ListAudit":          {admin: viewers},
 	"AdminService/ReadAudit":          {admin: viewers},
 	"AdminService/ReadJournal":        {admin: admins},
+	"AdminService/AcceptJournal":      {admin: admins},
+	"AdminService/ReadRefusals":       {admin: viewers},
 	"AdminService/GetServerInfo":      {admin: viewers},
 
 	// The token is what speaks for the caller. A server may call, too, on behalf
@@ -273,7 +275,7 @@ func passed(err error) bool {
 
 // grpcOnly are methods of the admin port that have no route.
 var grpcOnly = map[string]bool{
-	"AdminService/Backup": true, "AdminService/ReadAudit": true, "AdminService/ReadJournal": true,
+	"AdminService/Backup": true, "AdminService/ReadAudit": true, "AdminService/ReadJournal": true, "AdminService/ReadRefusals": true,
 }
 
 // TestEveryRoute is the same for REST: every route of every method by every

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/ztmesh/ztmesh/identity"
@@ -44,7 +45,9 @@ type clusterPort struct {
 	tls      *tls.Config
 	td       string
 	// member says whether a server, known by its certificate, is of the cluster.
-	member    func(id string) bool
+	member func(id string) bool
+	// refused is told of each connection that is refused for who the other side is.
+	refused   func(who, port string, from net.Addr, code codes.Code, reason string)
 	handshake time.Duration
 	log       *slog.Logger
 	wg        sync.WaitGroup // of handshakes under way
@@ -107,6 +110,9 @@ func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
 	conn := &peerConn{Conn: tls.Server(raw, p.tls), port: p}
 	if err := conn.HandshakeContext(ctx); err != nil {
 		p.log.Debug("cluster handshake refused", "from", raw.RemoteAddr().String(), "error", err)
+		if tellsWho(err) {
+			p.refused("nobody", "cluster port", raw.RemoteAddr(), codes.Unauthenticated, err.Error())
+		}
 		raw.Close()
 		return
 	}
@@ -114,6 +120,7 @@ func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
 	who, ok, err := identity.PeerPrincipal(state, p.td)
 	if err != nil || !ok || who.Role != identity.Server {
 		p.log.Warn("cluster connection refused", "from", raw.RemoteAddr().String(), "who", who.String())
+		p.refused(p.named(who), "cluster port", raw.RemoteAddr(), codes.PermissionDenied, "not a server's certificate")
 		conn.Close()
 		return
 	}
@@ -126,6 +133,7 @@ func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
 	switch {
 	case conn.stranger && isRaft:
 		p.log.Warn("cluster connection refused", "from", raw.RemoteAddr().String(), "who", who.String())
+		p.refused(p.named(who), "cluster port", raw.RemoteAddr(), codes.PermissionDenied, "not of this cluster")
 		conn.Close()
 	case conn.stranger:
 		p.gone.put(conn)
@@ -134,6 +142,14 @@ func (p *clusterPort) hand(ctx context.Context, raw net.Conn) {
 	default:
 		p.grpc.put(conn)
 	}
+}
+
+// named is who the other side is, by its certificate.
+func (p *clusterPort) named(who identity.Principal) string {
+	if who.Name == "" {
+		return "nobody"
+	}
+	return "spiffe://control." + p.td + "/" + who.String()
 }
 
 // cut closes the connections of servers that are not members any more, and of those

@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ztmesh/ztmesh/identity"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
+	"github.com/ztmesh/ztmesh/store"
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
@@ -110,9 +110,9 @@ func (b *Backup) restoreTo(ctx context.Context, d dataDir, cfg RestoreConfig) (e
 	if err := bootstrap(ctx, cfg.Logger, cfg.Now, d, id, data, restored); err != nil {
 		return err
 	}
-	// The audit records of before lie with the servers of before: here the chain goes on
-	// from its head, which the state holds.
-	if err := os.RemoveAll(filepath.Join(d.raft(), "audit")); err != nil {
+	// The audit records of before lie with the servers of before, and in what was exported:
+	// here the chain goes on from its head, which the state holds, with the record of this.
+	if err := store.BeginAudit(d.raft(), result.Audit); err != nil {
 		return err
 	}
 	return writeJSON(d.identityFile(), serverFile{ID: id, TrustDomain: b.TrustDomain, Epoch: epoch})

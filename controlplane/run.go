@@ -5,7 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
+	"log"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -25,6 +25,7 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/api"
 	"github.com/ztmesh/ztmesh/controlplane/decisions"
 	"github.com/ztmesh/ztmesh/controlplane/policy"
+	"github.com/ztmesh/ztmesh/controlplane/refusals"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	"github.com/ztmesh/ztmesh/failpoint"
@@ -101,6 +102,12 @@ func (s *Server) run(ctx context.Context) error {
 		return err
 	}
 	defer s.journal.Close()
+	if s.refusals, err = refusals.Open(refusals.Config{
+		Path: s.dir.refusals(), MaxBytes: s.cfg.RefusalBytes, Now: s.cfg.Now, Logger: s.cfg.Logger, Metrics: s.metrics,
+	}); err != nil {
+		return err
+	}
+	defer s.refusals.Close()
 	failpoint.Hit("controlplane.start.identified")
 	if s.addresses, err = s.advertise(l); err != nil {
 		return err
@@ -112,7 +119,8 @@ func (s *Server) run(ctx context.Context) error {
 	}
 	port := &clusterPort{
 		raft: newBranch(l.cluster.Addr()), grpc: newBranch(l.cluster.Addr()), gone: newBranch(l.cluster.Addr()), listener: l.cluster, tls: clusterTLS,
-		td: s.td, member: s.member, handshake: s.cfg.Handshake, log: s.cfg.Logger, open: map[*peerConn]struct{}{},
+		refused: s.noteConnection,
+		td:      s.td, member: s.member, handshake: s.cfg.Handshake, log: s.cfg.Logger, open: map[*peerConn]struct{}{},
 	}
 	raftTLS, err := s.peerTLS(identity.ALPNRaft)
 	if err != nil {
@@ -264,6 +272,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 		Authorize:    func(ctx context.Context) (string, error) { return s.instance(ctx, agreedOn) },
 		OnConnect:    func(id string) { loop.OnConnect(id) },
 		OnDisconnect: func(id string) { loop.OnDisconnect(id) },
+		OnForeign:    s.noteForeign,
 		Server:       s.id, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 	})
 	receiver := decisions.New(decisions.Config{
@@ -286,7 +295,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
 	door := api.New(api.Config{
 		ServerID: s.id, Version: Version, Log: agreed{agreedOn, &s.clock}, Cluster: others, Proxies: held,
-		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Backup: s.backup, Audit: audited{agreedOn, s.journal}, Views: views, Identify: s.identify,
+		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Backup: s.backup, Audit: audited{agreedOn, s.journal}, Refusals: refused{s.refusals}, Views: views, Identify: s.identify,
 		Passthrough: passthrough, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 		Handshake: s.cfg.Handshake,
 	})
@@ -294,7 +303,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	if err != nil {
 		return err
 	}
-	node := door.Node(credentials.NewTLS(serverTLS))
+	node := door.Node(s.noting("node port", credentials.NewTLS(serverTLS)))
 	fleet.Register(node)
 	receiver.Register(node)
 	internal := door.Internal(grpc.Creds(handshaken{credentials.NewTLS(serverTLS)}))
@@ -319,6 +328,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	})
 	g.Go(func() error { return s.announce(ctx, door, others, agreedOn) })
 	g.Go(func() error { return fillAudit(ctx, agreedOn, others, s.cfg.Logger) })
+	g.Go(func() error { return s.refusals.Run(ctx) })
 	g.Go(func() error { return s.checkJournal(ctx, agreedOn) })
 	g.Go(func() error { return s.anchorJournal(ctx, door, agreedOn) })
 	g.Go(func() error { return s.keepAdminContext(ctx, agreedOn) })
@@ -420,7 +430,7 @@ func serveGRPC(ctx context.Context, srv *grpc.Server, l net.Listener, before fun
 func (s *Server) serveHTTP(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{
 		Handler: h, ReadHeaderTimeout: s.cfg.Handshake, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		ErrorLog: slog.NewLogLogger(s.cfg.Logger.Handler(), slog.LevelDebug), // what strangers do is nothing to act on
+		ErrorLog: log.New(handshakes{s}, "", 0),
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()

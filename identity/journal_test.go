@@ -53,7 +53,7 @@ func TestJournal(t *testing.T) {
 	if st, err := os.Stat(path); err != nil || st.Mode() != 0o600 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
-	if got, err := identity.VerifyJournal(bytes.NewReader(b)); err != nil || got != head || head.Lines != 3 {
+	if got, err := identity.VerifyJournal(bytes.NewReader(b), identity.Head{}); err != nil || got != head || head.Lines != 3 {
 		t.Errorf("head %+v, %v, want %+v", got, err, head)
 	}
 	j := openJournal(t, path)
@@ -68,7 +68,7 @@ func TestJournal(t *testing.T) {
 	if err != nil || !bytes.HasPrefix(more, b) {
 		t.Errorf("lines were rewritten: %v", err)
 	}
-	if got, err := identity.VerifyJournal(bytes.NewReader(more)); err != nil || got.Lines != 4 {
+	if got, err := identity.VerifyJournal(bytes.NewReader(more), identity.Head{}); err != nil || got.Lines != 4 {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if err := os.Chmod(path, 0o644); err != nil {
@@ -101,7 +101,7 @@ func TestJournalNamesTheFirstBadLine(t *testing.T) {
 		{"unfinished", b[:len(b)-1], 5},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			_, err := identity.VerifyJournal(bytes.NewReader(tt.b))
+			_, err := identity.VerifyJournal(bytes.NewReader(tt.b), identity.Head{})
 			var bad *identity.JournalError
 			if !errors.As(err, &bad) || bad.Line != tt.line {
 				t.Errorf("got %v, want line %d", err, tt.line)
@@ -120,11 +120,11 @@ func TestJournalNamesTheFirstBadLine(t *testing.T) {
 	}
 	// Every single bit counts, except in the last line: that one the head holds.
 	for i := range b[:len(b)-len(lines[4])] {
-		if _, err := identity.VerifyJournal(bytes.NewReader(flip(b, i))); err == nil {
+		if _, err := identity.VerifyJournal(bytes.NewReader(flip(b, i)), identity.Head{}); err == nil {
 			t.Fatalf("a flipped bit at %d is not seen", i)
 		}
 	}
-	cut, err := identity.VerifyJournal(bytes.NewReader(bytes.Join(lines[:4], nil)))
+	cut, err := identity.VerifyJournal(bytes.NewReader(bytes.Join(lines[:4], nil)), identity.Head{})
 	if err != nil || cut == head {
 		t.Errorf("lines cut off the end: %+v, %v", cut, err)
 	}
@@ -180,7 +180,7 @@ func TestJournalConcurrently(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if head, err := identity.VerifyJournal(f); err != nil || head != j.Head() || head.Lines != 200 {
+	if head, err := identity.VerifyJournal(f, identity.Head{}); err != nil || head != j.Head() || head.Lines != 200 {
 		t.Errorf("%+v, %v, want %+v", head, err, j.Head())
 	}
 }

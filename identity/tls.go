@@ -13,6 +13,9 @@ import (
 // anything to know the other side by: no roots and no pin. Nothing was sent.
 var ErrNoTrust = errors.New("no root certificates and no pin: refusing to talk to an unknown server")
 
+// ErrOtherEpoch is why a server refuses another that is of before a restore, or after.
+var ErrOtherEpoch = errors.New("TLS: the client is of another epoch of this cluster")
+
 // Application protocols of the cluster port (7402).
 const (
 	ALPNRaft  = "zt-raft"
@@ -54,7 +57,7 @@ func ClusterServerConfig(t Trust) (*tls.Config, error) {
 	forConnection := c.GetConfigForClient
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if hello.ServerName != t.Epoch {
-			return nil, errors.New("TLS: the client is of another epoch of this cluster")
+			return nil, ErrOtherEpoch
 		}
 		return forConnection(hello)
 	}

@@ -13,6 +13,16 @@ import (
 // one more root while roots change.
 const maxChain = 4
 
+// RoleError is why a peer is refused whose certificate is good, but not for this.
+type RoleError struct {
+	Peer Principal
+	Want []Role
+}
+
+func (e *RoleError) Error() string {
+	return fmt.Sprintf("TLS: the peer is %s, want %v", e.Peer, e.Want)
+}
+
 // verifyServer says which server a peer is. See verify.
 func verifyServer(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time) (Principal, error) {
 	return verify(chain, td, roots, now, x509.ExtKeyUsageServerAuth, []Role{Server})
@@ -53,7 +63,7 @@ func verify(chain []*x509.Certificate, td string, roots []*x509.Certificate, now
 		return Principal{}, fmt.Errorf("TLS: the peer's certificate: %w", err)
 	}
 	if !slices.Contains(roles, p.Role) {
-		return Principal{}, fmt.Errorf("TLS: the peer is %s, want %v", p, roles)
+		return Principal{}, &RoleError{p, roles}
 	}
 	if !slices.ContainsFunc(paths, func(path []*x509.Certificate) bool { return maySign(path, p) }) {
 		return Principal{}, fmt.Errorf("TLS: the peer's certificate: not signed by what signs a %s", p.Role)

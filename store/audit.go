@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/ztmesh/ztmesh/store/audit"
@@ -27,6 +28,16 @@ func openAudit(cfg Config, restored *state.State) (*audit.Log, error) {
 		cfg.Logger.Warn("audit records are missing here; the other servers are asked for them", "first", h.First, "last", h.Last)
 	}
 	return l, nil
+}
+
+// BeginAudit makes the records in the folder of a store that is not open begin with
+// one: what is there is removed, and what was before it lies elsewhere.
+func BeginAudit(folder string, a *state.Audit) error {
+	dir := filepath.Join(folder, "audit")
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return audit.Begin(audit.Config{Dir: dir, Files: auditFiles{osFiles{}}}, a)
 }
 
 // AuditHeads are where the audit chain stands here: its newest record, and the one

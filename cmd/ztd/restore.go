@@ -43,9 +43,11 @@ backup is lost. With --dry-run nothing is written.`,
 made %s by server %s, ztd %s
 revision %d: %d documents, %d proxies, %d admins
 not restored: %d servers, %d join tokens
+audit log: record %d (%x) is the last of before, and a restore goes on from it; the records
+themselves lie with the cluster of before, and in what ztctl log export has written
 key-encryption key: %s
 `, b.TrustDomain, b.ClusterID, b.Epoch, b.Made.Format(time.RFC3339), b.Server, b.Version,
-				b.Revision, b.Documents, b.Instances, b.Admins, b.Servers, b.Tokens, b.KEK())
+				b.Revision, b.Documents, b.Instances, b.Admins, b.Servers, b.Tokens, b.AuditSequence, b.AuditHash, b.KEK())
 			if dryRun {
 				_, err = fmt.Fprintln(stdout, "it is whole and can be restored; nothing was written")
 				return err

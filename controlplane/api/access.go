@@ -208,7 +208,7 @@ func (s *Server) AddAdmin(ctx context.Context, req *ztv1.AddAdminRequest) (*ztv1
 	if len(req.Csr) > 0 {
 		chain, notAfter, err := s.cfg.Issuer.Admin(req.Csr, req.Name)
 		if err != nil {
-			return nil, refuse(codes.InvalidArgument, "certificate request refused")
+			return nil, errRequest
 		}
 		resp.Chain, resp.NotAfter = chain, timestamppb.New(notAfter)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
@@ -128,8 +129,20 @@ type Audit interface {
 	WatchAudit(ctx context.Context, from uint64, f func(*state.Audit) error) error
 	// Kept is the last record that was let go of, and what should be here and is not.
 	Kept() (letGo uint64, missing []*ztv1.AuditRange)
-	// Journal calls f with the lines of the issuance journal.
-	Journal(f func(line []byte) error) error
+	// Journal calls line with the lines of the issuance journal, and before that begin
+	// with how many were let go of and the hash of the last.
+	Journal(begin func(letGo uint64, hash string) error, line func([]byte) error) error
+	// JournalRefused is why this server signs nothing; nil: it does.
+	JournalRefused() error
+}
+
+// Refusals is the record of refused calls on this server's disk.
+type Refusals interface {
+	// Refused counts one. It never waits for the disk.
+	Refused(who, method, from string, code codes.Code, reason string)
+	// ReadRefusals calls line with each line that is kept, oldest first, and before
+	// that begin with how many lines were before them, and the hash of the last.
+	ReadRefusals(begin func(lines uint64, hash string) error, line func([]byte) error) error
 }
 
 // Issuer signs. A CSR gives its key and nothing else.
@@ -164,6 +177,7 @@ type Config struct {
 	Issuer      Issuer
 	Backup      Backup
 	Audit       Audit
+	Refusals    Refusals
 	Views       *view.Cache
 	// Identify reads the principal out of a finished handshake. A connection
 	// without a client certificate is nobody, without an error.
@@ -192,6 +206,7 @@ type Server struct {
 	// membership makes one of each look at the members and change of them.
 	membership sync.Mutex
 	refusals   *rate.Limiter // of log lines about refused calls
+	barriers   barriers      // before a token is refused
 	metrics    metrics
 }
 
@@ -249,7 +264,11 @@ func (s *Server) sign(ctx context.Context, e *logv1.Entry) {
 	}
 	e.From, e.Method = c.address, c.method
 	if c.principal.Role != RoleNobody {
-		e.SpiffeId = "spiffe://control." + s.cfg.Issuer.TrustDomain() + "/" + e.Who
+		e.SpiffeId = s.spiffeID(c.principal)
 	}
 	e.Format = state.FormatOf(e)
+}
+
+func (s *Server) spiffeID(p Principal) string {
+	return "spiffe://control." + s.cfg.Issuer.TrustDomain() + "/" + p.String()
 }

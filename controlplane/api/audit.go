@@ -118,22 +118,65 @@ func (s *Server) ReadJournal(_ *ztv1.ReadJournalRequest, stream ztv1.AdminServic
 	if anchor == nil {
 		anchor = &logv1.JournalAnchor{Server: s.cfg.ServerID}
 	}
-	if err := stream.Send(&ztv1.ReadJournalResponse{Anchor: anchor}); err != nil {
-		return err
+	first := &ztv1.ReadJournalResponse{Anchor: anchor}
+	if err := s.cfg.Audit.JournalRefused(); err != nil {
+		first.Refused = err.Error()
 	}
-	var batch [][]byte
-	err := s.cfg.Audit.Journal(func(line []byte) error {
-		if batch = append(batch, line); len(batch) < auditBatch {
-			return nil
+	lines := batches(func(lines [][]byte) error { return stream.Send(&ztv1.ReadJournalResponse{Lines: lines}) })
+	return lines.end(s.cfg.Audit.Journal(func(letGo uint64, hash string) error {
+		first.LetGo, first.LetGoHash = letGo, hash
+		return stream.Send(first)
+	}, lines.add))
+}
+
+// ReadRefusals is AdminService.ReadRefusals.
+func (s *Server) ReadRefusals(_ *ztv1.ReadRefusalsRequest, stream ztv1.AdminService_ReadRefusalsServer) error {
+	lines := batches(func(lines [][]byte) error { return stream.Send(&ztv1.ReadRefusalsResponse{Lines: lines}) })
+	return lines.end(s.cfg.Refusals.ReadRefusals(func(letGo uint64, hash string) error {
+		return stream.Send(&ztv1.ReadRefusalsResponse{Server: s.cfg.ServerID, LetGo: letGo, LetGoHash: hash})
+	}, lines.add))
+}
+
+// batch sends lines, many at a time.
+type batch struct {
+	send  func([][]byte) error
+	lines [][]byte
+}
+
+func batches(send func([][]byte) error) *batch { return &batch{send: send} }
+
+func (b *batch) add(line []byte) error {
+	if b.lines = append(b.lines, line); len(b.lines) < auditBatch {
+		return nil
+	}
+	full := b.lines
+	b.lines = nil
+	return b.send(full)
+}
+
+// end sends what is left, unless something went wrong.
+func (b *batch) end(err error) error {
+	if err == nil && len(b.lines) > 0 {
+		err = b.send(b.lines)
+	}
+	return err
+}
+
+// AcceptJournal is AdminService.AcceptJournal.
+func (s *Server) AcceptJournal(ctx context.Context, req *ztv1.AcceptJournalRequest) (*ztv1.AcceptJournalResponse, error) {
+	if err := s.cfg.Cluster.Readable(state.AuditChain); err != nil {
+		return nil, err
+	}
+	if _, ok := s.cfg.Log.State().Anchor(req.Server); !ok {
+		if err := s.cfg.Log.Barrier(ctx); err != nil {
+			return nil, err
 		}
-		full := batch
-		batch = nil
-		return stream.Send(&ztv1.ReadJournalResponse{Lines: full})
-	})
-	if err != nil {
-		return err
+		if _, ok := s.cfg.Log.State().Anchor(req.Server); !ok {
+			return nil, refuse(codes.NotFound, "no member %q whose issuance journal was anchored", req.Server)
+		}
 	}
-	return stream.Send(&ztv1.ReadJournalResponse{Lines: batch})
+	_, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_AcceptJournal{AcceptJournal: &logv1.AcceptJournal{Server: req.Server, Reason: req.Reason}}})
+	return &ztv1.AcceptJournalResponse{}, err
 }
 
 // AnchorJournal is PeerService.AnchorJournal.
@@ -163,6 +206,7 @@ func (s *Server) AnchorSelf(ctx context.Context, req *ztv1.AnchorJournalRequest)
 func (s *Server) anchor(ctx context.Context, server string, req *ztv1.AnchorJournalRequest) error {
 	_, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_AnchorJournal{AnchorJournal: &logv1.AnchorJournal{
 		Server: server, Lines: req.Lines, Hash: req.Hash, AfterLines: req.AfterLines, AfterHash: req.AfterHash,
+		LetGo: req.LetGo, Accept: req.Accept,
 	}}})
 	return err
 }

@@ -43,7 +43,7 @@ type call struct {
 	address   string       // the IP address that the call came from
 	method    string       // its full name
 	admin     *logv1.Admin // what the log says of an admin; nil for others
-	forwarded bool
+	forwarded bool         // by another server of the cluster
 }
 
 type callKey struct{}
@@ -90,11 +90,21 @@ func (s *Server) internal(ctx context.Context) (call, error) {
 	if len(named) == 0 {
 		return s.external(ctx)
 	}
-	c := call{principal: principalOf(named[0]), forwarded: true}
+	c := call{principal: principalOf(named[0]), forwarded: ofCluster(ctx)}
 	if a := md.Get(metaAddress); len(a) == 1 {
 		c.address = a[0]
 	}
 	return c, nil
+}
+
+// ofCluster tells whether a call came over the cluster port, and not from this process.
+func ofCluster(ctx context.Context) bool {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return false
+	}
+	_, ok = p.AuthInfo.(credentials.TLSInfo)
+	return ok
 }
 
 func hostOf(a net.Addr) string {
@@ -144,7 +154,7 @@ func (s *Server) unary(who identify) grpc.UnaryServerInterceptor {
 			return err
 		})
 		if err != nil {
-			return nil, s.answer(info.FullMethod, withKey(req, err))
+			return nil, s.answer(ctx, who, info.FullMethod, withKey(req, err))
 		}
 		return resp, nil
 	}
@@ -220,7 +230,9 @@ func (s *Server) deadline(req any) time.Duration {
 func (s *Server) stream(who identify) grpc.StreamServerInterceptor {
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		if s.cfg.Passthrough[info.FullMethod] {
-			return handler(srv, ss) // judged by its own service: Envoy's discovery
+			err := handler(srv, ss) // judged by its own service: Envoy's discovery
+			s.noteRefusal(ss.Context(), who, info.FullMethod, err)
+			return err
 		}
 		err := guard(func() error {
 			c, err := who(ss.Context())
@@ -252,7 +264,7 @@ func (s *Server) stream(who identify) grpc.StreamServerInterceptor {
 			}})
 		})
 		if err != nil {
-			return s.answer(info.FullMethod, err)
+			return s.answer(ss.Context(), who, info.FullMethod, err)
 		}
 		return nil
 	}
@@ -275,21 +287,43 @@ func (c *callStream) SendMsg(m any) error {
 	return c.ServerStream.SendMsg(m)
 }
 
-// answer turns an error into what the caller may know, counts it, and logs what
-// must stay inside.
-func (s *Server) answer(fullMethod string, err error) error {
+// answer turns an error into what the caller may know, counts it, puts it on record if
+// it is a refusal, and logs what must stay inside.
+func (s *Server) answer(ctx context.Context, who identify, fullMethod string, err error) error {
+	s.noteRefusal(ctx, who, fullMethod, err)
 	st, inside := toStatus(err)
 	s.metrics.calls.WithLabelValues(st.Code().String()).Inc()
 	if inside {
 		s.cfg.Logger.Error("call failed", "method", fullMethod, "error", err)
 	}
-	switch st.Code() {
-	case codes.Unauthenticated, codes.PermissionDenied:
-		if s.refusals.Allow() {
-			s.cfg.Logger.Warn("call refused", "method", fullMethod, "reason", st.Message())
-		}
-	}
 	return st.Err()
+}
+
+// noteRefusal puts on record that a call was refused, on the server that its caller
+// spoke to: one that was forwarded is noted where it came in.
+func (s *Server) noteRefusal(ctx context.Context, who identify, fullMethod string, err error) {
+	if err == nil {
+		return
+	}
+	st, _ := toStatus(err)
+	if code := st.Code(); code != codes.Unauthenticated && code != codes.PermissionDenied && st.Message() != errRequest.Error() {
+		return
+	}
+	if s.refusals.Allow() {
+		s.cfg.Logger.Warn("call refused", "method", fullMethod, "reason", st.Message())
+	}
+	c, unknown := who(ctx)
+	if c.forwarded {
+		return
+	}
+	if p, ok := peer.FromContext(ctx); ok && unknown != nil {
+		c.address = hostOf(p.Addr)
+	}
+	name := c.principal.String()
+	if c.principal.Role != RoleNobody {
+		name = s.spiffeID(c.principal)
+	}
+	s.cfg.Refusals.Refused(name, fullMethod, c.address, st.Code(), st.Message())
 }
 
 func wantsStale(req any) bool {

@@ -77,6 +77,10 @@ func problemsOf(problems spec.Problems) (out []*ztv1.Problem) {
 	return out
 }
 
+// errRequest is what those hear whose request for a certificate is not what it must be:
+// another's, changed, or for a key that is not used here.
+var errRequest = refuse(codes.InvalidArgument, "certificate request refused")
+
 // errTurnedAway is what a server hears that is not of the cluster.
 var errTurnedAway = refuse(codes.PermissionDenied, "this server is not of the cluster any more; join again with a new token and a new data directory")
 

@@ -45,7 +45,8 @@ func (s *Server) Internal(opts ...grpc.ServerOption) *grpc.Server {
 func (s *Server) Strangers(opts ...grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append(opts,
 		grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
-			return s.answer("stranger", s.turnAway(stream.Context()))
+			method, _ := grpc.MethodFromServerStream(stream)
+			return s.answer(stream.Context(), s.external, method, s.turnAway(stream.Context()))
 		}),
 		grpc.MaxRecvMsgSize(maxCallBytes),
 		grpc.ConnectionTimeout(s.cfg.Handshake),

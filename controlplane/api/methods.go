@@ -112,6 +112,8 @@ var methods = map[string]method{
 	ztv1.AdminService_ListAudit_FullMethodName:          {RoleAdmin, rightViewer, true, recordNone},
 	ztv1.AdminService_ReadAudit_FullMethodName:          {RoleAdmin, rightViewer, false, recordNone},
 	ztv1.AdminService_ReadJournal_FullMethodName:        {RoleAdmin, rightAdmin, false, recordNone},
+	ztv1.AdminService_AcceptJournal_FullMethodName:      {RoleAdmin, rightAdmin, true, recordEntry},
+	ztv1.AdminService_ReadRefusals_FullMethodName:       {RoleAdmin, rightViewer, false, recordNone},
 	ztv1.AdminService_GetServerInfo_FullMethodName:      {RoleAdmin, rightViewer, false, recordNone},
 
 	ztv1.NodeService_Enrol_FullMethodName:       {RoleNobody, rightNone, true, recordEntry},

@@ -2,8 +2,6 @@ package api
 
 import (
 	"context"
-	"crypto/subtle"
-	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -49,7 +47,7 @@ func (s *Server) Enrol(ctx context.Context, req *ztv1.EnrolRequest) (*ztv1.Enrol
 		_, err = s.cfg.Issuer.KeyHash(req.SvidCsr)
 	}
 	if err != nil {
-		return nil, refuse(codes.InvalidArgument, "certificate request refused")
+		return nil, errRequest
 	}
 	// The answer says where the servers are, and nobody asks again for long.
 	if err := s.waitForPeers(ctx); err != nil {
@@ -65,18 +63,20 @@ func (s *Server) Enrol(ctx context.Context, req *ztv1.EnrolRequest) (*ztv1.Enrol
 			return nil, err
 		}
 	}
-	result, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{Id: id, SecretHash: hash, Instance: instance}}})
+	op := &logv1.Redeem{Id: id, SecretHash: hash, Instance: instance}
+	if err := s.redeemable(ctx, op); err != nil {
+		return nil, err
+	}
+	result, err := s.redeem(ctx, op)
 	if err == nil && result.Replayed {
 		// Its token is used up, and only its key speaks for it: it gets what was
 		// registered then, where it was registered, and nothing that is new.
 		had, ok := s.cfg.Log.State().Instance(instance.Id)
 		if !ok || had.Address != address || had.Agent != instance.Agent {
+			s.metrics.tokens.Inc()
 			err = state.ErrTokenInvalid
 		}
 		instance = had
-	}
-	if errors.Is(err, state.ErrTokenInvalid) {
-		s.metrics.tokens.Inc()
 	}
 	if err != nil {
 		return nil, err
@@ -184,7 +184,7 @@ func (s *Server) Renew(ctx context.Context, req *ztv1.RenewRequest) (*ztv1.Renew
 			continue
 		}
 		if _, err := s.cfg.Issuer.KeyHash(csr); err != nil {
-			return nil, refuse(codes.InvalidArgument, "certificate request refused")
+			return nil, errRequest
 		}
 	}
 	if len(req.SvidCsr) > 0 && !i.Agent {
@@ -234,7 +234,7 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 		return nil, refuse(codes.InvalidArgument, "server is missing")
 	}
 	if _, err := s.cfg.Issuer.KeyHash(req.IntermediateCsr); err != nil {
-		return nil, refuse(codes.InvalidArgument, "certificate request refused")
+		return nil, errRequest
 	}
 	// A server that was given no peers would never find them. The first one may
 	// not have said yet where it is.
@@ -242,9 +242,8 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 		return nil, err
 	}
 	// Who bears no token learns nothing of keys.
-	if t, ok := s.cfg.Log.State().Token(id); !ok || !t.Server || subtle.ConstantTimeCompare(t.SecretHash, hash) != 1 {
-		s.metrics.tokens.Inc()
-		return nil, state.ErrTokenInvalid
+	if err := s.redeemable(ctx, &logv1.Redeem{Id: id, SecretHash: hash, Server: &logv1.Server{Id: req.Server}}); err != nil {
+		return nil, err
 	}
 	keyID, key, err := s.cfg.Issuer.KeyFor(req.KeyIds)
 	if err != nil {
@@ -254,11 +253,7 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Redeem{Redeem: &logv1.Redeem{Id: id, SecretHash: hash, Server: server}}})
-	if errors.Is(err, state.ErrTokenInvalid) {
-		s.metrics.tokens.Inc()
-	}
-	if err != nil {
+	if _, err := s.redeem(ctx, &logv1.Redeem{Id: id, SecretHash: hash, Server: server}); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("api.join.redeemed")

@@ -15,6 +15,26 @@ import (
 // Nothing is kept of it.
 var ErrNotFilled = errors.New("these are not the audit records that are missing")
 
+// Begin makes a directory of which record a is the first that is kept: those before it
+// lie with the cluster of before, and a says what they led to. There must be none yet.
+func Begin(cfg Config, a *state.Audit) error {
+	l, err := Open(cfg, Head{})
+	if err != nil {
+		return err
+	}
+	before := Head{a.Record.GetSequence() - 1, a.Record.GetPrevious()}
+	if l.head.Sequence != 0 || len(l.segments) > 0 {
+		err = errors.New("there are audit records already")
+	} else if before.Sequence > 0 {
+		err = l.setAnchor(before)
+		l.head = before
+	}
+	if err == nil {
+		err = l.Append(a)
+	}
+	return errors.Join(err, l.Close())
+}
+
 // Fill closes a hole with records that another server has: next returns them in
 // their order, then io.EOF. They are believed only if the chain leads through all
 // of them to what is here already. Records that the other server has let go of, by

@@ -102,7 +102,8 @@ func FormatOf(e *logv1.Entry) uint32 {
 		return 3
 	}
 	switch op := e.GetOp().(type) {
-	case *logv1.Entry_ReplaceRootKey, *logv1.Entry_Restored, *logv1.Entry_AnchorJournal, *logv1.Entry_Access, *logv1.Entry_Place:
+	case *logv1.Entry_ReplaceRootKey, *logv1.Entry_Restored, *logv1.Entry_AnchorJournal, *logv1.Entry_Access,
+		*logv1.Entry_AcceptJournal, *logv1.Entry_Place:
 		return 3
 	case *logv1.Entry_Propose:
 		return 2
@@ -184,6 +185,8 @@ func (s *State) apply(e *logv1.Entry) Result {
 		return s.applyRestored(op.Restored)
 	case *logv1.Entry_AnchorJournal:
 		return s.applyAnchorJournal(op.AnchorJournal)
+	case *logv1.Entry_AcceptJournal:
+		return s.applyAcceptJournal(op.AcceptJournal)
 	case *logv1.Entry_Access:
 		return Result{}
 	default:

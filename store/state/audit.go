@@ -245,9 +245,15 @@ func aboutOf(before *State, e *logv1.Entry, r Result) about {
 	case *logv1.Entry_AnchorJournal:
 		a.add("Journal", "", op.AnchorJournal.GetServer())
 		a.detail = fmt.Sprintf("%d lines, sha256 %s", op.AnchorJournal.GetLines(), op.AnchorJournal.GetHash())
+		if n := op.AnchorJournal.GetLetGo(); n > 0 {
+			a.detail += fmt.Sprintf(", %d let go", n)
+		}
 		if op.AnchorJournal.GetAccept() {
 			a.detail += ", accepted"
 		}
+	case *logv1.Entry_AcceptJournal:
+		a.add("Journal", "", op.AcceptJournal.GetServer())
+		a.detail = op.AcceptJournal.GetReason()
 	case *logv1.Entry_Access:
 		if op.Access.GetKind() != "" {
 			a.add(op.Access.GetKind(), "", op.Access.GetName())
@@ -317,16 +323,43 @@ func (s *State) applyAnchorJournal(op *logv1.AnchorJournal) Result {
 	}
 	old, _ := s.Anchor(op.GetServer())
 	same := op.GetLines() == old.GetLines() && op.GetHash() == old.GetHash()
+	letGo := max(op.GetLetGo(), old.GetLetGo())
+	if op.GetAccept() {
+		letGo = op.GetLetGo()
+	}
 	switch {
-	case same:
+	case op.GetLetGo() > op.GetLines(), !op.GetAccept() && op.GetLetGo() > old.GetLines():
+		return Result{Err: fmt.Errorf("%w: %d lines let go, and %d are anchored", ErrInvalid, op.GetLetGo(), old.GetLines())}
+	case op.GetAccept() && !old.GetAccepted() && !same:
+		return Result{Err: fmt.Errorf("%w: no admin has accepted that", ErrJournal)}
+	case same && letGo == old.GetLetGo() && !old.GetAccepted():
 		return Result{}
-	case op.GetLines() <= old.GetLines() && !op.GetAccept():
+	case same, op.GetAccept():
+	case op.GetLines() <= old.GetLines():
 		return Result{Err: fmt.Errorf("%w: %d lines, and there were %d", ErrJournal, op.GetLines(), old.GetLines())}
-	case !op.GetAccept() && (op.GetAfterLines() != old.GetLines() || op.GetAfterHash() != old.GetHash()):
+	case op.GetAfterLines() != old.GetLines() || op.GetAfterHash() != old.GetHash():
 		return Result{Err: fmt.Errorf("%w: it goes on from %d lines, and the last anchor is at %d", ErrJournal, op.GetAfterLines(), old.GetLines())}
 	}
 	s.anchors, _, _ = s.anchors.Insert([]byte(op.GetServer()), &logv1.JournalAnchor{
-		Server: op.GetServer(), Lines: op.GetLines(), Hash: op.GetHash(), When: timestamppb.New(s.when),
+		Server: op.GetServer(), Lines: op.GetLines(), Hash: op.GetHash(), When: timestamppb.New(s.when), LetGo: letGo,
 	})
+	return Result{Changed: Changes{Journals: true}}
+}
+
+// applyAcceptJournal lets the next anchor of a server's issuance journal be any. That
+// one is the server's to say: what it has.
+func (s *State) applyAcceptJournal(op *logv1.AcceptJournal) Result {
+	old, ok := s.Anchor(op.GetServer())
+	switch {
+	case op.GetReason() == "":
+		return Result{Err: fmt.Errorf("%w: a journal is accepted for a reason", ErrInvalid)}
+	case !ok:
+		return Result{Err: fmt.Errorf("anchor of a journal of server %s: %w", op.GetServer(), ErrNotFound)}
+	case old.GetAccepted():
+		return Result{}
+	}
+	now := proto.CloneOf(old)
+	now.Accepted = true
+	s.anchors, _, _ = s.anchors.Insert([]byte(op.GetServer()), now)
 	return Result{Changed: Changes{Journals: true}}
 }

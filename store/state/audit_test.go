@@ -275,10 +275,43 @@ func TestAnchors(t *testing.T) {
 	on := anchor("s1", 6, "d", false)
 	on.GetAnchorJournal().AfterLines, on.GetAnchorJournal().AfterHash = 5, hex.EncodeToString(hashOf("a"))
 	c.must(on)
+	accept := func(server, reason string) *logv1.Entry {
+		return &logv1.Entry{Op: &logv1.Entry_AcceptJournal{AcceptJournal: &logv1.AcceptJournal{Server: server, Reason: reason}}}
+	}
+	if r := c.apply(anchor("s1", 2, "c", true)); !errors.Is(r.Err, state.ErrJournal) {
+		t.Errorf("accepted by nobody: %v", r.Err)
+	}
+	if r := c.apply(accept("s2", "why")); !errors.Is(r.Err, state.ErrNotFound) {
+		t.Errorf("of a server without an anchor: %v", r.Err)
+	}
+	if r := c.apply(accept("s1", "")); !errors.Is(r.Err, state.ErrInvalid) {
+		t.Errorf("without a reason: %v", r.Err)
+	}
+	if r := c.must(accept("s1", "the disk was replaced")); r.Audit.Record.GetDetail() != "the disk was replaced" || !r.Changed.Journals {
+		t.Errorf("recorded as %v", r.Audit.Record)
+	}
+	if again, err := state.Read(bytes.NewReader(snapshotOf(t, c.s))); err != nil {
+		t.Fatal(err)
+	} else if a, _ := again.Anchor("s1"); !a.GetAccepted() {
+		t.Errorf("restored as %v", a)
+	}
+	if r := c.apply(anchor("s1", 2, "c", false)); !errors.Is(r.Err, state.ErrJournal) {
+		t.Errorf("one that does not say that it was cut: %v", r.Err)
+	}
 	c.must(anchor("s1", 2, "c", true))
-	if a, _ := c.s.Anchor("s1"); a.GetLines() != 2 {
+	if a, _ := c.s.Anchor("s1"); a.GetLines() != 2 || a.GetAccepted() {
 		t.Errorf("accepted, and it is %v", a)
 	}
+	if r := c.apply(anchor("s1", 1, "d", true)); !errors.Is(r.Err, state.ErrJournal) {
+		t.Errorf("accepted once, taken twice: %v", r.Err)
+	}
+	// One that turns out to be good ends the acceptance.
+	c.must(accept("s1", "a mistake"))
+	c.must(anchor("s1", 2, "c", false))
+	if a, _ := c.s.Anchor("s1"); a.GetAccepted() {
+		t.Error("it is accepted for good")
+	}
+	testLetGo(t, c)
 	if r := c.must(&logv1.Entry{Op: &logv1.Entry_DeleteServer{DeleteServer: &logv1.DeleteServer{Id: "s1"}}}); !r.Changed.Journals {
 		t.Error("it does not go with its server")
 	}
@@ -318,4 +351,27 @@ func sampleAudit(t testing.TB) *state.State {
 		}
 	}
 	return s
+}
+
+// testLetGo: lines go after they were anchored, and what may be gone only grows. The
+// anchor of s1 is at 2 lines.
+func testLetGo(t *testing.T, c *cluster) {
+	t.Helper()
+	letGo := func(lines, upTo uint64, hash, after string, afterLines uint64) *logv1.Entry {
+		e := anchor("s1", lines, hash, false)
+		e.GetAnchorJournal().LetGo, e.GetAnchorJournal().AfterLines = upTo, afterLines
+		e.GetAnchorJournal().AfterHash = hex.EncodeToString(hashOf(after))
+		return e
+	}
+	if r := c.apply(letGo(9, 3, "x", "c", 2)); !errors.Is(r.Err, state.ErrInvalid) {
+		t.Errorf("lines go that no anchor is after: %v", r.Err)
+	}
+	c.must(letGo(2, 2, "c", "", 0)) // where it is
+	c.must(letGo(9, 0, "x", "c", 2))
+	if a, _ := c.s.Anchor("s1"); a.GetLines() != 9 || a.GetLetGo() != 2 {
+		t.Errorf("anchored as %v", a)
+	}
+	if r := c.must(letGo(9, 1, "x", "", 0)); !r.Changed.Empty() {
+		t.Errorf("what is gone came back: %+v", r.Changed)
+	}
 }

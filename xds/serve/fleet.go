@@ -40,6 +40,10 @@ type Config struct {
 	// calls for one instance never overlap and alternate with OnConnect.
 	OnDisconnect func(instance string)
 
+	// OnForeign is called when a stream asked for a name that is not of its instance,
+	// with the stream's context. It should return soon.
+	OnForeign func(ctx context.Context, instance, typeURL, name string)
+
 	// Retain keeps what was set for an instance after its last stream, and accepts
 	// it before its first. Without it both are dropped, so that a proxy that comes
 	// back after hours on another replica is never told an old state: whoever sets
@@ -61,6 +65,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.OnDisconnect == nil {
 		c.OnDisconnect = func(string) {}
+	}
+	if c.OnForeign == nil {
+		c.OnForeign = func(context.Context, string, string, string) {}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

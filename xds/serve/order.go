@@ -1,6 +1,8 @@
 package serve
 
 import (
+	"context"
+
 	"github.com/ztmesh/ztmesh/xds"
 )
 
@@ -221,7 +223,8 @@ func (s *stream) holds(v *view) (sent, acked bool) {
 }
 
 // foreign counts a name that is not the proxy's.
-func (f *Fleet) foreign(instance, typeURL string) {
+func (f *Fleet) foreign(ctx context.Context, instance, typeURL, name string) {
+	f.cfg.OnForeign(ctx, instance, typeURL, name)
 	f.metrics.foreign.WithLabelValues(typeLabel(typeURL)).Inc()
 	f.warn("proxy asked for a name that is not its own", "instance", instance, "type", typeLabel(typeURL))
 }

@@ -252,7 +252,7 @@ func (w *watch) commit(nonce string, r *response) {
 	}
 	for _, name := range r.removed {
 		if e := w.known[name]; e == nil || !e.had {
-			w.stream.fleet.foreign(w.stream.instance, w.typeURL)
+			w.stream.fleet.foreign(w.stream.Context(), w.stream.instance, w.typeURL, name)
 		}
 		if _, subscribed := w.sub.SubscribedResources()[name]; subscribed {
 			w.known[name] = &entry{absent: true}

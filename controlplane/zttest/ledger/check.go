@@ -248,7 +248,7 @@ func (l *Ledger) CheckJournals(files ...string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := identity.VerifyJournal(bytes.NewReader(b)); err != nil {
+		if _, err := identity.VerifyJournal(bytes.NewReader(b), identity.Head{}); err != nil {
 			return fmt.Errorf("%s: %w", f, err)
 		}
 		for line := range bytes.Lines(b) {

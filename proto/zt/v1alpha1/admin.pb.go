@@ -5108,7 +5108,12 @@ type ReadJournalResponse struct {
 	// First, and alone: how far the journal was when the server last told the cluster.
 	Anchor *v1.JournalAnchor `protobuf:"bytes,1,opt,name=anchor,proto3" json:"anchor,omitempty"`
 	// Then its lines.
-	Lines         [][]byte `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	Lines [][]byte `protobuf:"bytes,2,rep,name=lines,proto3" json:"lines,omitempty"`
+	// In the first message: how many lines were let go of, and the hash of the last.
+	LetGo     uint64 `protobuf:"varint,3,opt,name=let_go,json=letGo,proto3" json:"let_go,omitempty"`
+	LetGoHash string `protobuf:"bytes,4,opt,name=let_go_hash,json=letGoHash,proto3" json:"let_go_hash,omitempty"`
+	// In the first message: why the server signs nothing now; empty: it does.
+	Refused       string `protobuf:"bytes,5,opt,name=refused,proto3" json:"refused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5151,6 +5156,223 @@ func (x *ReadJournalResponse) GetAnchor() *v1.JournalAnchor {
 }
 
 func (x *ReadJournalResponse) GetLines() [][]byte {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *ReadJournalResponse) GetLetGo() uint64 {
+	if x != nil {
+		return x.LetGo
+	}
+	return 0
+}
+
+func (x *ReadJournalResponse) GetLetGoHash() string {
+	if x != nil {
+		return x.LetGoHash
+	}
+	return ""
+}
+
+func (x *ReadJournalResponse) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+type AcceptJournalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptJournalRequest) Reset() {
+	*x = AcceptJournalRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptJournalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptJournalRequest) ProtoMessage() {}
+
+func (x *AcceptJournalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptJournalRequest.ProtoReflect.Descriptor instead.
+func (*AcceptJournalRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *AcceptJournalRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *AcceptJournalRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type AcceptJournalResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptJournalResponse) Reset() {
+	*x = AcceptJournalResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptJournalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptJournalResponse) ProtoMessage() {}
+
+func (x *AcceptJournalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptJournalResponse.ProtoReflect.Descriptor instead.
+func (*AcceptJournalResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{82}
+}
+
+type ReadRefusalsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadRefusalsRequest) Reset() {
+	*x = ReadRefusalsRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadRefusalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadRefusalsRequest) ProtoMessage() {}
+
+func (x *ReadRefusalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadRefusalsRequest.ProtoReflect.Descriptor instead.
+func (*ReadRefusalsRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{83}
+}
+
+type ReadRefusalsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the first message, which has no lines: who keeps them, how many lines were let
+	// go of, and the hash of the last.
+	Server    string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	LetGo     uint64 `protobuf:"varint,2,opt,name=let_go,json=letGo,proto3" json:"let_go,omitempty"`
+	LetGoHash string `protobuf:"bytes,3,opt,name=let_go_hash,json=letGoHash,proto3" json:"let_go_hash,omitempty"`
+	// Then the lines: JSON, with line (from 1), prev (SHA-256 of the line before), first
+	// and last (times), count, who, what, from, code, reason, and lost.
+	Lines         [][]byte `protobuf:"bytes,4,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadRefusalsResponse) Reset() {
+	*x = ReadRefusalsResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadRefusalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadRefusalsResponse) ProtoMessage() {}
+
+func (x *ReadRefusalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadRefusalsResponse.ProtoReflect.Descriptor instead.
+func (*ReadRefusalsResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *ReadRefusalsResponse) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ReadRefusalsResponse) GetLetGo() uint64 {
+	if x != nil {
+		return x.LetGo
+	}
+	return 0
+}
+
+func (x *ReadRefusalsResponse) GetLetGoHash() string {
+	if x != nil {
+		return x.LetGoHash
+	}
+	return ""
+}
+
+func (x *ReadRefusalsResponse) GetLines() [][]byte {
 	if x != nil {
 		return x.Lines
 	}
@@ -5539,10 +5761,24 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"AuditRange\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\"\x14\n" +
-	"\x12ReadJournalRequest\"]\n" +
+	"\x12ReadJournalRequest\"\xae\x01\n" +
 	"\x13ReadJournalResponse\x120\n" +
 	"\x06anchor\x18\x01 \x01(\v2\x18.zt.log.v1.JournalAnchorR\x06anchor\x12\x14\n" +
-	"\x05lines\x18\x02 \x03(\fR\x05lines2\xfd\x19\n" +
+	"\x05lines\x18\x02 \x03(\fR\x05lines\x12\x15\n" +
+	"\x06let_go\x18\x03 \x01(\x04R\x05letGo\x12\x1e\n" +
+	"\vlet_go_hash\x18\x04 \x01(\tR\tletGoHash\x12\x18\n" +
+	"\arefused\x18\x05 \x01(\tR\arefused\"]\n" +
+	"\x14AcceptJournalRequest\x12!\n" +
+	"\x06server\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x06server\x12\"\n" +
+	"\x06reason\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xc8\x01R\x06reason\"\x17\n" +
+	"\x15AcceptJournalResponse\"\x15\n" +
+	"\x13ReadRefusalsRequest\"{\n" +
+	"\x14ReadRefusalsResponse\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x15\n" +
+	"\x06let_go\x18\x02 \x01(\x04R\x05letGo\x12\x1e\n" +
+	"\vlet_go_hash\x18\x03 \x01(\tR\tletGoHash\x12\x14\n" +
+	"\x05lines\x18\x04 \x03(\fR\x05lines2\xe3\x1b\n" +
 	"\fAdminService\x12Z\n" +
 	"\x05Apply\x12\x19.zt.v1alpha1.ApplyRequest\x1a\x1a.zt.v1alpha1.ApplyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1alpha1/apply\x12\x87\x01\n" +
 	"\vGetDocument\x12\x1f.zt.v1alpha1.GetDocumentRequest\x1a .zt.v1alpha1.GetDocumentResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1alpha1/documents/{kind}/{namespace}/{name}\x12s\n" +
@@ -5574,7 +5810,9 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x06Backup\x12\x1a.zt.v1alpha1.BackupRequest\x1a\x1b.zt.v1alpha1.BackupResponse0\x01\x12c\n" +
 	"\tListAudit\x12\x1d.zt.v1alpha1.ListAuditRequest\x1a\x1e.zt.v1alpha1.ListAuditResponse\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/v1alpha1/audit\x12L\n" +
 	"\tReadAudit\x12\x1d.zt.v1alpha1.ReadAuditRequest\x1a\x1e.zt.v1alpha1.ReadAuditResponse0\x01\x12R\n" +
-	"\vReadJournal\x12\x1f.zt.v1alpha1.ReadJournalRequest\x1a .zt.v1alpha1.ReadJournalResponse0\x01\x12n\n" +
+	"\vReadJournal\x12\x1f.zt.v1alpha1.ReadJournalRequest\x1a .zt.v1alpha1.ReadJournalResponse0\x01\x12\x8c\x01\n" +
+	"\rAcceptJournal\x12!.zt.v1alpha1.AcceptJournalRequest\x1a\".zt.v1alpha1.AcceptJournalResponse\"4\x82\xd3\xe4\x93\x02.:\x01*\")/v1alpha1/members/{server}/journal/accept\x12U\n" +
+	"\fReadRefusals\x12 .zt.v1alpha1.ReadRefusalsRequest\x1a!.zt.v1alpha1.ReadRefusalsResponse0\x01\x12n\n" +
 	"\rGetServerInfo\x12!.zt.v1alpha1.GetServerInfoRequest\x1a\".zt.v1alpha1.GetServerInfoResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1alpha1/infoB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
@@ -5589,7 +5827,7 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_admin_proto_rawDescData
 }
 
-var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 88)
+var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*File)(nil),                       // 0: zt.v1alpha1.File
 	(*ApplyRequest)(nil),               // 1: zt.v1alpha1.ApplyRequest
@@ -5672,90 +5910,94 @@ var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*AuditRange)(nil),                 // 78: zt.v1alpha1.AuditRange
 	(*ReadJournalRequest)(nil),         // 79: zt.v1alpha1.ReadJournalRequest
 	(*ReadJournalResponse)(nil),        // 80: zt.v1alpha1.ReadJournalResponse
-	nil,                                // 81: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 82: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 83: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 84: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	nil,                                // 85: zt.v1alpha1.RollbackRequest.BasesEntry
-	nil,                                // 86: zt.v1alpha1.RollbackResponse.BasesEntry
-	nil,                                // 87: zt.v1alpha1.CanRequest.HeadersEntry
-	(*durationpb.Duration)(nil),        // 88: google.protobuf.Duration
-	(*Document)(nil),                   // 89: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 90: google.protobuf.Timestamp
-	(*User)(nil),                       // 91: zt.v1alpha1.User
-	(*Block)(nil),                      // 92: zt.v1alpha1.Block
-	(*v1.AuditRecord)(nil),             // 93: zt.log.v1.AuditRecord
-	(*v1.AuditHead)(nil),               // 94: zt.log.v1.AuditHead
-	(*v1.JournalAnchor)(nil),           // 95: zt.log.v1.JournalAnchor
+	(*AcceptJournalRequest)(nil),       // 81: zt.v1alpha1.AcceptJournalRequest
+	(*AcceptJournalResponse)(nil),      // 82: zt.v1alpha1.AcceptJournalResponse
+	(*ReadRefusalsRequest)(nil),        // 83: zt.v1alpha1.ReadRefusalsRequest
+	(*ReadRefusalsResponse)(nil),       // 84: zt.v1alpha1.ReadRefusalsResponse
+	nil,                                // 85: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 86: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 87: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 88: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 89: zt.v1alpha1.RollbackRequest.BasesEntry
+	nil,                                // 90: zt.v1alpha1.RollbackResponse.BasesEntry
+	nil,                                // 91: zt.v1alpha1.CanRequest.HeadersEntry
+	(*durationpb.Duration)(nil),        // 92: google.protobuf.Duration
+	(*Document)(nil),                   // 93: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 94: google.protobuf.Timestamp
+	(*User)(nil),                       // 95: zt.v1alpha1.User
+	(*Block)(nil),                      // 96: zt.v1alpha1.Block
+	(*v1.AuditRecord)(nil),             // 97: zt.log.v1.AuditRecord
+	(*v1.AuditHead)(nil),               // 98: zt.log.v1.AuditHead
+	(*v1.JournalAnchor)(nil),           // 99: zt.log.v1.JournalAnchor
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	0,  // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	81, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	85, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
 	3,  // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
 	4,  // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	82, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	86, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
 	5,  // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
 	5,  // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	88, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
-	83, // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	92, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
+	87, // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
 	13, // 9: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
 	9,  // 10: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	89, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	93, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
 	13, // 12: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	84, // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	88, // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
 	9,  // 14: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	18, // 15: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	90, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	94, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
 	3,  // 17: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
 	18, // 18: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
 	9,  // 19: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	85, // 20: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
+	89, // 20: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
 	3,  // 21: zt.v1alpha1.RollbackResponse.changes:type_name -> zt.v1alpha1.Change
 	4,  // 22: zt.v1alpha1.RollbackResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	86, // 23: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
+	90, // 23: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
 	5,  // 24: zt.v1alpha1.RollbackResponse.warnings:type_name -> zt.v1alpha1.Problem
 	53, // 25: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
 	25, // 26: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
 	9,  // 27: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	26, // 28: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	90, // 29: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	90, // 30: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	90, // 31: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	94, // 29: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	94, // 30: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	94, // 31: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
 	29, // 32: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
-	90, // 33: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	94, // 33: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
 	26, // 34: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	91, // 35: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
-	90, // 36: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
-	87, // 37: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	95, // 35: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	94, // 36: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	91, // 37: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
 	9,  // 38: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	92, // 39: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	96, // 39: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
 	4,  // 40: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
 	4,  // 41: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
 	38, // 42: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
 	39, // 43: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
 	9,  // 44: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	90, // 45: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
-	90, // 46: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
-	90, // 47: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
-	88, // 48: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	94, // 45: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	94, // 46: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	94, // 47: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	92, // 48: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
 	44, // 49: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	90, // 50: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	94, // 50: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
 	44, // 51: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
 	9,  // 52: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	53, // 53: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
 	9,  // 54: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	88, // 55: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
-	90, // 56: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
+	92, // 55: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
+	94, // 56: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
 	64, // 57: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
 	9,  // 58: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	90, // 59: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	94, // 59: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
 	64, // 60: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
-	90, // 61: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	93, // 62: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
+	94, // 61: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	97, // 62: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
 	77, // 63: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
-	94, // 64: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
+	98, // 64: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
 	78, // 65: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
-	95, // 66: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
+	99, // 66: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
 	1,  // 67: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
 	11, // 68: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
 	14, // 69: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
@@ -5785,39 +6027,43 @@ var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	73, // 93: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
 	75, // 94: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
 	79, // 95: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
-	71, // 96: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	2,  // 97: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	12, // 98: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	15, // 99: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	17, // 100: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	20, // 101: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	22, // 102: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
-	24, // 103: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	28, // 104: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	31, // 105: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	43, // 106: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	46, // 107: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	48, // 108: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	50, // 109: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	52, // 110: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	55, // 111: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	57, // 112: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
-	59, // 113: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
-	61, // 114: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
-	63, // 115: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	66, // 116: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	68, // 117: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	33, // 118: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
-	35, // 119: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
-	37, // 120: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
-	41, // 121: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
-	70, // 122: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
-	74, // 123: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
-	76, // 124: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
-	80, // 125: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
-	72, // 126: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	97, // [97:127] is the sub-list for method output_type
-	67, // [67:97] is the sub-list for method input_type
+	81, // 96: zt.v1alpha1.AdminService.AcceptJournal:input_type -> zt.v1alpha1.AcceptJournalRequest
+	83, // 97: zt.v1alpha1.AdminService.ReadRefusals:input_type -> zt.v1alpha1.ReadRefusalsRequest
+	71, // 98: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	2,  // 99: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	12, // 100: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	15, // 101: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	17, // 102: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	20, // 103: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	22, // 104: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
+	24, // 105: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	28, // 106: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	31, // 107: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	43, // 108: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	46, // 109: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	48, // 110: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	50, // 111: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	52, // 112: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	55, // 113: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	57, // 114: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
+	59, // 115: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
+	61, // 116: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
+	63, // 117: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	66, // 118: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	68, // 119: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	33, // 120: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	35, // 121: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	37, // 122: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	41, // 123: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	70, // 124: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
+	74, // 125: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
+	76, // 126: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
+	80, // 127: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
+	82, // 128: zt.v1alpha1.AdminService.AcceptJournal:output_type -> zt.v1alpha1.AcceptJournalResponse
+	84, // 129: zt.v1alpha1.AdminService.ReadRefusals:output_type -> zt.v1alpha1.ReadRefusalsResponse
+	72, // 130: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	99, // [99:131] is the sub-list for method output_type
+	67, // [67:99] is the sub-list for method input_type
 	67, // [67:67] is the sub-list for extension type_name
 	67, // [67:67] is the sub-list for extension extendee
 	0,  // [0:67] is the sub-list for field type_name
@@ -5836,7 +6082,7 @@ func file_zt_v1alpha1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   88,
+			NumMessages:   92,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -48,6 +48,8 @@ const (
 	AdminService_ListAudit_FullMethodName          = "/zt.v1alpha1.AdminService/ListAudit"
 	AdminService_ReadAudit_FullMethodName          = "/zt.v1alpha1.AdminService/ReadAudit"
 	AdminService_ReadJournal_FullMethodName        = "/zt.v1alpha1.AdminService/ReadJournal"
+	AdminService_AcceptJournal_FullMethodName      = "/zt.v1alpha1.AdminService/AcceptJournal"
+	AdminService_ReadRefusals_FullMethodName       = "/zt.v1alpha1.AdminService/ReadRefusals"
 	AdminService_GetServerInfo_FullMethodName      = "/zt.v1alpha1.AdminService/GetServerInfo"
 )
 
@@ -141,6 +143,12 @@ type AdminServiceClient interface {
 	// ReadJournal sends the issuance journal of the asked server, line by line.
 	// Role: admin.
 	ReadJournal(ctx context.Context, in *ReadJournalRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadJournalResponse], error)
+	// AcceptJournal lets a server sign again whose issuance journal was cut, or
+	// rewritten, while it was down. The reason goes on record. Role: admin.
+	AcceptJournal(ctx context.Context, in *AcceptJournalRequest, opts ...grpc.CallOption) (*AcceptJournalResponse, error)
+	// ReadRefusals sends the record of calls that the asked server has refused, line by
+	// line. Role: viewer.
+	ReadRefusals(ctx context.Context, in *ReadRefusalsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadRefusalsResponse], error)
 	// GetServerInfo tells the version, trust domain and leader. Role: viewer.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
@@ -488,6 +496,35 @@ func (c *adminServiceClient) ReadJournal(ctx context.Context, in *ReadJournalReq
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_ReadJournalClient = grpc.ServerStreamingClient[ReadJournalResponse]
 
+func (c *adminServiceClient) AcceptJournal(ctx context.Context, in *AcceptJournalRequest, opts ...grpc.CallOption) (*AcceptJournalResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcceptJournalResponse)
+	err := c.cc.Invoke(ctx, AdminService_AcceptJournal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) ReadRefusals(ctx context.Context, in *ReadRefusalsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadRefusalsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AdminService_ServiceDesc.Streams[5], AdminService_ReadRefusals_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ReadRefusalsRequest, ReadRefusalsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_ReadRefusalsClient = grpc.ServerStreamingClient[ReadRefusalsResponse]
+
 func (c *adminServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerInfoResponse)
@@ -588,6 +625,12 @@ type AdminServiceServer interface {
 	// ReadJournal sends the issuance journal of the asked server, line by line.
 	// Role: admin.
 	ReadJournal(*ReadJournalRequest, grpc.ServerStreamingServer[ReadJournalResponse]) error
+	// AcceptJournal lets a server sign again whose issuance journal was cut, or
+	// rewritten, while it was down. The reason goes on record. Role: admin.
+	AcceptJournal(context.Context, *AcceptJournalRequest) (*AcceptJournalResponse, error)
+	// ReadRefusals sends the record of calls that the asked server has refused, line by
+	// line. Role: viewer.
+	ReadRefusals(*ReadRefusalsRequest, grpc.ServerStreamingServer[ReadRefusalsResponse]) error
 	// GetServerInfo tells the version, trust domain and leader. Role: viewer.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
@@ -686,6 +729,12 @@ func (UnimplementedAdminServiceServer) ReadAudit(*ReadAuditRequest, grpc.ServerS
 }
 func (UnimplementedAdminServiceServer) ReadJournal(*ReadJournalRequest, grpc.ServerStreamingServer[ReadJournalResponse]) error {
 	return status.Error(codes.Unimplemented, "method ReadJournal not implemented")
+}
+func (UnimplementedAdminServiceServer) AcceptJournal(context.Context, *AcceptJournalRequest) (*AcceptJournalResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AcceptJournal not implemented")
+}
+func (UnimplementedAdminServiceServer) ReadRefusals(*ReadRefusalsRequest, grpc.ServerStreamingServer[ReadRefusalsResponse]) error {
+	return status.Error(codes.Unimplemented, "method ReadRefusals not implemented")
 }
 func (UnimplementedAdminServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
@@ -1198,6 +1247,35 @@ func _AdminService_ReadJournal_Handler(srv interface{}, stream grpc.ServerStream
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_ReadJournalServer = grpc.ServerStreamingServer[ReadJournalResponse]
 
+func _AdminService_AcceptJournal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcceptJournalRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).AcceptJournal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_AcceptJournal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).AcceptJournal(ctx, req.(*AcceptJournalRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_ReadRefusals_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(ReadRefusalsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AdminServiceServer).ReadRefusals(m, &grpc.GenericServerStream[ReadRefusalsRequest, ReadRefusalsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AdminService_ReadRefusalsServer = grpc.ServerStreamingServer[ReadRefusalsResponse]
+
 func _AdminService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetServerInfoRequest)
 	if err := dec(in); err != nil {
@@ -1320,6 +1398,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _AdminService_ListAudit_Handler,
 		},
 		{
+			MethodName: "AcceptJournal",
+			Handler:    _AdminService_AcceptJournal_Handler,
+		},
+		{
 			MethodName: "GetServerInfo",
 			Handler:    _AdminService_GetServerInfo_Handler,
 		},
@@ -1348,6 +1430,11 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ReadJournal",
 			Handler:       _AdminService_ReadJournal_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "ReadRefusals",
+			Handler:       _AdminService_ReadRefusals_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -866,8 +866,12 @@ type AnchorJournalRequest struct {
 	// Of the last of them: SHA-256, lower-case hex.
 	Hash string `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
 	// The anchor that the journal leads through.
-	AfterLines    uint64 `protobuf:"varint,3,opt,name=after_lines,json=afterLines,proto3" json:"after_lines,omitempty"`
-	AfterHash     string `protobuf:"bytes,4,opt,name=after_hash,json=afterHash,proto3" json:"after_hash,omitempty"`
+	AfterLines uint64 `protobuf:"varint,3,opt,name=after_lines,json=afterLines,proto3" json:"after_lines,omitempty"`
+	AfterHash  string `protobuf:"bytes,4,opt,name=after_hash,json=afterHash,proto3" json:"after_hash,omitempty"`
+	// Lines up to here are about to be let go of. 0: no more than before.
+	LetGo uint64 `protobuf:"varint,5,opt,name=let_go,json=letGo,proto3" json:"let_go,omitempty"`
+	// An admin has accepted that it does not lead through the last anchor.
+	Accept        bool `protobuf:"varint,6,opt,name=accept,proto3" json:"accept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -928,6 +932,20 @@ func (x *AnchorJournalRequest) GetAfterHash() string {
 		return x.AfterHash
 	}
 	return ""
+}
+
+func (x *AnchorJournalRequest) GetLetGo() uint64 {
+	if x != nil {
+		return x.LetGo
+	}
+	return 0
+}
+
+func (x *AnchorJournalRequest) GetAccept() bool {
+	if x != nil {
+		return x.Accept
+	}
+	return false
 }
 
 type AnchorJournalResponse struct {
@@ -1023,14 +1041,16 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\"E\n" +
 	"\x12FetchAuditResponse\x12\x15\n" +
 	"\x06let_go\x18\x01 \x01(\x04R\x05letGo\x12\x18\n" +
-	"\arecords\x18\x02 \x03(\fR\arecords\"\x80\x01\n" +
+	"\arecords\x18\x02 \x03(\fR\arecords\"\xaf\x01\n" +
 	"\x14AnchorJournalRequest\x12\x14\n" +
 	"\x05lines\x18\x01 \x01(\x04R\x05lines\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\tR\x04hash\x12\x1f\n" +
 	"\vafter_lines\x18\x03 \x01(\x04R\n" +
 	"afterLines\x12\x1d\n" +
 	"\n" +
-	"after_hash\x18\x04 \x01(\tR\tafterHash\"\x17\n" +
+	"after_hash\x18\x04 \x01(\tR\tafterHash\x12\x15\n" +
+	"\x06let_go\x18\x05 \x01(\x04R\x05letGo\x12\x16\n" +
+	"\x06accept\x18\x06 \x01(\bR\x06accept\"\x17\n" +
 	"\x15AnchorJournalResponse2\x98\x05\n" +
 	"\vPeerService\x12G\n" +
 	"\bAnnounce\x12\x1c.zt.v1alpha1.AnnounceRequest\x1a\x1d.zt.v1alpha1.AnnounceResponse\x12A\n" +

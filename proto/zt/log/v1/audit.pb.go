@@ -319,8 +319,13 @@ type JournalAnchor struct {
 	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
 	Lines  uint64                 `protobuf:"varint,2,opt,name=lines,proto3" json:"lines,omitempty"`
 	// Of the last of them: SHA-256, lower-case hex.
-	Hash          string                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
-	When          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=when,proto3" json:"when,omitempty"`
+	Hash string                 `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
+	When *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=when,proto3" json:"when,omitempty"`
+	// Lines up to here may have been let go of, by the server's retention: never more.
+	LetGo uint64 `protobuf:"varint,5,opt,name=let_go,json=letGo,proto3" json:"let_go,omitempty"`
+	// An admin has accepted that the journal does not lead through this. Until the
+	// server's next anchor.
+	Accepted      bool `protobuf:"varint,6,opt,name=accepted,proto3" json:"accepted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -383,6 +388,20 @@ func (x *JournalAnchor) GetWhen() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *JournalAnchor) GetLetGo() uint64 {
+	if x != nil {
+		return x.LetGo
+	}
+	return 0
+}
+
+func (x *JournalAnchor) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
 var File_zt_log_v1_audit_proto protoreflect.FileDescriptor
 
 const file_zt_log_v1_audit_proto_rawDesc = "" +
@@ -412,12 +431,14 @@ const file_zt_log_v1_audit_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\";\n" +
 	"\tAuditHead\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x12\n" +
-	"\x04hash\x18\x02 \x01(\fR\x04hash\"\x81\x01\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\"\xb4\x01\n" +
 	"\rJournalAnchor\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05lines\x18\x02 \x01(\x04R\x05lines\x12\x12\n" +
 	"\x04hash\x18\x03 \x01(\tR\x04hash\x12.\n" +
-	"\x04when\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04whenB0Z.github.com/ztmesh/ztmesh/proto/zt/log/v1;logv1b\x06proto3"
+	"\x04when\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x15\n" +
+	"\x06let_go\x18\x05 \x01(\x04R\x05letGo\x12\x1a\n" +
+	"\baccepted\x18\x06 \x01(\bR\bacceptedB0Z.github.com/ztmesh/ztmesh/proto/zt/log/v1;logv1b\x06proto3"
 
 var (
 	file_zt_log_v1_audit_proto_rawDescOnce sync.Once

@@ -66,6 +66,7 @@ type Entry struct {
 	//	*Entry_Restored
 	//	*Entry_AnchorJournal
 	//	*Entry_Access
+	//	*Entry_AcceptJournal
 	//	*Entry_Place
 	Op            isEntry_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
@@ -309,6 +310,15 @@ func (x *Entry) GetAccess() *Access {
 	return nil
 }
 
+func (x *Entry) GetAcceptJournal() *AcceptJournal {
+	if x != nil {
+		if x, ok := x.Op.(*Entry_AcceptJournal); ok {
+			return x.AcceptJournal
+		}
+	}
+	return nil
+}
+
 func (x *Entry) GetPlace() *Place {
 	if x != nil {
 		if x, ok := x.Op.(*Entry_Place); ok {
@@ -387,6 +397,10 @@ type Entry_Access struct {
 	Access *Access `protobuf:"bytes,27,opt,name=access,proto3,oneof"`
 }
 
+type Entry_AcceptJournal struct {
+	AcceptJournal *AcceptJournal `protobuf:"bytes,28,opt,name=accept_journal,json=acceptJournal,proto3,oneof"`
+}
+
 type Entry_Place struct {
 	Place *Place `protobuf:"bytes,32,opt,name=place,proto3,oneof"`
 }
@@ -422,6 +436,8 @@ func (*Entry_Restored) isEntry_Op() {}
 func (*Entry_AnchorJournal) isEntry_Op() {}
 
 func (*Entry_Access) isEntry_Op() {}
+
+func (*Entry_AcceptJournal) isEntry_Op() {}
 
 func (*Entry_Place) isEntry_Op() {}
 
@@ -1940,13 +1956,15 @@ type AnchorJournal struct {
 	Lines  uint64                 `protobuf:"varint,2,opt,name=lines,proto3" json:"lines,omitempty"`
 	// Of the last of them: SHA-256, lower-case hex.
 	Hash string `protobuf:"bytes,3,opt,name=hash,proto3" json:"hash,omitempty"`
-	// An admin takes the journal as it is, though it does not go on from the last
-	// anchor.
+	// It does not go on from the last anchor, which an admin has accepted.
 	Accept bool `protobuf:"varint,4,opt,name=accept,proto3" json:"accept,omitempty"`
 	// The anchor that the server has found its journal to lead through: it must still
 	// be the last one. 0: none.
-	AfterLines    uint64 `protobuf:"varint,5,opt,name=after_lines,json=afterLines,proto3" json:"after_lines,omitempty"`
-	AfterHash     string `protobuf:"bytes,6,opt,name=after_hash,json=afterHash,proto3" json:"after_hash,omitempty"`
+	AfterLines uint64 `protobuf:"varint,5,opt,name=after_lines,json=afterLines,proto3" json:"after_lines,omitempty"`
+	AfterHash  string `protobuf:"bytes,6,opt,name=after_hash,json=afterHash,proto3" json:"after_hash,omitempty"`
+	// Lines up to here are about to be let go of; never one that is not anchored yet.
+	// 0: no more than before.
+	LetGo         uint64 `protobuf:"varint,7,opt,name=let_go,json=letGo,proto3" json:"let_go,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2023,6 +2041,68 @@ func (x *AnchorJournal) GetAfterHash() string {
 	return ""
 }
 
+func (x *AnchorJournal) GetLetGo() uint64 {
+	if x != nil {
+		return x.LetGo
+	}
+	return 0
+}
+
+// AcceptJournal lets a server sign again whose issuance journal was cut, or rewritten:
+// its next anchor need not go on from the last one.
+type AcceptJournal struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// Why, for the record.
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcceptJournal) Reset() {
+	*x = AcceptJournal{}
+	mi := &file_zt_log_v1_entry_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcceptJournal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcceptJournal) ProtoMessage() {}
+
+func (x *AcceptJournal) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_log_v1_entry_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcceptJournal.ProtoReflect.Descriptor instead.
+func (*AcceptJournal) Descriptor() ([]byte, []int) {
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *AcceptJournal) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *AcceptJournal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // Access changes nothing. It is proposed before a call is answered, or carried out,
 // that is to be in the audit log and has no other entry.
 type Access struct {
@@ -2036,7 +2116,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_zt_log_v1_entry_proto_msgTypes[25]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2128,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_log_v1_entry_proto_msgTypes[25]
+	mi := &file_zt_log_v1_entry_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2141,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{25}
+	return file_zt_log_v1_entry_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Access) GetKind() string {
@@ -2082,7 +2162,7 @@ var File_zt_log_v1_entry_proto protoreflect.FileDescriptor
 
 const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\n" +
-	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\t\n" +
+	"\x15zt/log/v1/entry.proto\x12\tzt.log.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcd\t\n" +
 	"\x05Entry\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12.\n" +
 	"\x04when\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x10\n" +
@@ -2111,7 +2191,8 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\x10replace_root_key\x18\x16 \x01(\v2\x19.zt.log.v1.ReplaceRootKeyH\x00R\x0ereplaceRootKey\x121\n" +
 	"\brestored\x18\x17 \x01(\v2\x13.zt.log.v1.RestoredH\x00R\brestored\x12A\n" +
 	"\x0eanchor_journal\x18\x1a \x01(\v2\x18.zt.log.v1.AnchorJournalH\x00R\ranchorJournal\x12+\n" +
-	"\x06access\x18\x1b \x01(\v2\x11.zt.log.v1.AccessH\x00R\x06access\x12(\n" +
+	"\x06access\x18\x1b \x01(\v2\x11.zt.log.v1.AccessH\x00R\x06access\x12A\n" +
+	"\x0eaccept_journal\x18\x1c \x01(\v2\x18.zt.log.v1.AcceptJournalH\x00R\racceptJournal\x12(\n" +
 	"\x05place\x18  \x01(\v2\x10.zt.log.v1.PlaceH\x00R\x05placeB\x04\n" +
 	"\x02op\"\xae\x01\n" +
 	"\x04Init\x12!\n" +
@@ -2230,7 +2311,7 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\tPutServer\x12)\n" +
 	"\x06server\x18\x01 \x01(\v2\x11.zt.log.v1.ServerR\x06server\"\x1e\n" +
 	"\fDeleteServer\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xa9\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xc0\x01\n" +
 	"\rAnchorJournal\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
 	"\x05lines\x18\x02 \x01(\x04R\x05lines\x12\x12\n" +
@@ -2239,7 +2320,11 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"\vafter_lines\x18\x05 \x01(\x04R\n" +
 	"afterLines\x12\x1d\n" +
 	"\n" +
-	"after_hash\x18\x06 \x01(\tR\tafterHash\"0\n" +
+	"after_hash\x18\x06 \x01(\tR\tafterHash\x12\x15\n" +
+	"\x06let_go\x18\a \x01(\x04R\x05letGo\"?\n" +
+	"\rAcceptJournal\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"0\n" +
 	"\x06Access\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04nameB0Z.github.com/ztmesh/ztmesh/proto/zt/log/v1;logv1b\x06proto3"
@@ -2256,7 +2341,7 @@ func file_zt_log_v1_entry_proto_rawDescGZIP() []byte {
 	return file_zt_log_v1_entry_proto_rawDescData
 }
 
-var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_zt_log_v1_entry_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*Entry)(nil),                 // 0: zt.log.v1.Entry
 	(*Init)(nil),                  // 1: zt.log.v1.Init
@@ -2283,12 +2368,13 @@ var file_zt_log_v1_entry_proto_goTypes = []any{
 	(*PutServer)(nil),             // 22: zt.log.v1.PutServer
 	(*DeleteServer)(nil),          // 23: zt.log.v1.DeleteServer
 	(*AnchorJournal)(nil),         // 24: zt.log.v1.AnchorJournal
-	(*Access)(nil),                // 25: zt.log.v1.Access
-	nil,                           // 26: zt.log.v1.Apply.BasesEntry
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
+	(*AcceptJournal)(nil),         // 25: zt.log.v1.AcceptJournal
+	(*Access)(nil),                // 26: zt.log.v1.Access
+	nil,                           // 27: zt.log.v1.Apply.BasesEntry
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
 }
 var file_zt_log_v1_entry_proto_depIdxs = []int32{
-	27, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
+	28, // 0: zt.log.v1.Entry.when:type_name -> google.protobuf.Timestamp
 	1,  // 1: zt.log.v1.Entry.init:type_name -> zt.log.v1.Init
 	2,  // 2: zt.log.v1.Entry.apply:type_name -> zt.log.v1.Apply
 	10, // 3: zt.log.v1.Entry.put_token:type_name -> zt.log.v1.PutToken
@@ -2304,32 +2390,33 @@ var file_zt_log_v1_entry_proto_depIdxs = []int32{
 	5,  // 13: zt.log.v1.Entry.replace_root_key:type_name -> zt.log.v1.ReplaceRootKey
 	6,  // 14: zt.log.v1.Entry.restored:type_name -> zt.log.v1.Restored
 	24, // 15: zt.log.v1.Entry.anchor_journal:type_name -> zt.log.v1.AnchorJournal
-	25, // 16: zt.log.v1.Entry.access:type_name -> zt.log.v1.Access
-	17, // 17: zt.log.v1.Entry.place:type_name -> zt.log.v1.Place
-	18, // 18: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
-	26, // 19: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
-	8,  // 20: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
-	7,  // 21: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
-	3,  // 22: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
-	18, // 23: zt.log.v1.Apply.judged:type_name -> zt.log.v1.Admin
-	27, // 24: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
-	8,  // 25: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
-	21, // 26: zt.log.v1.Restored.server:type_name -> zt.log.v1.Server
-	7,  // 27: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
-	27, // 28: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
-	9,  // 29: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
-	13, // 30: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
-	21, // 31: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
-	27, // 32: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
-	14, // 33: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
-	27, // 34: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
-	18, // 35: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
-	21, // 36: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
-	37, // [37:37] is the sub-list for method output_type
-	37, // [37:37] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	26, // 16: zt.log.v1.Entry.access:type_name -> zt.log.v1.Access
+	25, // 17: zt.log.v1.Entry.accept_journal:type_name -> zt.log.v1.AcceptJournal
+	17, // 18: zt.log.v1.Entry.place:type_name -> zt.log.v1.Place
+	18, // 19: zt.log.v1.Init.admin:type_name -> zt.log.v1.Admin
+	27, // 20: zt.log.v1.Apply.bases:type_name -> zt.log.v1.Apply.BasesEntry
+	8,  // 21: zt.log.v1.Apply.puts:type_name -> zt.log.v1.Put
+	7,  // 22: zt.log.v1.Apply.deletes:type_name -> zt.log.v1.Key
+	3,  // 23: zt.log.v1.Apply.retired:type_name -> zt.log.v1.Retired
+	18, // 24: zt.log.v1.Apply.judged:type_name -> zt.log.v1.Admin
+	28, // 25: zt.log.v1.Retired.until:type_name -> google.protobuf.Timestamp
+	8,  // 26: zt.log.v1.Propose.puts:type_name -> zt.log.v1.Put
+	21, // 27: zt.log.v1.Restored.server:type_name -> zt.log.v1.Server
+	7,  // 28: zt.log.v1.Put.key:type_name -> zt.log.v1.Key
+	28, // 29: zt.log.v1.Token.expires:type_name -> google.protobuf.Timestamp
+	9,  // 30: zt.log.v1.PutToken.token:type_name -> zt.log.v1.Token
+	13, // 31: zt.log.v1.Redeem.instance:type_name -> zt.log.v1.Instance
+	21, // 32: zt.log.v1.Redeem.server:type_name -> zt.log.v1.Server
+	28, // 33: zt.log.v1.Instance.enrolled:type_name -> google.protobuf.Timestamp
+	14, // 34: zt.log.v1.Instance.redeemed:type_name -> zt.log.v1.Redeemed
+	28, // 35: zt.log.v1.Redeemed.expires:type_name -> google.protobuf.Timestamp
+	18, // 36: zt.log.v1.PutAdmin.admin:type_name -> zt.log.v1.Admin
+	21, // 37: zt.log.v1.PutServer.server:type_name -> zt.log.v1.Server
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_zt_log_v1_entry_proto_init() }
@@ -2354,6 +2441,7 @@ func file_zt_log_v1_entry_proto_init() {
 		(*Entry_Restored)(nil),
 		(*Entry_AnchorJournal)(nil),
 		(*Entry_Access)(nil),
+		(*Entry_AcceptJournal)(nil),
 		(*Entry_Place)(nil),
 	}
 	type x struct{}
@@ -2362,7 +2450,7 @@ func file_zt_log_v1_entry_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_log_v1_entry_proto_rawDesc), len(file_zt_log_v1_entry_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
