@@ -32,7 +32,11 @@ func (r *reader) document(root *yaml.Node, offset int) *Document {
 		return nil
 	}
 	if root.Kind != yaml.MappingNode {
-		d.fault(root, codeNotDocument, "", "", "this is %s", describe(root))
+		what := describe(root)
+		if root.Kind == yaml.ScalarNode && root.Tag == "!!str" {
+			what = "a text" // of a file that is no spec: it may be a key, or a token
+		}
+		d.fault(root, codeNotDocument, "", "", "this is %s", what)
 		return nil
 	}
 	d.spot("", root)
