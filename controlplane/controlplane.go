@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -71,6 +72,10 @@ type Config struct {
 	// AnchorEvery is how often the issuance journal is anchored in the log, if it has
 	// moved. Default 1 min.
 	AnchorEvery time.Duration
+	// KeyCheck is how often this server looks whether what it has on disk is sealed by
+	// the cluster's key-encryption key, beside the moments when that is replaced.
+	// Default 5 s.
+	KeyCheck time.Duration
 	// Audit says how much of the audit log is kept; it may be left empty.
 	Audit store.Audit
 	// Issuance says how much of the issuance journal is kept, and RefusalBytes how much
@@ -136,6 +141,7 @@ type Server struct {
 	// intermediate is what the folder had at the start; later ones are the authority's.
 	intermediate *identity.KeyPair
 	authority    *identity.Authority
+	saving       sync.Mutex // held while the intermediate is written and replaced
 	journal      *identity.Journal
 	refusals     *refusals.Log
 	accepted     chan struct{}    // a cut of the issuance journal was accepted; holds one
@@ -159,6 +165,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Handshake == 0 {
 		cfg.Handshake = 10 * time.Second
+	}
+	if cfg.KeyCheck == 0 {
+		cfg.KeyCheck = 5 * time.Second
 	}
 	d := dataDir(cfg.DataDir)
 	if err := errors.Join(d.checkReseed(), d.checkRecover()); err != nil {
@@ -186,6 +195,7 @@ func (s *Server) unseal() (err error) {
 	if s.data, err = identity.OpenDataKeys(s.dir.dataKeys(), s.td, s.id, s.keys.get()); err != nil {
 		return fmt.Errorf("this server stays sealed: %w (keys are from %s)", err, s.keys.source)
 	}
+	s.keys.needs = s.needs
 	s.intermediate, err = identity.LoadSealedKeyPair(s.dir.intermediate(), s.data)
 	return err
 }
@@ -297,7 +307,7 @@ func (s *Server) renewer(i *issuer) *identity.Renewer {
 			if err != nil {
 				return notBefore, notAfter, err
 			}
-			if err := errors.Join(pair.SaveSealed(s.dir.intermediate(), s.data), s.authority.Replace(s.roots[0], pair)); err != nil {
+			if err := s.saveIntermediate(pair); err != nil {
 				return notBefore, notAfter, err
 			}
 			own, err := s.authority.MakeServer()

@@ -74,6 +74,9 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"AdminService/AcceptJournal":      {admin: admins},
 	"AdminService/ReadRefusals":       {admin: viewers},
 	"AdminService/GetServerInfo":      {admin: viewers},
+	"AdminService/GetKeys":            {admin: viewers},
+	"AdminService/RotateKey":          {admin: admins},
+	"AdminService/DropKey":            {admin: admins},
 
 	// The token is what speaks for the caller. A server may call, too, on behalf
 	// of whoever has one.
@@ -91,6 +94,9 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"PeerService/FetchAudit":      {cluster: peers},
 	"PeerService/AnchorJournal":   {cluster: peers},
 	"PeerService/GetReport":       {cluster: peers},
+	"PeerService/GetKeyReport":    {cluster: peers},
+	"PeerService/TakeKey":         {cluster: peers}, // of the leader, which this one is
+	"PeerService/ForgetKey":       {cluster: peers},
 
 	"AggregatedDiscoveryService/DeltaAggregatedResources":  {node: nodes},
 	"AggregatedDiscoveryService/StreamAggregatedResources": {node: none}, // delta only

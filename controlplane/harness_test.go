@@ -138,9 +138,10 @@ func applyRequest(yaml string) *ztv1.ApplyRequest {
 // revision is the newest.
 func (c *cluster) revision() uint64 {
 	c.t.Helper()
-	resp, err := c.Admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{})
-	c.check(err)
-	return resp.Revision
+	// One that leads answers once it has committed in its term.
+	return mesh.Settled(c.Mesh, "a revision", func() (*ztv1.ListDocumentsResponse, error) {
+		return c.Admin().ListDocuments(c.ctx(), &ztv1.ListDocumentsRequest{})
+	}).Revision
 }
 
 // rest calls the REST API and returns the code and the decoded answer.

@@ -293,9 +293,10 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 		},
 	}, s.metrics)
 	held := &proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved}
+	keys := newKeeper(&keeper{s: s, store: agreedOn, others: others, every: s.cfg.KeyCheck}, s.metrics)
 	door := api.New(api.Config{
 		ServerID: s.id, Version: Version, Log: agreed{agreedOn, &s.clock}, Cluster: others, Proxies: held,
-		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Backup: s.backup, Audit: audited{agreedOn, s.journal}, Refusals: refused{s.refusals}, Views: views, Identify: s.identify,
+		Differences: &differences{receiver: receiver, cluster: others}, Issuer: signer, Backup: s.backup, Keys: keys, Audit: audited{agreedOn, s.journal}, Refusals: refused{s.refusals}, Views: views, Identify: s.identify,
 		Passthrough: passthrough, Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 		Handshake: s.cfg.Handshake,
 	})
@@ -334,6 +335,8 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	g.Go(func() error { return s.keepAdminContext(ctx, agreedOn) })
 	g.Go(func() error { return s.keepPeers(ctx, agreedOn) })
 	g.Go(func() error { return s.keepSealedRoot(ctx, agreedOn) })
+	g.Go(func() error { return agreedOn.Watch(ctx, keys.OnState) })
+	g.Go(func() error { return keys.run(ctx) })
 	g.Go(func() error { return serveGRPC(ctx, internal, port.grpc, nil) })
 	g.Go(func() error { return serveGRPC(ctx, strangers, port.gone, nil) })
 	g.Go(func() error { return serveGRPC(ctx, node, l.node, fleet.Close) })

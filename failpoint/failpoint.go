@@ -101,6 +101,16 @@ func names() []string {
 		"controlplane.successor.moved", // log and keys of the new member are in place
 		"controlplane.successor.named", // the folder says whose it is
 
+		// Rotating the key-encryption key.
+		"controlplane.key.taken",     // a new key is in a server's key file, and nobody knows
+		"api.key.handed",             // every server has the new key; nothing is sealed with it
+		"api.key.rotated",            // the root key is sealed with it, the caller does not know
+		"controlplane.key.reseal",    // any server: its data keys are about to be sealed anew
+		"controlplane.key.resealed",  // they are; its intermediate is sealed by a data key of before
+		"controlplane.key.settled",   // the intermediate is, too; log and snapshots are of before
+		"controlplane.key.pruned",    // data keys of before are forgotten
+		"controlplane.key.forgotten", // the old key is out of a server's key file, and nobody knows
+
 		// Stopping.
 		"store.stop.handover", // about to hand leadership over
 		"store.stop.shutdown", // about to stop Raft

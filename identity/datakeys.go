@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -48,6 +49,9 @@ type DataKeys struct {
 	kek  string                 // id of the key that the file is sealed with
 	keys map[uint32]Secret      // by number
 	subs map[subkey]cipher.AEAD // derived for boxes
+	// streams are those being written, by the number of their key. One that is never
+	// closed keeps its key until the process ends.
+	streams map[uint32]int
 }
 
 // session is a derived key and its counter.
@@ -231,7 +235,31 @@ func (d *DataKeys) SealTo(w io.Writer, about []byte) (io.WriteCloser, error) {
 	if _, err := w.Write(k[:]); err != nil {
 		return nil, err
 	}
-	return newStreamWriter(w, aead, about), nil
+	number := n[len(n)-1]
+	if d.streams == nil {
+		d.streams = map[uint32]int{}
+	}
+	d.streams[number]++
+	return &countedStream{streamWriter: newStreamWriter(w, aead, about), ended: func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.streams[number]--
+	}}, nil
+}
+
+// countedStream tells when it was closed.
+type countedStream struct {
+	*streamWriter
+	ended  func()
+	closed bool
+}
+
+func (c *countedStream) Close() error {
+	if !c.closed {
+		c.closed = true
+		defer c.ended()
+	}
+	return c.streamWriter.Close()
 }
 
 // OpenFrom returns a reader of what SealTo wrote to r. It gives nothing that has not
@@ -266,33 +294,61 @@ func (d *DataKeys) Number() uint32 {
 	return binary.BigEndian.Uint32(s.head[:])
 }
 
-// Reseal seals the file anew, by another key-encryption key.
-func (d *DataKeys) Reseal(kek KEK) error {
+// Oldest returns the number of the oldest data key that is kept.
+func (d *DataKeys) Oldest() uint32 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.kek == kek.ID() {
-		return nil
-	}
-	return d.save(kek, WriteFile)
+	return d.numbers()[0]
 }
 
-// Rotate makes a data key, which is used from now on. kek must be the one that the
-// file is sealed with. What older keys have encrypted stays readable.
-func (d *DataKeys) Rotate(kek KEK) (number uint32, err error) {
+// Renew makes a data key, which is used from now on, and seals the file with kek, in
+// one step: after a crash there is either all of it or nothing. What older data keys
+// have encrypted stays readable. Where there are as many as are kept, none is made.
+func (d *DataKeys) Renew(kek KEK) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := d.numbers()
+	number := n[len(n)-1] + 1
+	if len(n) < maxDataKeys {
+		d.keys[number] = newDataKey()
+	}
+	if err := d.save(kek, WriteFile); err != nil {
+		delete(d.keys, number)
+		return err
+	}
+	return d.begin()
+}
+
+// Drop forgets the data keys below a number, which nothing needs any more; what a
+// stream is being written with stays, and so does the one in use.
+func (d *DataKeys) Drop(below uint32, kek KEK) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if kek.ID() != d.kek {
-		return 0, fmt.Errorf("data keys: sealed with key %s, not %s", d.kek, kek.ID())
+		return fmt.Errorf("data keys: sealed with key %s, not %s", d.kek, kek.ID())
 	}
-	n := d.numbers()
-	if len(n) >= maxDataKeys {
-		return 0, fmt.Errorf("data keys: %d of them, no more are kept", len(n))
+	had := maps.Clone(d.keys)
+	for _, n := range d.numbers() {
+		if n < min(below, d.Number()) && d.streams[n] == 0 {
+			delete(d.keys, n)
+		}
 	}
-	number = n[len(n)-1] + 1
-	d.keys[number] = newDataKey()
+	if len(d.keys) == len(had) {
+		return nil
+	}
 	if err := d.save(kek, WriteFile); err != nil {
-		delete(d.keys, number)
-		return 0, err
+		d.keys = had
+		return err
 	}
-	return number, d.begin()
+	d.subs = nil
+	return nil
+}
+
+// DataKeyOf is the number of the data key that a box, or a stream, of which this is the
+// beginning, is sealed with.
+func DataKeyOf(sealed []byte) (number uint32, ok bool) {
+	if len(sealed) < 4 {
+		return 0, false
+	}
+	return binary.BigEndian.Uint32(sealed), true
 }

@@ -74,16 +74,11 @@ func TestDataKeys(t *testing.T) {
 		t.Error("data keys were replaced")
 	}
 
-	// Rotation of the data key, then of the key-encryption key.
-	_, err = d.Rotate(next)
-	wantErr(t, err, "sealed with key "+kek.ID())
-	if n, err := d.Rotate(kek); err != nil || n != 2 || d.Number() != 2 {
-		t.Errorf("number %d, %v", n, err)
+	// Rotation of the data key and of the key-encryption key, in one step.
+	if err := d.Renew(next); err != nil || d.Number() != 2 || d.Oldest() != 1 || d.KEK() != next.ID() {
+		t.Errorf("number %d, oldest %d, key %s, %v", d.Number(), d.Oldest(), d.KEK(), err)
 	}
 	boxes = append(boxes, d.Seal(plain, about))
-	if err := d.Reseal(next); err != nil || d.KEK() != next.ID() {
-		t.Errorf("%s, %v", d.KEK(), err)
-	}
 	if _, err := identity.OpenDataKeys(path, trustDomain, serverA, keys(t, kek)); !errors.Is(err, identity.ErrSealed) {
 		t.Errorf("the old key opens: %v", err)
 	}
@@ -109,9 +104,63 @@ func TestDataKeys(t *testing.T) {
 	}
 }
 
+// Data keys that nothing needs are forgotten: what they have sealed does not open any
+// more, here or after a restart. The one in use, and one that a stream is being written
+// with, stay; and no more are made than are kept.
+func TestDataKeysAreDropped(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "data-keys")
+	kek := identity.NewKEK()
+	d := dataKeys(t, path, kek)
+	first := d.Seal([]byte("one"), nil)
+	if n, ok := identity.DataKeyOf(first); !ok || n != 1 {
+		t.Errorf("sealed with %d, %v", n, ok)
+	}
+	var b bytes.Buffer
+	stream, err := d.SealTo(&b, nil)
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(err)
+	check(d.Renew(kek))
+	second := d.Seal([]byte("two"), nil)
+	check(d.Drop(2, kek))
+	if d.Oldest() != 1 {
+		t.Error("the key of a stream that is being written is gone")
+	}
+	_, err = stream.Write([]byte("stream"))
+	check(errors.Join(err, stream.Close()))
+	if got, err := d.OpenFrom(bytes.NewReader(b.Bytes()), nil); err != nil {
+		t.Error(err)
+	} else if text, err := io.ReadAll(got); err != nil || string(text) != "stream" {
+		t.Errorf("%q, %v", text, err)
+	}
+	wantErr(t, d.Drop(2, identity.NewKEK()), "sealed with key "+kek.ID())
+	check(d.Drop(9, kek)) // not the one in use
+	again, err := identity.OpenDataKeys(path, trustDomain, serverA, keys(t, kek))
+	check(err)
+	for _, d := range []*identity.DataKeys{d, again} {
+		if _, err := d.Open(first, nil); !errors.Is(err, identity.ErrSealed) || d.Oldest() != 2 {
+			t.Errorf("a key that was dropped opens: %v; the oldest is %d", err, d.Oldest())
+		}
+		if got, err := d.Open(second, nil); err != nil || string(got) != "two" {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	for range 70 {
+		check(d.Renew(kek))
+	}
+	if n := d.Number() - d.Oldest() + 1; n != 64 {
+		t.Errorf("%d data keys", n)
+	}
+}
+
 // No nonce is used twice with a key, whoever seals, however many at a time.
 func TestNoncesAreNotUsedTwice(t *testing.T) {
-	d := dataKeys(t, "", identity.NewKEK())
+	kek := identity.NewKEK()
+	d := dataKeys(t, "", kek)
 	var mu sync.Mutex
 	seen := map[string]bool{}
 	var wg sync.WaitGroup
@@ -119,8 +168,8 @@ func TestNoncesAreNotUsedTwice(t *testing.T) {
 		wg.Go(func() {
 			for i := range 500 {
 				if i == 250 {
-					if _, err := d.Rotate(identity.KEK{}); err == nil {
-						t.Error("rotated by no key")
+					if err := d.Renew(kek); err != nil {
+						t.Error(err)
 					}
 				}
 				head := string(d.Seal(nil, nil)[:28])

@@ -64,6 +64,9 @@ func (s KeySource) String() string {
 	return s.kind + ":" + s.what
 }
 
+// Kind is file, env or command.
+func (s KeySource) Kind() string { return s.kind }
+
 // IsZero says that there is no source.
 func (s KeySource) IsZero() bool { return s.kind == "" }
 
@@ -160,18 +163,27 @@ func SaveKeys(path string, keys Keys) error {
 // AddKey makes a key and puts it into the key file at path beside those that are
 // there, or into a new file. It returns the new key's id.
 func AddKey(path string) (id string, err error) {
+	key := NewKEK()
+	return key.ID(), PutKey(path, key)
+}
+
+// PutKey puts a key into the key file at path, before those that are there, or into a
+// new file. One that is there already is left where it is.
+func PutKey(path string, key KEK) error {
 	keys, err := KeyFile(path).Read(context.Background())
 	if errors.Is(err, fs.ErrNotExist) {
 		keys, err = Keys{}, nil
 	}
 	if err != nil {
-		return "", err
+		return err
 	}
-	key := NewKEK()
+	if _, has := keys.Find(key.ID()); has {
+		return nil
+	}
 	if keys, err = NewKeys(append([]KEK{key}, keys.list...)...); err != nil {
-		return "", err
+		return fmt.Errorf("key file %s: %w", path, err)
 	}
-	return key.ID(), WriteFile(path, keys.Text().Reveal())
+	return WriteFile(path, keys.Text().Reveal())
 }
 
 // DropKey takes a key out of the key file at path. The last one stays.

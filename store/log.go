@@ -29,6 +29,7 @@ type diskLog struct {
 	size    int64 // of a segment, at least
 	fail    func(error)
 	running atomic.Bool // raft has it: see halt
+	roll    atomic.Bool // the next entries begin a segment
 
 	writing sync.Mutex // held by StoreLogs and DeleteRange
 	broken  error      // guarded by writing: the disk has refused
@@ -420,7 +421,7 @@ func (l *diskLog) room(first uint64, size int64) (s *segment, fresh bool, err er
 	chain := uint32(0)
 	if n := len(l.segments); n > 0 {
 		tail := l.segments[n-1]
-		if tail.end()+size <= tail.size {
+		if tail.end()+size <= tail.size && !l.roll.Load() {
 			return tail, false, nil
 		}
 		chain = tail.chain()
@@ -436,6 +437,7 @@ func (l *diskLog) room(first uint64, size int64) (s *segment, fresh bool, err er
 	}
 	switch {
 	case err == nil:
+		l.roll.Store(false)
 		return s, true, nil
 	case isFull(err):
 		return nil, false, fmt.Errorf("write log: %w", err)

@@ -157,7 +157,7 @@ server (init, validate, lint, test -f, can -f) works offline.`,
 	}
 	add(groupSpec, a.newInit(), a.newValidate(), a.newLint(), a.newTest(), a.newCan(), a.newApply(), a.newShadow(),
 		a.newBlock(), a.newUnblock(), a.newGet(), a.newHistory(), a.newRollback(), a.newLog())
-	add(groupFleet, a.newStatus(), a.newBootstrap(), a.newDeregister(), a.newMembers(), a.newBackup())
+	add(groupFleet, a.newStatus(), a.newBootstrap(), a.newDeregister(), a.newMembers(), a.newBackup(), a.newKey())
 	add(groupAccess, a.newToken(), a.newAdmin(), a.newContext())
 	root.AddCommand(a.newVersion(), exitCodesTopic(), environmentTopic())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {

@@ -145,6 +145,30 @@ type Refusals interface {
 	ReadRefusals(begin func(lines uint64, hash string) error, line func([]byte) error) error
 }
 
+// Keys are the key-encryption keys of the servers. They are named by their ids.
+type Keys interface {
+	// Current is the id of the key that seals the root key of a state.
+	Current(*state.State) string
+	// Local is what this server has; with reload, its source is asked first.
+	Local(ctx context.Context, reload bool) *ztv1.ServerKeys
+	// Servers is Local of every server, sorted by id; asked now.
+	Servers(ctx context.Context, reload bool) []*ztv1.ServerKeys
+	// Make makes a key and puts it into the key file of this server.
+	Make(context.Context) (id string, err error)
+	// Take puts a key into it, and Forget takes one out, unless something here is sealed
+	// with it. Where keys are in no file, Forget does nothing. The text of their errors
+	// is for an admin.
+	Take(ctx context.Context, id string, key []byte) error
+	Forget(ctx context.Context, id string) error
+	// Hand has another server Take a key that is here, and ForgetAt any server Forget
+	// one. They return what that server has then.
+	Hand(ctx context.Context, server, id string) (*ztv1.ServerKeys, error)
+	ForgetAt(ctx context.Context, server, id string) (*ztv1.ServerKeys, error)
+	// Reseal seals the root key of a state with another key that is here. replaces is
+	// the SHA-256 of what it is sealed in now.
+	Reseal(st *state.State, id string) (sealed, replaces []byte, err error)
+}
+
 // Issuer signs. A CSR gives its key and nothing else.
 type Issuer interface {
 	TrustDomain() string
@@ -176,6 +200,7 @@ type Config struct {
 	Differences Differences
 	Issuer      Issuer
 	Backup      Backup
+	Keys        Keys
 	Audit       Audit
 	Refusals    Refusals
 	Views       *view.Cache

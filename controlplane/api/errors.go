@@ -128,6 +128,8 @@ func toStatus(err error) (*status.Status, bool) {
 		return status.New(codes.ResourceExhausted, "this is more than one revision can hold; apply it in parts"), false
 	case errors.Is(err, ErrOtherKey):
 		return status.New(codes.FailedPrecondition, err.Error()), false
+	case errors.Is(err, state.ErrRootKeyReplaced):
+		return status.New(codes.FailedPrecondition, "another rotation was faster; see ztctl key status"), false
 	case errors.Is(err, state.ErrTokenInvalid):
 		return status.New(codes.PermissionDenied, "token refused"), false
 	case errors.Is(err, state.ErrKeyReused):

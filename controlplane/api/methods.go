@@ -109,6 +109,9 @@ var methods = map[string]method{
 	ztv1.AdminService_GetShadow_FullMethodName:          {RoleAdmin, rightViewer, true, recordNone},
 	ztv1.AdminService_EndShadow_FullMethodName:          {RoleAdmin, rightEditor, true, recordEntry},
 	ztv1.AdminService_Backup_FullMethodName:             {RoleAdmin, rightAdmin, true, recordedBefore},
+	ztv1.AdminService_GetKeys_FullMethodName:            {RoleAdmin, rightViewer, true, recordNone},
+	ztv1.AdminService_RotateKey_FullMethodName:          {RoleAdmin, rightAdmin, true, recordEntry},
+	ztv1.AdminService_DropKey_FullMethodName:            {RoleAdmin, rightAdmin, true, recordEntry},
 	ztv1.AdminService_ListAudit_FullMethodName:          {RoleAdmin, rightViewer, true, recordNone},
 	ztv1.AdminService_ReadAudit_FullMethodName:          {RoleAdmin, rightViewer, false, recordNone},
 	ztv1.AdminService_ReadJournal_FullMethodName:        {RoleAdmin, rightAdmin, false, recordNone},
@@ -130,4 +133,7 @@ var methods = map[string]method{
 	ztv1.PeerService_AnchorJournal_FullMethodName:   {RoleServer, rightNone, true, recordEntry},
 	ztv1.PeerService_RecordAccess_FullMethodName:    {RoleServer, rightNone, true, recordEntry},
 	ztv1.PeerService_GetReport_FullMethodName:       {RoleServer, rightNone, false, recordNone},
+	ztv1.PeerService_GetKeyReport_FullMethodName:    {RoleServer, rightNone, false, recordNone},
+	ztv1.PeerService_TakeKey_FullMethodName:         {RoleServer, rightNone, false, recordedBefore},
+	ztv1.PeerService_ForgetKey_FullMethodName:       {RoleServer, rightNone, false, recordedBefore},
 }

@@ -245,15 +245,8 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 	if err := s.redeemable(ctx, &logv1.Redeem{Id: id, SecretHash: hash, Server: &logv1.Server{Id: req.Server}}); err != nil {
 		return nil, err
 	}
-	keyID, key, err := s.cfg.Issuer.KeyFor(req.KeyIds)
+	keyID, key, err := s.admitServer(ctx, req, id, hash)
 	if err != nil {
-		return nil, err
-	}
-	server, err := s.newServer(req)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := s.redeem(ctx, &logv1.Redeem{Id: id, SecretHash: hash, Server: server}); err != nil {
 		return nil, err
 	}
 	failpoint.Hit("api.join.redeemed")
@@ -269,6 +262,22 @@ func (s *Server) EnrolServer(ctx context.Context, req *ztv1.EnrolServerRequest) 
 	_, resp.Epoch = s.cfg.Log.State().Epoch()
 	resp.Peers = clusterAddresses(s.cfg.Log.State())
 	return resp, nil
+}
+
+// admitServer uses the token up for a server, and returns the key that it is to have.
+// The key is not replaced before the server is a member, of which a rotation knows.
+func (s *Server) admitServer(ctx context.Context, req *ztv1.EnrolServerRequest, token string, hash []byte) (keyID string, key []byte, err error) {
+	s.membership.Lock()
+	defer s.membership.Unlock()
+	if keyID, key, err = s.cfg.Issuer.KeyFor(req.KeyIds); err != nil {
+		return "", nil, err
+	}
+	server, err := s.newServer(req)
+	if err != nil {
+		return "", nil, err
+	}
+	_, err = s.redeem(ctx, &logv1.Redeem{Id: token, SecretHash: hash, Server: server})
+	return keyID, key, err
 }
 
 // newServer is the record of a server that joins. One that reads less than all of

@@ -17,6 +17,9 @@ func (s *Server) recordAccess(ctx context.Context, req any) error {
 	if named, ok := req.(interface{ GetId() string }); ok {
 		e.Kind, e.Name = "Server", named.GetId()
 	}
+	if key, ok := req.(interface{ GetKeyId() string }); ok {
+		e.Kind, e.Name = "Key", key.GetKeyId()
+	}
 	if s.cfg.Log.IsLeader() {
 		_, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Access{Access: e}})
 		return err

@@ -233,6 +233,9 @@ func aboutOf(before *State, e *logv1.Entry, r Result) about {
 		a.detail = "at " + op.PutServer.GetServer().GetClusterAddress()
 	case *logv1.Entry_DeleteServer:
 		a.add("Server", "", op.DeleteServer.GetId())
+	case *logv1.Entry_ReplaceRootKey:
+		a.add("Key", "", op.ReplaceRootKey.GetToKey())
+		a.detail = "in the place of " + op.ReplaceRootKey.GetFromKey()
 	case *logv1.Entry_Restored:
 		a.add("Server", "", op.Restored.GetServer().GetId())
 		a.detail = "a backup was restored: epoch " + op.Restored.GetEpochId()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
@@ -19,8 +20,13 @@ func (s *State) applyReplaceRootKey(op *logv1.ReplaceRootKey) Result {
 		return Result{Err: fmt.Errorf("%w: no root key", ErrInvalid)}
 	case !bytes.Equal(op.GetReplaces(), was[:]):
 		return Result{Err: ErrRootKeyReplaced}
+	case op.GetToKey() != "" && (op.GetToKey() == op.GetFromKey() || s.RetiredKey(op.GetToKey())):
+		return Result{Err: fmt.Errorf("%w: key %s was replaced before", ErrInvalid, op.GetToKey())}
 	}
 	s.sealedRootKey = op.GetSealedRootKey()
+	if op.GetFromKey() != "" {
+		s.retiredKeys = append(slices.Clone(s.retiredKeys), op.GetFromKey())
+	}
 	return Result{Changed: Changes{Trust: true}}
 }
 
@@ -38,3 +44,10 @@ func (s *State) applyRestored(op *logv1.Restored) Result {
 	s.servers, _, _ = iradix.New[*logv1.Server]().Insert([]byte(op.GetServer().GetId()), op.GetServer())
 	return Result{Changed: Changes{Tokens: true, Servers: true, Trust: true}}
 }
+
+// RetiredKeys returns the ids of the key-encryption keys that were replaced, oldest
+// first.
+func (s *State) RetiredKeys() []string { return s.retiredKeys }
+
+// RetiredKey tells whether a key-encryption key was replaced: it is not used again.
+func (s *State) RetiredKey(id string) bool { return slices.Contains(s.retiredKeys, id) }

@@ -94,6 +94,26 @@ func TestReplaceRootKey(t *testing.T) {
 	if r.Err != nil || !r.Changed.Trust || string(next.SealedRootKey()) != "anew" {
 		t.Fatalf("%+v", r)
 	}
+	by := replace("anew", "third")
+	by.GetReplaceRootKey().FromKey, by.GetReplaceRootKey().ToKey = "k1", "k2"
+	third, r := Apply(next, 11, by)
+	if r.Err != nil || !third.RetiredKey("k1") || third.RetiredKey("k2") || len(next.RetiredKeys()) != 0 {
+		t.Errorf("%v; retired %v", r.Err, third.RetiredKeys())
+	}
+	for _, to := range []string{"k1", "k2"} { // one of before, and the one in use
+		back := replace("third", "back")
+		back.GetReplaceRootKey().FromKey, back.GetReplaceRootKey().ToKey = "k2", to
+		if _, r := Apply(third, 12, back); !errors.Is(r.Err, ErrInvalid) {
+			t.Errorf("to %s: %v", to, r.Err)
+		}
+	}
+	var b bytes.Buffer
+	if _, err := third.WriteTo(&b); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Read(&b); err != nil || !again.RetiredKey("k1") || !Diff(third, again).Empty() {
+		t.Errorf("read: %v", err)
+	}
 	if _, r := Apply(next, 11, replace("sealed", "late")); !errors.Is(r.Err, ErrRootKeyReplaced) {
 		t.Errorf("late: %v", r.Err)
 	}

@@ -22,6 +22,7 @@ const (
 	AuditChain Feature = "the audit log"
 	Places     Feature = "zones and weights"
 	Ahead      Feature = "changes validated on top of others that are not agreed on yet"
+	Rotation   Feature = "root keys under another key-encryption key"
 )
 
 // Format is the oldest format that a member must read before the feature is used.
@@ -29,7 +30,7 @@ func (f Feature) Format() uint32 {
 	switch f {
 	case Retired, Proposals:
 		return 2
-	case Replicas, AuditChain, Ahead, Places:
+	case Replicas, AuditChain, Ahead, Places, Rotation:
 		return 3
 	}
 	return Format + 1 // nobody's

@@ -64,6 +64,9 @@ func (l *loader) header(h *logv1.Header) error {
 	if a := h.GetAudit(); a != nil && (h.GetFormat() < auditFormat || a.GetSequence() == 0 || len(a.GetHash()) != sha256.Size) {
 		return errors.New("the header contradicts itself about the audit chain")
 	}
+	if len(h.GetRetiredKeys()) > 0 && h.GetFormat() < 3 {
+		return errors.New("the header's retired keys are not of its format")
+	}
 	l.format = h.GetFormat()
 	l.s.index, l.s.revision, l.s.when = h.GetIndex(), h.GetRevision(), h.GetWhen().AsTime()
 	if l.s.lineage = lineageOf(l.s.revision); len(h.GetLineage()) > 0 {
@@ -71,7 +74,7 @@ func (l *loader) header(h *logv1.Header) error {
 	}
 	l.s.trustDomain, l.s.clusterID = h.GetTrustDomain(), h.GetClusterId()
 	l.s.roots, l.s.sealedRootKey = h.GetRoots(), h.GetSealedRootKey()
-	l.s.epoch, l.s.epochID = h.GetEpoch(), h.GetEpochId()
+	l.s.epoch, l.s.epochID, l.s.retiredKeys = h.GetEpoch(), h.GetEpochId(), h.GetRetiredKeys()
 	l.s.auditSequence, l.s.auditHash = h.GetAudit().GetSequence(), h.GetAudit().GetHash()
 	return nil
 }

@@ -35,7 +35,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 		Format: s.format(), Index: s.index, Revision: s.revision, When: timestamppb.New(s.when),
 		TrustDomain: s.trustDomain, ClusterId: s.clusterID, Roots: s.roots, SealedRootKey: s.sealedRootKey,
 		Epoch: s.epoch, EpochId: s.epochID,
-		Audit: s.auditHead(),
+		Audit: s.auditHead(), RetiredKeys: s.retiredKeys,
 	}
 	if s.lineage != lineageOf(s.revision) {
 		header.Lineage = s.lineage[:]
@@ -82,7 +82,7 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 
 // format is the oldest that a reader of the snapshot must know.
 func (s *State) format() uint32 {
-	if s.epoch > 0 || s.lineage != lineageOf(s.revision) || s.auditSequence > 0 || s.anchors.Len() > 0 {
+	if s.epoch > 0 || s.lineage != lineageOf(s.revision) || s.auditSequence > 0 || s.anchors.Len() > 0 || len(s.retiredKeys) > 0 {
 		return 3
 	}
 	needs := uint32(1)

@@ -75,6 +75,7 @@ type State struct {
 	sealedRootKey []byte
 	epoch         uint64 // how often the cluster was restored
 	epochID       string // "" in the first epoch
+	retiredKeys   []string
 
 	documents  *iradix.Tree[*Document] // by Key.radix
 	namespaces *iradix.Tree[uint64]    // name → the revision that last changed it

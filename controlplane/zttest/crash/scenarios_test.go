@@ -63,6 +63,10 @@ var scenarios = map[string]func(*run, string){
 	"controlplane.recover.built": (*run).recovers, "controlplane.recover.decided": (*run).recovers,
 	"controlplane.successor.aside": (*run).recovers, "controlplane.successor.moved": (*run).recovers, "controlplane.successor.named": (*run).recovers,
 
+	"controlplane.key.taken": (*run).rotates, "api.key.handed": (*run).rotates, "api.key.rotated": (*run).rotates,
+	"controlplane.key.reseal": (*run).rotates, "controlplane.key.resealed": (*run).rotates, "controlplane.key.settled": (*run).rotates,
+	"controlplane.key.pruned": (*run).rotates, "controlplane.key.forgotten": (*run).rotates,
+
 	"store.stop.handover": (*run).hands, "store.stop.shutdown": (*run).stops, "store.stop.released": (*run).stops,
 }
 

@@ -44,6 +44,7 @@ type Config struct {
 	Tune        func(*controlplane.Config) // changes how a server runs, at each start
 	LogLevel    slog.Level                 // of Log
 	Format      uint32                     // as in controlplane.InitConfig
+	KEK         string                     // source of the keys of all servers; default: a file of each; Tune names it, too
 }
 
 // Mesh is a cluster of servers and what is enrolled with it.
@@ -71,7 +72,7 @@ func New(t testing.TB, c Config) *Mesh {
 	})
 	first := m.newServer()
 	credential, err := controlplane.Init(t.Context(), controlplane.InitConfig{
-		DataDir: first.Dir, TrustDomain: c.TrustDomain, Logger: first.log, Format: c.Format,
+		DataDir: first.Dir, TrustDomain: c.TrustDomain, Logger: first.log, Format: c.Format, KEK: c.KEK,
 	})
 	m.check(err)
 	contexts, err := identity.LoadContexts(credential)
@@ -111,7 +112,7 @@ func (m *Mesh) Join(token string) *Server {
 func (m *Mesh) Add(j controlplane.JoinConfig) *Server {
 	m.t.Helper()
 	by, s := m.running()[0], m.newServer()
-	j.DataDir, j.Server, j.Logger = s.Dir, by.Addresses().Node, s.log
+	j.DataDir, j.Server, j.Logger, j.KEK = s.Dir, by.Addresses().Node, s.log, m.c.KEK
 	ctx, cancel := context.WithTimeout(m.context(), Patience)
 	defer cancel()
 	given := j.Token

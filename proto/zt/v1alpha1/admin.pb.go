@@ -4070,6 +4070,458 @@ func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
 	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
 }
 
+type GetKeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeysRequest) Reset() {
+	*x = GetKeysRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeysRequest) ProtoMessage() {}
+
+func (x *GetKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeysRequest.ProtoReflect.Descriptor instead.
+func (*GetKeysRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{62}
+}
+
+type GetKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the key that seals the root key.
+	Current string `protobuf:"bytes,1,opt,name=current,proto3" json:"current,omitempty"`
+	// Ids of those that were replaced, oldest first.
+	Retired []string `protobuf:"bytes,2,rep,name=retired,proto3" json:"retired,omitempty"`
+	// Every server, sorted by id.
+	Servers       []*ServerKeys `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeysResponse) Reset() {
+	*x = GetKeysResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeysResponse) ProtoMessage() {}
+
+func (x *GetKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeysResponse.ProtoReflect.Descriptor instead.
+func (*GetKeysResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *GetKeysResponse) GetCurrent() string {
+	if x != nil {
+		return x.Current
+	}
+	return ""
+}
+
+func (x *GetKeysResponse) GetRetired() []string {
+	if x != nil {
+		return x.Retired
+	}
+	return nil
+}
+
+func (x *GetKeysResponse) GetServers() []*ServerKeys {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+// ServerKeys is what a server says of its key-encryption keys. It names them by their
+// ids; no key stands here.
+type ServerKeys struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Server string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// Why it could not be asked. The rest is then empty.
+	Error string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// Where it has its keys from: file, env or command.
+	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
+	// Why the source gave nothing, or less than is needed, when it was asked again. The
+	// server goes on with what it had.
+	SourceError string `protobuf:"bytes,4,opt,name=source_error,json=sourceError,proto3" json:"source_error,omitempty"`
+	// The keys that it has.
+	KeyIds []string `protobuf:"bytes,5,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
+	// The key that seals its data keys.
+	DataKeysSealedBy string `protobuf:"bytes,6,opt,name=data_keys_sealed_by,json=dataKeysSealedBy,proto3" json:"data_keys_sealed_by,omitempty"`
+	// The key that seals the copy of the root key that it keeps beside its log.
+	RootCopySealedBy string `protobuf:"bytes,7,opt,name=root_copy_sealed_by,json=rootCopySealedBy,proto3" json:"root_copy_sealed_by,omitempty"`
+	// Number of the data key that it encrypts with, and of the oldest that something on
+	// its disk still needs.
+	DataKey       uint32 `protobuf:"varint,8,opt,name=data_key,json=dataKey,proto3" json:"data_key,omitempty"`
+	OldestDataKey uint32 `protobuf:"varint,9,opt,name=oldest_data_key,json=oldestDataKey,proto3" json:"oldest_data_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ServerKeys) Reset() {
+	*x = ServerKeys{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ServerKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ServerKeys) ProtoMessage() {}
+
+func (x *ServerKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ServerKeys.ProtoReflect.Descriptor instead.
+func (*ServerKeys) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *ServerKeys) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ServerKeys) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *ServerKeys) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ServerKeys) GetSourceError() string {
+	if x != nil {
+		return x.SourceError
+	}
+	return ""
+}
+
+func (x *ServerKeys) GetKeyIds() []string {
+	if x != nil {
+		return x.KeyIds
+	}
+	return nil
+}
+
+func (x *ServerKeys) GetDataKeysSealedBy() string {
+	if x != nil {
+		return x.DataKeysSealedBy
+	}
+	return ""
+}
+
+func (x *ServerKeys) GetRootCopySealedBy() string {
+	if x != nil {
+		return x.RootCopySealedBy
+	}
+	return ""
+}
+
+func (x *ServerKeys) GetDataKey() uint32 {
+	if x != nil {
+		return x.DataKey
+	}
+	return 0
+}
+
+func (x *ServerKeys) GetOldestDataKey() uint32 {
+	if x != nil {
+		return x.OldestDataKey
+	}
+	return 0
+}
+
+type RotateKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key to go to: one that every server has already. Empty: the one that they have
+	// beside the current one, or, where keys lie in files, a new one.
+	To string `protobuf:"bytes,1,opt,name=to,proto3" json:"to,omitempty"`
+	// Tell what would be done; nothing is.
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// At most one call with this key takes effect; a retry gets its answer.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *RotateKeyRequest) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *RotateKeyRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type RotateKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  string                 `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// Empty: a new key would be made.
+	To string `protobuf:"bytes,2,opt,name=to,proto3" json:"to,omitempty"`
+	// As they were asked before.
+	Servers       []*ServerKeys `protobuf:"bytes,3,rep,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyResponse) Reset() {
+	*x = RotateKeyResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyResponse) ProtoMessage() {}
+
+func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
+func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *RotateKeyResponse) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *RotateKeyResponse) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *RotateKeyResponse) GetServers() []*ServerKeys {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
+type DropKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	KeyId string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Tell what would be done; nothing is.
+	DryRun bool `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// At most one call with this key is recorded.
+	IdempotencyKey string `protobuf:"bytes,3,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DropKeyRequest) Reset() {
+	*x = DropKeyRequest{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropKeyRequest) ProtoMessage() {}
+
+func (x *DropKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropKeyRequest.ProtoReflect.Descriptor instead.
+func (*DropKeyRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *DropKeyRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *DropKeyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *DropKeyRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+type DropKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As they are afterwards. One whose keys are not in a file may still have the key: it
+	// is to be taken out of its source.
+	Servers       []*ServerKeys `protobuf:"bytes,1,rep,name=servers,proto3" json:"servers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DropKeyResponse) Reset() {
+	*x = DropKeyResponse{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DropKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DropKeyResponse) ProtoMessage() {}
+
+func (x *DropKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DropKeyResponse.ProtoReflect.Descriptor instead.
+func (*DropKeyResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *DropKeyResponse) GetServers() []*ServerKeys {
+	if x != nil {
+		return x.Servers
+	}
+	return nil
+}
+
 type ListAdminsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Answer from this server's own state, however old.
@@ -4080,7 +4532,7 @@ type ListAdminsRequest struct {
 
 func (x *ListAdminsRequest) Reset() {
 	*x = ListAdminsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4092,7 +4544,7 @@ func (x *ListAdminsRequest) String() string {
 func (*ListAdminsRequest) ProtoMessage() {}
 
 func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4105,7 +4557,7 @@ func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
 func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{62}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListAdminsRequest) GetStale() bool {
@@ -4126,7 +4578,7 @@ type ListAdminsResponse struct {
 
 func (x *ListAdminsResponse) Reset() {
 	*x = ListAdminsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4138,7 +4590,7 @@ func (x *ListAdminsResponse) String() string {
 func (*ListAdminsResponse) ProtoMessage() {}
 
 func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4151,7 +4603,7 @@ func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
 func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{63}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListAdminsResponse) GetAdmins() []*AdminInfo {
@@ -4181,7 +4633,7 @@ type AdminInfo struct {
 
 func (x *AdminInfo) Reset() {
 	*x = AdminInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4193,7 +4645,7 @@ func (x *AdminInfo) String() string {
 func (*AdminInfo) ProtoMessage() {}
 
 func (x *AdminInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4206,7 +4658,7 @@ func (x *AdminInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminInfo.ProtoReflect.Descriptor instead.
 func (*AdminInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{64}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *AdminInfo) GetName() string {
@@ -4246,7 +4698,7 @@ type AddAdminRequest struct {
 
 func (x *AddAdminRequest) Reset() {
 	*x = AddAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4258,7 +4710,7 @@ func (x *AddAdminRequest) String() string {
 func (*AddAdminRequest) ProtoMessage() {}
 
 func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4271,7 +4723,7 @@ func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminRequest.ProtoReflect.Descriptor instead.
 func (*AddAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{65}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *AddAdminRequest) GetName() string {
@@ -4321,7 +4773,7 @@ type AddAdminResponse struct {
 
 func (x *AddAdminResponse) Reset() {
 	*x = AddAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4333,7 +4785,7 @@ func (x *AddAdminResponse) String() string {
 func (*AddAdminResponse) ProtoMessage() {}
 
 func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4346,7 +4798,7 @@ func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminResponse.ProtoReflect.Descriptor instead.
 func (*AddAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{66}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *AddAdminResponse) GetChain() [][]byte {
@@ -4381,7 +4833,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4393,7 +4845,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4406,7 +4858,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{67}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -4431,7 +4883,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4443,7 +4895,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4456,7 +4908,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{68}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 type BackupRequest struct {
@@ -4467,7 +4919,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4479,7 +4931,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4492,7 +4944,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{69}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 type BackupResponse struct {
@@ -4508,7 +4960,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4520,7 +4972,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4533,7 +4985,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{70}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -4565,7 +5017,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4577,7 +5029,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4590,7 +5042,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{71}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 type GetServerInfoResponse struct {
@@ -4608,7 +5060,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4620,7 +5072,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4633,7 +5085,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{72}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -4697,7 +5149,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4709,7 +5161,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4722,7 +5174,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{73}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -4786,7 +5238,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4798,7 +5250,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4811,7 +5263,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{74}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListAuditResponse) GetRecords() []*v1.AuditRecord {
@@ -4840,7 +5292,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4852,7 +5304,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4865,7 +5317,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{75}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ReadAuditRequest) GetFrom() uint64 {
@@ -4894,7 +5346,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4906,7 +5358,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4919,7 +5371,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{76}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ReadAuditResponse) GetStatus() *AuditStatus {
@@ -4952,7 +5404,7 @@ type AuditStatus struct {
 
 func (x *AuditStatus) Reset() {
 	*x = AuditStatus{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4964,7 +5416,7 @@ func (x *AuditStatus) String() string {
 func (*AuditStatus) ProtoMessage() {}
 
 func (x *AuditStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4977,7 +5429,7 @@ func (x *AuditStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditStatus.ProtoReflect.Descriptor instead.
 func (*AuditStatus) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{77}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *AuditStatus) GetServer() string {
@@ -5025,7 +5477,7 @@ type AuditRange struct {
 
 func (x *AuditRange) Reset() {
 	*x = AuditRange{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5037,7 +5489,7 @@ func (x *AuditRange) String() string {
 func (*AuditRange) ProtoMessage() {}
 
 func (x *AuditRange) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5050,7 +5502,7 @@ func (x *AuditRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRange.ProtoReflect.Descriptor instead.
 func (*AuditRange) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{78}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *AuditRange) GetFirst() uint64 {
@@ -5075,7 +5527,7 @@ type ReadJournalRequest struct {
 
 func (x *ReadJournalRequest) Reset() {
 	*x = ReadJournalRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5087,7 +5539,7 @@ func (x *ReadJournalRequest) String() string {
 func (*ReadJournalRequest) ProtoMessage() {}
 
 func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5100,7 +5552,7 @@ func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalRequest.ProtoReflect.Descriptor instead.
 func (*ReadJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{79}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{86}
 }
 
 type ReadJournalResponse struct {
@@ -5120,7 +5572,7 @@ type ReadJournalResponse struct {
 
 func (x *ReadJournalResponse) Reset() {
 	*x = ReadJournalResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5132,7 +5584,7 @@ func (x *ReadJournalResponse) String() string {
 func (*ReadJournalResponse) ProtoMessage() {}
 
 func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5145,7 +5597,7 @@ func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalResponse.ProtoReflect.Descriptor instead.
 func (*ReadJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{80}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ReadJournalResponse) GetAnchor() *v1.JournalAnchor {
@@ -5193,7 +5645,7 @@ type AcceptJournalRequest struct {
 
 func (x *AcceptJournalRequest) Reset() {
 	*x = AcceptJournalRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5205,7 +5657,7 @@ func (x *AcceptJournalRequest) String() string {
 func (*AcceptJournalRequest) ProtoMessage() {}
 
 func (x *AcceptJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5218,7 +5670,7 @@ func (x *AcceptJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptJournalRequest.ProtoReflect.Descriptor instead.
 func (*AcceptJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{81}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *AcceptJournalRequest) GetServer() string {
@@ -5243,7 +5695,7 @@ type AcceptJournalResponse struct {
 
 func (x *AcceptJournalResponse) Reset() {
 	*x = AcceptJournalResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5255,7 +5707,7 @@ func (x *AcceptJournalResponse) String() string {
 func (*AcceptJournalResponse) ProtoMessage() {}
 
 func (x *AcceptJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5268,7 +5720,7 @@ func (x *AcceptJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptJournalResponse.ProtoReflect.Descriptor instead.
 func (*AcceptJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{82}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{89}
 }
 
 type ReadRefusalsRequest struct {
@@ -5279,7 +5731,7 @@ type ReadRefusalsRequest struct {
 
 func (x *ReadRefusalsRequest) Reset() {
 	*x = ReadRefusalsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5291,7 +5743,7 @@ func (x *ReadRefusalsRequest) String() string {
 func (*ReadRefusalsRequest) ProtoMessage() {}
 
 func (x *ReadRefusalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5304,7 +5756,7 @@ func (x *ReadRefusalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRefusalsRequest.ProtoReflect.Descriptor instead.
 func (*ReadRefusalsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{83}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{90}
 }
 
 type ReadRefusalsResponse struct {
@@ -5323,7 +5775,7 @@ type ReadRefusalsResponse struct {
 
 func (x *ReadRefusalsResponse) Reset() {
 	*x = ReadRefusalsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5335,7 +5787,7 @@ func (x *ReadRefusalsResponse) String() string {
 func (*ReadRefusalsResponse) ProtoMessage() {}
 
 func (x *ReadRefusalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5348,7 +5800,7 @@ func (x *ReadRefusalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRefusalsResponse.ProtoReflect.Descriptor instead.
 func (*ReadRefusalsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{84}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ReadRefusalsResponse) GetServer() string {
@@ -5692,7 +6144,37 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x14DemoteMemberResponse\"4\n" +
 	"\x19TransferLeadershipRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\"\x1c\n" +
-	"\x1aTransferLeadershipResponse\")\n" +
+	"\x1aTransferLeadershipResponse\"\x10\n" +
+	"\x0eGetKeysRequest\"x\n" +
+	"\x0fGetKeysResponse\x12\x18\n" +
+	"\acurrent\x18\x01 \x01(\tR\acurrent\x12\x18\n" +
+	"\aretired\x18\x02 \x03(\tR\aretired\x121\n" +
+	"\aservers\x18\x03 \x03(\v2\x17.zt.v1alpha1.ServerKeysR\aservers\"\xaf\x02\n" +
+	"\n" +
+	"ServerKeys\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12!\n" +
+	"\fsource_error\x18\x04 \x01(\tR\vsourceError\x12\x17\n" +
+	"\akey_ids\x18\x05 \x03(\tR\x06keyIds\x12-\n" +
+	"\x13data_keys_sealed_by\x18\x06 \x01(\tR\x10dataKeysSealedBy\x12-\n" +
+	"\x13root_copy_sealed_by\x18\a \x01(\tR\x10rootCopySealedBy\x12\x19\n" +
+	"\bdata_key\x18\b \x01(\rR\adataKey\x12&\n" +
+	"\x0foldest_data_key\x18\t \x01(\rR\roldestDataKey\"n\n" +
+	"\x10RotateKeyRequest\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\tR\x02to\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x121\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"j\n" +
+	"\x11RotateKeyResponse\x12\x12\n" +
+	"\x04from\x18\x01 \x01(\tR\x04from\x12\x0e\n" +
+	"\x02to\x18\x02 \x01(\tR\x02to\x121\n" +
+	"\aservers\x18\x03 \x03(\v2\x17.zt.v1alpha1.ServerKeysR\aservers\"|\n" +
+	"\x0eDropKeyRequest\x12\x1e\n" +
+	"\x06key_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05keyId\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x121\n" +
+	"\x0fidempotency_key\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\"D\n" +
+	"\x0fDropKeyResponse\x121\n" +
+	"\aservers\x18\x01 \x03(\v2\x17.zt.v1alpha1.ServerKeysR\aservers\")\n" +
 	"\x11ListAdminsRequest\x12\x14\n" +
 	"\x05stale\x18\x01 \x01(\bR\x05stale\"z\n" +
 	"\x12ListAdminsResponse\x12.\n" +
@@ -5778,7 +6260,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x15\n" +
 	"\x06let_go\x18\x02 \x01(\x04R\x05letGo\x12\x1e\n" +
 	"\vlet_go_hash\x18\x03 \x01(\tR\tletGoHash\x12\x14\n" +
-	"\x05lines\x18\x04 \x03(\fR\x05lines2\xe3\x1b\n" +
+	"\x05lines\x18\x04 \x03(\fR\x05lines2\x9e\x1e\n" +
 	"\fAdminService\x12Z\n" +
 	"\x05Apply\x12\x19.zt.v1alpha1.ApplyRequest\x1a\x1a.zt.v1alpha1.ApplyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1alpha1/apply\x12\x87\x01\n" +
 	"\vGetDocument\x12\x1f.zt.v1alpha1.GetDocumentRequest\x1a .zt.v1alpha1.GetDocumentResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1alpha1/documents/{kind}/{namespace}/{name}\x12s\n" +
@@ -5798,7 +6280,10 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\fRemoveMember\x12 .zt.v1alpha1.RemoveMemberRequest\x1a!.zt.v1alpha1.RemoveMemberResponse\"\x1e\x82\xd3\xe4\x93\x02\x18*\x16/v1alpha1/members/{id}\x12\x81\x01\n" +
 	"\rPromoteMember\x12!.zt.v1alpha1.PromoteMemberRequest\x1a\".zt.v1alpha1.PromoteMemberResponse\")\x82\xd3\xe4\x93\x02#:\x01*\"\x1e/v1alpha1/members/{id}/promote\x12}\n" +
 	"\fDemoteMember\x12 .zt.v1alpha1.DemoteMemberRequest\x1a!.zt.v1alpha1.DemoteMemberResponse\"(\x82\xd3\xe4\x93\x02\":\x01*\"\x1d/v1alpha1/members/{id}/demote\x12\x8d\x01\n" +
-	"\x12TransferLeadership\x12&.zt.v1alpha1.TransferLeadershipRequest\x1a'.zt.v1alpha1.TransferLeadershipResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1alpha1/members/{id}/lead\x12g\n" +
+	"\x12TransferLeadership\x12&.zt.v1alpha1.TransferLeadershipRequest\x1a'.zt.v1alpha1.TransferLeadershipResponse\"&\x82\xd3\xe4\x93\x02 :\x01*\"\x1b/v1alpha1/members/{id}/lead\x12\\\n" +
+	"\aGetKeys\x12\x1b.zt.v1alpha1.GetKeysRequest\x1a\x1c.zt.v1alpha1.GetKeysResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1alpha1/keys\x12l\n" +
+	"\tRotateKey\x12\x1d.zt.v1alpha1.RotateKeyRequest\x1a\x1e.zt.v1alpha1.RotateKeyResponse\" \x82\xd3\xe4\x93\x02\x1a:\x01*\"\x15/v1alpha1/keys/rotate\x12m\n" +
+	"\aDropKey\x12\x1b.zt.v1alpha1.DropKeyRequest\x1a\x1c.zt.v1alpha1.DropKeyResponse\"'\x82\xd3\xe4\x93\x02!:\x01*\"\x1c/v1alpha1/keys/{key_id}/drop\x12g\n" +
 	"\n" +
 	"ListAdmins\x12\x1e.zt.v1alpha1.ListAdminsRequest\x1a\x1f.zt.v1alpha1.ListAdminsResponse\"\x18\x82\xd3\xe4\x93\x02\x12\x12\x10/v1alpha1/admins\x12d\n" +
 	"\bAddAdmin\x12\x1c.zt.v1alpha1.AddAdminRequest\x1a\x1d.zt.v1alpha1.AddAdminResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1alpha1/admins\x12q\n" +
@@ -5827,7 +6312,7 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_admin_proto_rawDescData
 }
 
-var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 92)
+var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*File)(nil),                       // 0: zt.v1alpha1.File
 	(*ApplyRequest)(nil),               // 1: zt.v1alpha1.ApplyRequest
@@ -5891,182 +6376,198 @@ var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*DemoteMemberResponse)(nil),       // 59: zt.v1alpha1.DemoteMemberResponse
 	(*TransferLeadershipRequest)(nil),  // 60: zt.v1alpha1.TransferLeadershipRequest
 	(*TransferLeadershipResponse)(nil), // 61: zt.v1alpha1.TransferLeadershipResponse
-	(*ListAdminsRequest)(nil),          // 62: zt.v1alpha1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),         // 63: zt.v1alpha1.ListAdminsResponse
-	(*AdminInfo)(nil),                  // 64: zt.v1alpha1.AdminInfo
-	(*AddAdminRequest)(nil),            // 65: zt.v1alpha1.AddAdminRequest
-	(*AddAdminResponse)(nil),           // 66: zt.v1alpha1.AddAdminResponse
-	(*RemoveAdminRequest)(nil),         // 67: zt.v1alpha1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 68: zt.v1alpha1.RemoveAdminResponse
-	(*BackupRequest)(nil),              // 69: zt.v1alpha1.BackupRequest
-	(*BackupResponse)(nil),             // 70: zt.v1alpha1.BackupResponse
-	(*GetServerInfoRequest)(nil),       // 71: zt.v1alpha1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),      // 72: zt.v1alpha1.GetServerInfoResponse
-	(*ListAuditRequest)(nil),           // 73: zt.v1alpha1.ListAuditRequest
-	(*ListAuditResponse)(nil),          // 74: zt.v1alpha1.ListAuditResponse
-	(*ReadAuditRequest)(nil),           // 75: zt.v1alpha1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),          // 76: zt.v1alpha1.ReadAuditResponse
-	(*AuditStatus)(nil),                // 77: zt.v1alpha1.AuditStatus
-	(*AuditRange)(nil),                 // 78: zt.v1alpha1.AuditRange
-	(*ReadJournalRequest)(nil),         // 79: zt.v1alpha1.ReadJournalRequest
-	(*ReadJournalResponse)(nil),        // 80: zt.v1alpha1.ReadJournalResponse
-	(*AcceptJournalRequest)(nil),       // 81: zt.v1alpha1.AcceptJournalRequest
-	(*AcceptJournalResponse)(nil),      // 82: zt.v1alpha1.AcceptJournalResponse
-	(*ReadRefusalsRequest)(nil),        // 83: zt.v1alpha1.ReadRefusalsRequest
-	(*ReadRefusalsResponse)(nil),       // 84: zt.v1alpha1.ReadRefusalsResponse
-	nil,                                // 85: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 86: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 87: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 88: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	nil,                                // 89: zt.v1alpha1.RollbackRequest.BasesEntry
-	nil,                                // 90: zt.v1alpha1.RollbackResponse.BasesEntry
-	nil,                                // 91: zt.v1alpha1.CanRequest.HeadersEntry
-	(*durationpb.Duration)(nil),        // 92: google.protobuf.Duration
-	(*Document)(nil),                   // 93: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 94: google.protobuf.Timestamp
-	(*User)(nil),                       // 95: zt.v1alpha1.User
-	(*Block)(nil),                      // 96: zt.v1alpha1.Block
-	(*v1.AuditRecord)(nil),             // 97: zt.log.v1.AuditRecord
-	(*v1.AuditHead)(nil),               // 98: zt.log.v1.AuditHead
-	(*v1.JournalAnchor)(nil),           // 99: zt.log.v1.JournalAnchor
+	(*GetKeysRequest)(nil),             // 62: zt.v1alpha1.GetKeysRequest
+	(*GetKeysResponse)(nil),            // 63: zt.v1alpha1.GetKeysResponse
+	(*ServerKeys)(nil),                 // 64: zt.v1alpha1.ServerKeys
+	(*RotateKeyRequest)(nil),           // 65: zt.v1alpha1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),          // 66: zt.v1alpha1.RotateKeyResponse
+	(*DropKeyRequest)(nil),             // 67: zt.v1alpha1.DropKeyRequest
+	(*DropKeyResponse)(nil),            // 68: zt.v1alpha1.DropKeyResponse
+	(*ListAdminsRequest)(nil),          // 69: zt.v1alpha1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),         // 70: zt.v1alpha1.ListAdminsResponse
+	(*AdminInfo)(nil),                  // 71: zt.v1alpha1.AdminInfo
+	(*AddAdminRequest)(nil),            // 72: zt.v1alpha1.AddAdminRequest
+	(*AddAdminResponse)(nil),           // 73: zt.v1alpha1.AddAdminResponse
+	(*RemoveAdminRequest)(nil),         // 74: zt.v1alpha1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 75: zt.v1alpha1.RemoveAdminResponse
+	(*BackupRequest)(nil),              // 76: zt.v1alpha1.BackupRequest
+	(*BackupResponse)(nil),             // 77: zt.v1alpha1.BackupResponse
+	(*GetServerInfoRequest)(nil),       // 78: zt.v1alpha1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 79: zt.v1alpha1.GetServerInfoResponse
+	(*ListAuditRequest)(nil),           // 80: zt.v1alpha1.ListAuditRequest
+	(*ListAuditResponse)(nil),          // 81: zt.v1alpha1.ListAuditResponse
+	(*ReadAuditRequest)(nil),           // 82: zt.v1alpha1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),          // 83: zt.v1alpha1.ReadAuditResponse
+	(*AuditStatus)(nil),                // 84: zt.v1alpha1.AuditStatus
+	(*AuditRange)(nil),                 // 85: zt.v1alpha1.AuditRange
+	(*ReadJournalRequest)(nil),         // 86: zt.v1alpha1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),        // 87: zt.v1alpha1.ReadJournalResponse
+	(*AcceptJournalRequest)(nil),       // 88: zt.v1alpha1.AcceptJournalRequest
+	(*AcceptJournalResponse)(nil),      // 89: zt.v1alpha1.AcceptJournalResponse
+	(*ReadRefusalsRequest)(nil),        // 90: zt.v1alpha1.ReadRefusalsRequest
+	(*ReadRefusalsResponse)(nil),       // 91: zt.v1alpha1.ReadRefusalsResponse
+	nil,                                // 92: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 93: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 94: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 95: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 96: zt.v1alpha1.RollbackRequest.BasesEntry
+	nil,                                // 97: zt.v1alpha1.RollbackResponse.BasesEntry
+	nil,                                // 98: zt.v1alpha1.CanRequest.HeadersEntry
+	(*durationpb.Duration)(nil),        // 99: google.protobuf.Duration
+	(*Document)(nil),                   // 100: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 101: google.protobuf.Timestamp
+	(*User)(nil),                       // 102: zt.v1alpha1.User
+	(*Block)(nil),                      // 103: zt.v1alpha1.Block
+	(*v1.AuditRecord)(nil),             // 104: zt.log.v1.AuditRecord
+	(*v1.AuditHead)(nil),               // 105: zt.log.v1.AuditHead
+	(*v1.JournalAnchor)(nil),           // 106: zt.log.v1.JournalAnchor
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
-	0,  // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	85, // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
-	3,  // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
-	4,  // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	86, // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
-	5,  // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
-	5,  // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	92, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
-	87, // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
-	13, // 9: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
-	9,  // 10: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	93, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
-	13, // 12: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	88, // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	9,  // 14: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	18, // 15: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	94, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
-	3,  // 17: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
-	18, // 18: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
-	9,  // 19: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	89, // 20: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
-	3,  // 21: zt.v1alpha1.RollbackResponse.changes:type_name -> zt.v1alpha1.Change
-	4,  // 22: zt.v1alpha1.RollbackResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	90, // 23: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
-	5,  // 24: zt.v1alpha1.RollbackResponse.warnings:type_name -> zt.v1alpha1.Problem
-	53, // 25: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
-	25, // 26: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	9,  // 27: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	26, // 28: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	94, // 29: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	94, // 30: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	94, // 31: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
-	29, // 32: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
-	94, // 33: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
-	26, // 34: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	95, // 35: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
-	94, // 36: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
-	91, // 37: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
-	9,  // 38: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	96, // 39: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
-	4,  // 40: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	4,  // 41: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	38, // 42: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
-	39, // 43: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	9,  // 44: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	94, // 45: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
-	94, // 46: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
-	94, // 47: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
-	92, // 48: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	44, // 49: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	94, // 50: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
-	44, // 51: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
-	9,  // 52: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	53, // 53: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
-	9,  // 54: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	92, // 55: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
-	94, // 56: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
-	64, // 57: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
-	9,  // 58: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	94, // 59: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
-	64, // 60: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
-	94, // 61: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	97, // 62: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
-	77, // 63: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
-	98, // 64: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
-	78, // 65: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
-	99, // 66: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
-	1,  // 67: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
-	11, // 68: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
-	14, // 69: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
-	16, // 70: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
-	19, // 71: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
-	21, // 72: zt.v1alpha1.AdminService.Rollback:input_type -> zt.v1alpha1.RollbackRequest
-	23, // 73: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
-	27, // 74: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
-	30, // 75: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
-	42, // 76: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
-	45, // 77: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
-	47, // 78: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
-	49, // 79: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
-	51, // 80: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
-	54, // 81: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
-	56, // 82: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
-	58, // 83: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
-	60, // 84: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
-	62, // 85: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
-	65, // 86: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
-	67, // 87: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
-	32, // 88: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
-	34, // 89: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
-	36, // 90: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
-	40, // 91: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
-	69, // 92: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
-	73, // 93: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
-	75, // 94: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
-	79, // 95: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
-	81, // 96: zt.v1alpha1.AdminService.AcceptJournal:input_type -> zt.v1alpha1.AcceptJournalRequest
-	83, // 97: zt.v1alpha1.AdminService.ReadRefusals:input_type -> zt.v1alpha1.ReadRefusalsRequest
-	71, // 98: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	2,  // 99: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	12, // 100: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	15, // 101: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	17, // 102: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	20, // 103: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	22, // 104: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
-	24, // 105: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	28, // 106: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	31, // 107: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	43, // 108: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	46, // 109: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	48, // 110: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	50, // 111: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	52, // 112: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	55, // 113: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	57, // 114: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
-	59, // 115: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
-	61, // 116: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
-	63, // 117: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	66, // 118: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	68, // 119: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	33, // 120: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
-	35, // 121: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
-	37, // 122: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
-	41, // 123: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
-	70, // 124: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
-	74, // 125: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
-	76, // 126: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
-	80, // 127: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
-	82, // 128: zt.v1alpha1.AdminService.AcceptJournal:output_type -> zt.v1alpha1.AcceptJournalResponse
-	84, // 129: zt.v1alpha1.AdminService.ReadRefusals:output_type -> zt.v1alpha1.ReadRefusalsResponse
-	72, // 130: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	99, // [99:131] is the sub-list for method output_type
-	67, // [67:99] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	0,   // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
+	92,  // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	3,   // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
+	4,   // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	93,  // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	5,   // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
+	5,   // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
+	99,  // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
+	94,  // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	13,  // 9: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
+	9,   // 10: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	100, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	13,  // 12: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
+	95,  // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	9,   // 14: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	18,  // 15: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
+	101, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	3,   // 17: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
+	18,  // 18: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
+	9,   // 19: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	96,  // 20: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
+	3,   // 21: zt.v1alpha1.RollbackResponse.changes:type_name -> zt.v1alpha1.Change
+	4,   // 22: zt.v1alpha1.RollbackResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	97,  // 23: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
+	5,   // 24: zt.v1alpha1.RollbackResponse.warnings:type_name -> zt.v1alpha1.Problem
+	53,  // 25: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
+	25,  // 26: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	9,   // 27: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	26,  // 28: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
+	101, // 29: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	101, // 30: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	101, // 31: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	29,  // 32: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
+	101, // 33: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	26,  // 34: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
+	102, // 35: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	101, // 36: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	98,  // 37: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	9,   // 38: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	103, // 39: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	4,   // 40: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	4,   // 41: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	38,  // 42: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
+	39,  // 43: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	9,   // 44: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	101, // 45: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	101, // 46: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	101, // 47: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	99,  // 48: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	44,  // 49: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
+	101, // 50: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	44,  // 51: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
+	9,   // 52: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	53,  // 53: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
+	9,   // 54: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	99,  // 55: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
+	101, // 56: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
+	64,  // 57: zt.v1alpha1.GetKeysResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	64,  // 58: zt.v1alpha1.RotateKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	64,  // 59: zt.v1alpha1.DropKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	71,  // 60: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
+	9,   // 61: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	101, // 62: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	71,  // 63: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
+	101, // 64: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	104, // 65: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
+	84,  // 66: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
+	105, // 67: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
+	85,  // 68: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
+	106, // 69: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
+	1,   // 70: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
+	11,  // 71: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
+	14,  // 72: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
+	16,  // 73: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
+	19,  // 74: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
+	21,  // 75: zt.v1alpha1.AdminService.Rollback:input_type -> zt.v1alpha1.RollbackRequest
+	23,  // 76: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
+	27,  // 77: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
+	30,  // 78: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
+	42,  // 79: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
+	45,  // 80: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
+	47,  // 81: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
+	49,  // 82: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
+	51,  // 83: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
+	54,  // 84: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
+	56,  // 85: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
+	58,  // 86: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
+	60,  // 87: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
+	62,  // 88: zt.v1alpha1.AdminService.GetKeys:input_type -> zt.v1alpha1.GetKeysRequest
+	65,  // 89: zt.v1alpha1.AdminService.RotateKey:input_type -> zt.v1alpha1.RotateKeyRequest
+	67,  // 90: zt.v1alpha1.AdminService.DropKey:input_type -> zt.v1alpha1.DropKeyRequest
+	69,  // 91: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
+	72,  // 92: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
+	74,  // 93: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
+	32,  // 94: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
+	34,  // 95: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
+	36,  // 96: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
+	40,  // 97: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
+	76,  // 98: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
+	80,  // 99: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
+	82,  // 100: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
+	86,  // 101: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
+	88,  // 102: zt.v1alpha1.AdminService.AcceptJournal:input_type -> zt.v1alpha1.AcceptJournalRequest
+	90,  // 103: zt.v1alpha1.AdminService.ReadRefusals:input_type -> zt.v1alpha1.ReadRefusalsRequest
+	78,  // 104: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	2,   // 105: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	12,  // 106: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	15,  // 107: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	17,  // 108: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	20,  // 109: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	22,  // 110: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
+	24,  // 111: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	28,  // 112: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	31,  // 113: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	43,  // 114: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	46,  // 115: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	48,  // 116: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	50,  // 117: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	52,  // 118: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	55,  // 119: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	57,  // 120: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
+	59,  // 121: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
+	61,  // 122: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
+	63,  // 123: zt.v1alpha1.AdminService.GetKeys:output_type -> zt.v1alpha1.GetKeysResponse
+	66,  // 124: zt.v1alpha1.AdminService.RotateKey:output_type -> zt.v1alpha1.RotateKeyResponse
+	68,  // 125: zt.v1alpha1.AdminService.DropKey:output_type -> zt.v1alpha1.DropKeyResponse
+	70,  // 126: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	73,  // 127: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	75,  // 128: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	33,  // 129: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	35,  // 130: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	37,  // 131: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	41,  // 132: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	77,  // 133: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
+	81,  // 134: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
+	83,  // 135: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
+	87,  // 136: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
+	89,  // 137: zt.v1alpha1.AdminService.AcceptJournal:output_type -> zt.v1alpha1.AcceptJournalResponse
+	91,  // 138: zt.v1alpha1.AdminService.ReadRefusals:output_type -> zt.v1alpha1.ReadRefusalsResponse
+	79,  // 139: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	105, // [105:140] is the sub-list for method output_type
+	70,  // [70:105] is the sub-list for method input_type
+	70,  // [70:70] is the sub-list for extension type_name
+	70,  // [70:70] is the sub-list for extension extendee
+	0,   // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_admin_proto_init() }
@@ -6082,7 +6583,7 @@ func file_zt_v1alpha1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   92,
+			NumMessages:   99,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

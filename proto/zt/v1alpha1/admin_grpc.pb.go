@@ -37,6 +37,9 @@ const (
 	AdminService_PromoteMember_FullMethodName      = "/zt.v1alpha1.AdminService/PromoteMember"
 	AdminService_DemoteMember_FullMethodName       = "/zt.v1alpha1.AdminService/DemoteMember"
 	AdminService_TransferLeadership_FullMethodName = "/zt.v1alpha1.AdminService/TransferLeadership"
+	AdminService_GetKeys_FullMethodName            = "/zt.v1alpha1.AdminService/GetKeys"
+	AdminService_RotateKey_FullMethodName          = "/zt.v1alpha1.AdminService/RotateKey"
+	AdminService_DropKey_FullMethodName            = "/zt.v1alpha1.AdminService/DropKey"
 	AdminService_ListAdmins_FullMethodName         = "/zt.v1alpha1.AdminService/ListAdmins"
 	AdminService_AddAdmin_FullMethodName           = "/zt.v1alpha1.AdminService/AddAdmin"
 	AdminService_RemoveAdmin_FullMethodName        = "/zt.v1alpha1.AdminService/RemoveAdmin"
@@ -111,6 +114,17 @@ type AdminServiceClient interface {
 	DemoteMember(ctx context.Context, in *DemoteMemberRequest, opts ...grpc.CallOption) (*DemoteMemberResponse, error)
 	// TransferLeadership makes another voter the leader. Role: admin.
 	TransferLeadership(ctx context.Context, in *TransferLeadershipRequest, opts ...grpc.CallOption) (*TransferLeadershipResponse, error)
+	// GetKeys returns the ids of the key-encryption keys: which one seals the root key,
+	// which were replaced, and what each server has. Role: viewer.
+	GetKeys(ctx context.Context, in *GetKeysRequest, opts ...grpc.CallOption) (*GetKeysResponse, error)
+	// RotateKey seals the root key with another key-encryption key, once every server has
+	// that one; the servers then seal what they hold anew, by themselves. Where keys lie
+	// in files, the key is made and handed to all servers. The one of before stays where
+	// it is, until DropKey. Role: admin.
+	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
+	// DropKey takes a key-encryption key that seals nothing any more out of the key files
+	// of all servers. It is refused as long as a server may need it. Role: admin.
+	DropKey(ctx context.Context, in *DropKeyRequest, opts ...grpc.CallOption) (*DropKeyResponse, error)
 	// ListAdmins returns who may administer what. Role: viewer.
 	ListAdmins(ctx context.Context, in *ListAdminsRequest, opts ...grpc.CallOption) (*ListAdminsResponse, error)
 	// AddAdmin gives a role and signs a certificate for the key of the CSR.
@@ -359,6 +373,36 @@ func (c *adminServiceClient) TransferLeadership(ctx context.Context, in *Transfe
 	return out, nil
 }
 
+func (c *adminServiceClient) GetKeys(ctx context.Context, in *GetKeysRequest, opts ...grpc.CallOption) (*GetKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetKeysResponse)
+	err := c.cc.Invoke(ctx, AdminService_GetKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateKeyResponse)
+	err := c.cc.Invoke(ctx, AdminService_RotateKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminServiceClient) DropKey(ctx context.Context, in *DropKeyRequest, opts ...grpc.CallOption) (*DropKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DropKeyResponse)
+	err := c.cc.Invoke(ctx, AdminService_DropKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) ListAdmins(ctx context.Context, in *ListAdminsRequest, opts ...grpc.CallOption) (*ListAdminsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListAdminsResponse)
@@ -593,6 +637,17 @@ type AdminServiceServer interface {
 	DemoteMember(context.Context, *DemoteMemberRequest) (*DemoteMemberResponse, error)
 	// TransferLeadership makes another voter the leader. Role: admin.
 	TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error)
+	// GetKeys returns the ids of the key-encryption keys: which one seals the root key,
+	// which were replaced, and what each server has. Role: viewer.
+	GetKeys(context.Context, *GetKeysRequest) (*GetKeysResponse, error)
+	// RotateKey seals the root key with another key-encryption key, once every server has
+	// that one; the servers then seal what they hold anew, by themselves. Where keys lie
+	// in files, the key is made and handed to all servers. The one of before stays where
+	// it is, until DropKey. Role: admin.
+	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
+	// DropKey takes a key-encryption key that seals nothing any more out of the key files
+	// of all servers. It is refused as long as a server may need it. Role: admin.
+	DropKey(context.Context, *DropKeyRequest) (*DropKeyResponse, error)
 	// ListAdmins returns who may administer what. Role: viewer.
 	ListAdmins(context.Context, *ListAdminsRequest) (*ListAdminsResponse, error)
 	// AddAdmin gives a role and signs a certificate for the key of the CSR.
@@ -696,6 +751,15 @@ func (UnimplementedAdminServiceServer) DemoteMember(context.Context, *DemoteMemb
 }
 func (UnimplementedAdminServiceServer) TransferLeadership(context.Context, *TransferLeadershipRequest) (*TransferLeadershipResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method TransferLeadership not implemented")
+}
+func (UnimplementedAdminServiceServer) GetKeys(context.Context, *GetKeysRequest) (*GetKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetKeys not implemented")
+}
+func (UnimplementedAdminServiceServer) RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateKey not implemented")
+}
+func (UnimplementedAdminServiceServer) DropKey(context.Context, *DropKeyRequest) (*DropKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DropKey not implemented")
 }
 func (UnimplementedAdminServiceServer) ListAdmins(context.Context, *ListAdminsRequest) (*ListAdminsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListAdmins not implemented")
@@ -1070,6 +1134,60 @@ func _AdminService_TransferLeadership_Handler(srv interface{}, ctx context.Conte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_GetKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).GetKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_GetKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).GetKeys(ctx, req.(*GetKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_RotateKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RotateKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RotateKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RotateKey(ctx, req.(*RotateKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminService_DropKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DropKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).DropKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_DropKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).DropKey(ctx, req.(*DropKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_ListAdmins_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListAdminsRequest)
 	if err := dec(in); err != nil {
@@ -1364,6 +1482,18 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "TransferLeadership",
 			Handler:    _AdminService_TransferLeadership_Handler,
+		},
+		{
+			MethodName: "GetKeys",
+			Handler:    _AdminService_GetKeys_Handler,
+		},
+		{
+			MethodName: "RotateKey",
+			Handler:    _AdminService_RotateKey_Handler,
+		},
+		{
+			MethodName: "DropKey",
+			Handler:    _AdminService_DropKey_Handler,
 		},
 		{
 			MethodName: "ListAdmins",

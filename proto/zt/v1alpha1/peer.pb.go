@@ -984,6 +984,282 @@ func (*AnchorJournalResponse) Descriptor() ([]byte, []int) {
 	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{16}
 }
 
+type GetKeyReportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ask the source of the keys first.
+	Reload        bool `protobuf:"varint,1,opt,name=reload,proto3" json:"reload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeyReportRequest) Reset() {
+	*x = GetKeyReportRequest{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeyReportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeyReportRequest) ProtoMessage() {}
+
+func (x *GetKeyReportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeyReportRequest.ProtoReflect.Descriptor instead.
+func (*GetKeyReportRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *GetKeyReportRequest) GetReload() bool {
+	if x != nil {
+		return x.Reload
+	}
+	return false
+}
+
+type GetKeyReportResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Keys          *ServerKeys            `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKeyReportResponse) Reset() {
+	*x = GetKeyReportResponse{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKeyReportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKeyReportResponse) ProtoMessage() {}
+
+func (x *GetKeyReportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKeyReportResponse.ProtoReflect.Descriptor instead.
+func (*GetKeyReportResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *GetKeyReportResponse) GetKeys() *ServerKeys {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type TakeKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	KeyId string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Secret.
+	Key           []byte `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeKeyRequest) Reset() {
+	*x = TakeKeyRequest{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeKeyRequest) ProtoMessage() {}
+
+func (x *TakeKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeKeyRequest.ProtoReflect.Descriptor instead.
+func (*TakeKeyRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TakeKeyRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *TakeKeyRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type TakeKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it has then.
+	Keys          *ServerKeys `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TakeKeyResponse) Reset() {
+	*x = TakeKeyResponse{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TakeKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TakeKeyResponse) ProtoMessage() {}
+
+func (x *TakeKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TakeKeyResponse.ProtoReflect.Descriptor instead.
+func (*TakeKeyResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TakeKeyResponse) GetKeys() *ServerKeys {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type ForgetKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetKeyRequest) Reset() {
+	*x = ForgetKeyRequest{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetKeyRequest) ProtoMessage() {}
+
+func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetKeyRequest.ProtoReflect.Descriptor instead.
+func (*ForgetKeyRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ForgetKeyRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+type ForgetKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it has then.
+	Keys          *ServerKeys `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForgetKeyResponse) Reset() {
+	*x = ForgetKeyResponse{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForgetKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForgetKeyResponse) ProtoMessage() {}
+
+func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForgetKeyResponse.ProtoReflect.Descriptor instead.
+func (*ForgetKeyResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ForgetKeyResponse) GetKeys() *ServerKeys {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
 var File_zt_v1alpha1_peer_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_peer_proto_rawDesc = "" +
@@ -1051,7 +1327,20 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"after_hash\x18\x04 \x01(\tR\tafterHash\x12\x15\n" +
 	"\x06let_go\x18\x05 \x01(\x04R\x05letGo\x12\x16\n" +
 	"\x06accept\x18\x06 \x01(\bR\x06accept\"\x17\n" +
-	"\x15AnchorJournalResponse2\x98\x05\n" +
+	"\x15AnchorJournalResponse\"-\n" +
+	"\x13GetKeyReportRequest\x12\x16\n" +
+	"\x06reload\x18\x01 \x01(\bR\x06reload\"C\n" +
+	"\x14GetKeyReportResponse\x12+\n" +
+	"\x04keys\x18\x01 \x01(\v2\x17.zt.v1alpha1.ServerKeysR\x04keys\"9\n" +
+	"\x0eTakeKeyRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\">\n" +
+	"\x0fTakeKeyResponse\x12+\n" +
+	"\x04keys\x18\x01 \x01(\v2\x17.zt.v1alpha1.ServerKeysR\x04keys\")\n" +
+	"\x10ForgetKeyRequest\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\"@\n" +
+	"\x11ForgetKeyResponse\x12+\n" +
+	"\x04keys\x18\x01 \x01(\v2\x17.zt.v1alpha1.ServerKeysR\x04keys2\xff\x06\n" +
 	"\vPeerService\x12G\n" +
 	"\bAnnounce\x12\x1c.zt.v1alpha1.AnnounceRequest\x1a\x1d.zt.v1alpha1.AnnounceResponse\x12A\n" +
 	"\x06Reseed\x12\x1a.zt.v1alpha1.ReseedRequest\x1a\x1b.zt.v1alpha1.ReseedResponse\x12U\n" +
@@ -1061,7 +1350,10 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\tGetReport\x12\x1d.zt.v1alpha1.GetReportRequest\x1a\x1e.zt.v1alpha1.GetReportResponse\x12O\n" +
 	"\n" +
 	"FetchAudit\x12\x1e.zt.v1alpha1.FetchAuditRequest\x1a\x1f.zt.v1alpha1.FetchAuditResponse0\x01\x12V\n" +
-	"\rAnchorJournal\x12!.zt.v1alpha1.AnchorJournalRequest\x1a\".zt.v1alpha1.AnchorJournalResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
+	"\rAnchorJournal\x12!.zt.v1alpha1.AnchorJournalRequest\x1a\".zt.v1alpha1.AnchorJournalResponse\x12S\n" +
+	"\fGetKeyReport\x12 .zt.v1alpha1.GetKeyReportRequest\x1a!.zt.v1alpha1.GetKeyReportResponse\x12D\n" +
+	"\aTakeKey\x12\x1b.zt.v1alpha1.TakeKeyRequest\x1a\x1c.zt.v1alpha1.TakeKeyResponse\x12J\n" +
+	"\tForgetKey\x12\x1d.zt.v1alpha1.ForgetKeyRequest\x1a\x1e.zt.v1alpha1.ForgetKeyResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
 	file_zt_v1alpha1_peer_proto_rawDescOnce sync.Once
@@ -1075,7 +1367,7 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
 	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
@@ -1094,37 +1386,53 @@ var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*FetchAuditResponse)(nil),      // 14: zt.v1alpha1.FetchAuditResponse
 	(*AnchorJournalRequest)(nil),    // 15: zt.v1alpha1.AnchorJournalRequest
 	(*AnchorJournalResponse)(nil),   // 16: zt.v1alpha1.AnchorJournalResponse
-	(*Proxy)(nil),                   // 17: zt.v1alpha1.Proxy
-	(*ShadowDifference)(nil),        // 18: zt.v1alpha1.ShadowDifference
-	(*timestamppb.Timestamp)(nil),   // 19: google.protobuf.Timestamp
+	(*GetKeyReportRequest)(nil),     // 17: zt.v1alpha1.GetKeyReportRequest
+	(*GetKeyReportResponse)(nil),    // 18: zt.v1alpha1.GetKeyReportResponse
+	(*TakeKeyRequest)(nil),          // 19: zt.v1alpha1.TakeKeyRequest
+	(*TakeKeyResponse)(nil),         // 20: zt.v1alpha1.TakeKeyResponse
+	(*ForgetKeyRequest)(nil),        // 21: zt.v1alpha1.ForgetKeyRequest
+	(*ForgetKeyResponse)(nil),       // 22: zt.v1alpha1.ForgetKeyResponse
+	(*Proxy)(nil),                   // 23: zt.v1alpha1.Proxy
+	(*ShadowDifference)(nil),        // 24: zt.v1alpha1.ShadowDifference
+	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
+	(*ServerKeys)(nil),              // 26: zt.v1alpha1.ServerKeys
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
 	4,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	17, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	18, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	19, // 3: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
-	19, // 4: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
-	0,  // 5: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	2,  // 6: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
-	5,  // 7: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	7,  // 8: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
-	9,  // 9: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
-	11, // 10: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
-	13, // 11: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
-	15, // 12: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
-	1,  // 13: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	3,  // 14: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
-	6,  // 15: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	8,  // 16: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	10, // 17: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
-	12, // 18: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
-	14, // 19: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
-	16, // 20: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
-	13, // [13:21] is the sub-list for method output_type
-	5,  // [5:13] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	23, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	24, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	25, // 3: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
+	25, // 4: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
+	26, // 5: zt.v1alpha1.GetKeyReportResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	26, // 6: zt.v1alpha1.TakeKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	26, // 7: zt.v1alpha1.ForgetKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	0,  // 8: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
+	2,  // 9: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
+	5,  // 10: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	7,  // 11: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	9,  // 12: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
+	11, // 13: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
+	13, // 14: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
+	15, // 15: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
+	17, // 16: zt.v1alpha1.PeerService.GetKeyReport:input_type -> zt.v1alpha1.GetKeyReportRequest
+	19, // 17: zt.v1alpha1.PeerService.TakeKey:input_type -> zt.v1alpha1.TakeKeyRequest
+	21, // 18: zt.v1alpha1.PeerService.ForgetKey:input_type -> zt.v1alpha1.ForgetKeyRequest
+	1,  // 19: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	3,  // 20: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
+	6,  // 21: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	8,  // 22: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	10, // 23: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	12, // 24: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
+	14, // 25: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
+	16, // 26: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
+	18, // 27: zt.v1alpha1.PeerService.GetKeyReport:output_type -> zt.v1alpha1.GetKeyReportResponse
+	20, // 28: zt.v1alpha1.PeerService.TakeKey:output_type -> zt.v1alpha1.TakeKeyResponse
+	22, // 29: zt.v1alpha1.PeerService.ForgetKey:output_type -> zt.v1alpha1.ForgetKeyResponse
+	19, // [19:30] is the sub-list for method output_type
+	8,  // [8:19] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_peer_proto_init() }
@@ -1139,7 +1447,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,9 @@ const (
 	PeerService_GetReport_FullMethodName       = "/zt.v1alpha1.PeerService/GetReport"
 	PeerService_FetchAudit_FullMethodName      = "/zt.v1alpha1.PeerService/FetchAudit"
 	PeerService_AnchorJournal_FullMethodName   = "/zt.v1alpha1.PeerService/AnchorJournal"
+	PeerService_GetKeyReport_FullMethodName    = "/zt.v1alpha1.PeerService/GetKeyReport"
+	PeerService_TakeKey_FullMethodName         = "/zt.v1alpha1.PeerService/TakeKey"
+	PeerService_ForgetKey_FullMethodName       = "/zt.v1alpha1.PeerService/ForgetKey"
 )
 
 // PeerServiceClient is the client API for PeerService service.
@@ -60,6 +63,15 @@ type PeerServiceClient interface {
 	// AnchorJournal says how far the issuance journal of the caller is. Answered by
 	// the leader.
 	AnchorJournal(ctx context.Context, in *AnchorJournalRequest, opts ...grpc.CallOption) (*AnchorJournalResponse, error)
+	// GetKeyReport is which key-encryption keys this server has, by their ids, and what
+	// they seal.
+	GetKeyReport(ctx context.Context, in *GetKeyReportRequest, opts ...grpc.CallOption) (*GetKeyReportResponse, error)
+	// TakeKey gives this server a key-encryption key, for its key file. Only the leader
+	// may.
+	TakeKey(ctx context.Context, in *TakeKeyRequest, opts ...grpc.CallOption) (*TakeKeyResponse, error)
+	// ForgetKey takes one out of its key file again. It is refused while something here
+	// is sealed with it. Only the leader may.
+	ForgetKey(ctx context.Context, in *ForgetKeyRequest, opts ...grpc.CallOption) (*ForgetKeyResponse, error)
 }
 
 type peerServiceClient struct {
@@ -168,6 +180,36 @@ func (c *peerServiceClient) AnchorJournal(ctx context.Context, in *AnchorJournal
 	return out, nil
 }
 
+func (c *peerServiceClient) GetKeyReport(ctx context.Context, in *GetKeyReportRequest, opts ...grpc.CallOption) (*GetKeyReportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetKeyReportResponse)
+	err := c.cc.Invoke(ctx, PeerService_GetKeyReport_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *peerServiceClient) TakeKey(ctx context.Context, in *TakeKeyRequest, opts ...grpc.CallOption) (*TakeKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TakeKeyResponse)
+	err := c.cc.Invoke(ctx, PeerService_TakeKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *peerServiceClient) ForgetKey(ctx context.Context, in *ForgetKeyRequest, opts ...grpc.CallOption) (*ForgetKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ForgetKeyResponse)
+	err := c.cc.Invoke(ctx, PeerService_ForgetKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServiceServer is the server API for PeerService service.
 // All implementations must embed UnimplementedPeerServiceServer
 // for forward compatibility.
@@ -199,6 +241,15 @@ type PeerServiceServer interface {
 	// AnchorJournal says how far the issuance journal of the caller is. Answered by
 	// the leader.
 	AnchorJournal(context.Context, *AnchorJournalRequest) (*AnchorJournalResponse, error)
+	// GetKeyReport is which key-encryption keys this server has, by their ids, and what
+	// they seal.
+	GetKeyReport(context.Context, *GetKeyReportRequest) (*GetKeyReportResponse, error)
+	// TakeKey gives this server a key-encryption key, for its key file. Only the leader
+	// may.
+	TakeKey(context.Context, *TakeKeyRequest) (*TakeKeyResponse, error)
+	// ForgetKey takes one out of its key file again. It is refused while something here
+	// is sealed with it. Only the leader may.
+	ForgetKey(context.Context, *ForgetKeyRequest) (*ForgetKeyResponse, error)
 	mustEmbedUnimplementedPeerServiceServer()
 }
 
@@ -232,6 +283,15 @@ func (UnimplementedPeerServiceServer) FetchAudit(*FetchAuditRequest, grpc.Server
 }
 func (UnimplementedPeerServiceServer) AnchorJournal(context.Context, *AnchorJournalRequest) (*AnchorJournalResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AnchorJournal not implemented")
+}
+func (UnimplementedPeerServiceServer) GetKeyReport(context.Context, *GetKeyReportRequest) (*GetKeyReportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetKeyReport not implemented")
+}
+func (UnimplementedPeerServiceServer) TakeKey(context.Context, *TakeKeyRequest) (*TakeKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method TakeKey not implemented")
+}
+func (UnimplementedPeerServiceServer) ForgetKey(context.Context, *ForgetKeyRequest) (*ForgetKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ForgetKey not implemented")
 }
 func (UnimplementedPeerServiceServer) mustEmbedUnimplementedPeerServiceServer() {}
 func (UnimplementedPeerServiceServer) testEmbeddedByValue()                     {}
@@ -384,6 +444,60 @@ func _PeerService_AnchorJournal_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _PeerService_GetKeyReport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetKeyReportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).GetKeyReport(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_GetKeyReport_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).GetKeyReport(ctx, req.(*GetKeyReportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PeerService_TakeKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TakeKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).TakeKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_TakeKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).TakeKey(ctx, req.(*TakeKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _PeerService_ForgetKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ForgetKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServiceServer).ForgetKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: PeerService_ForgetKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServiceServer).ForgetKey(ctx, req.(*ForgetKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // PeerService_ServiceDesc is the grpc.ServiceDesc for PeerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -414,6 +528,18 @@ var PeerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AnchorJournal",
 			Handler:    _PeerService_AnchorJournal_Handler,
+		},
+		{
+			MethodName: "GetKeyReport",
+			Handler:    _PeerService_GetKeyReport_Handler,
+		},
+		{
+			MethodName: "TakeKey",
+			Handler:    _PeerService_TakeKey_Handler,
+		},
+		{
+			MethodName: "ForgetKey",
+			Handler:    _PeerService_ForgetKey_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

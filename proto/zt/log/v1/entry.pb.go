@@ -772,7 +772,11 @@ type ReplaceRootKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SealedRootKey []byte                 `protobuf:"bytes,1,opt,name=sealed_root_key,json=sealedRootKey,proto3" json:"sealed_root_key,omitempty"`
 	// SHA-256 of the sealed root key that it replaces.
-	Replaces      []byte `protobuf:"bytes,2,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	Replaces []byte `protobuf:"bytes,2,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	// Ids of the key-encryption keys of before and from now on. The former is never used
+	// again.
+	FromKey       string `protobuf:"bytes,3,opt,name=from_key,json=fromKey,proto3" json:"from_key,omitempty"`
+	ToKey         string `protobuf:"bytes,4,opt,name=to_key,json=toKey,proto3" json:"to_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -819,6 +823,20 @@ func (x *ReplaceRootKey) GetReplaces() []byte {
 		return x.Replaces
 	}
 	return nil
+}
+
+func (x *ReplaceRootKey) GetFromKey() string {
+	if x != nil {
+		return x.FromKey
+	}
+	return ""
+}
+
+func (x *ReplaceRootKey) GetToKey() string {
+	if x != nil {
+		return x.ToKey
+	}
+	return ""
 }
 
 // Restored ends what must not outlive a cluster that goes on from a backup, or from
@@ -2225,10 +2243,12 @@ const file_zt_log_v1_entry_proto_rawDesc = "" +
 	"namespaces\x12\"\n" +
 	"\x04puts\x18\x02 \x03(\v2\x0e.zt.log.v1.PutR\x04puts\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12\x10\n" +
-	"\x03end\x18\x04 \x01(\bR\x03end\"T\n" +
+	"\x03end\x18\x04 \x01(\bR\x03end\"\x86\x01\n" +
 	"\x0eReplaceRootKey\x12&\n" +
 	"\x0fsealed_root_key\x18\x01 \x01(\fR\rsealedRootKey\x12\x1a\n" +
-	"\breplaces\x18\x02 \x01(\fR\breplaces\"\x82\x01\n" +
+	"\breplaces\x18\x02 \x01(\fR\breplaces\x12\x19\n" +
+	"\bfrom_key\x18\x03 \x01(\tR\afromKey\x12\x15\n" +
+	"\x06to_key\x18\x04 \x01(\tR\x05toKey\"\x82\x01\n" +
 	"\bRestored\x12\x19\n" +
 	"\bepoch_id\x18\x01 \x01(\tR\aepochId\x12)\n" +
 	"\x06server\x18\x02 \x01(\v2\x11.zt.log.v1.ServerR\x06server\x12\x1c\n" +

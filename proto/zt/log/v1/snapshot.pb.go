@@ -305,7 +305,9 @@ type Header struct {
 	// Since format 3.
 	Lineage []byte `protobuf:"bytes,32,opt,name=lineage,proto3" json:"lineage,omitempty"`
 	// Where the audit chain stands. Since format 3.
-	Audit         *AuditHead `protobuf:"bytes,28,opt,name=audit,proto3" json:"audit,omitempty"`
+	Audit *AuditHead `protobuf:"bytes,28,opt,name=audit,proto3" json:"audit,omitempty"`
+	// Ids of the key-encryption keys that were replaced, oldest first. Since format 3.
+	RetiredKeys   []string `protobuf:"bytes,33,rep,name=retired_keys,json=retiredKeys,proto3" json:"retired_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -420,6 +422,13 @@ func (x *Header) GetLineage() []byte {
 func (x *Header) GetAudit() *AuditHead {
 	if x != nil {
 		return x.Audit
+	}
+	return nil
+}
+
+func (x *Header) GetRetiredKeys() []string {
+	if x != nil {
+		return x.RetiredKeys
 	}
 	return nil
 }
@@ -888,7 +897,7 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\aretired\x18\v \x01(\v2\x12.zt.log.v1.RetiredH\x00R\aretired\x121\n" +
 	"\bproposal\x18\f \x01(\v2\x13.zt.log.v1.ProposalH\x00R\bproposal\x12A\n" +
 	"\x0ejournal_anchor\x18\x19 \x01(\v2\x18.zt.log.v1.JournalAnchorH\x00R\rjournalAnchorB\b\n" +
-	"\x06record\"\xf9\x02\n" +
+	"\x06record\"\x9c\x03\n" +
 	"\x06Header\x12\x16\n" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x1a\n" +
@@ -902,7 +911,8 @@ const file_zt_log_v1_snapshot_proto_rawDesc = "" +
 	"\x05epoch\x18\x14 \x01(\x04R\x05epoch\x12\x19\n" +
 	"\bepoch_id\x18\x15 \x01(\tR\aepochId\x12\x18\n" +
 	"\alineage\x18  \x01(\fR\alineage\x12*\n" +
-	"\x05audit\x18\x1c \x01(\v2\x14.zt.log.v1.AuditHeadR\x05audit\"N\n" +
+	"\x05audit\x18\x1c \x01(\v2\x14.zt.log.v1.AuditHeadR\x05audit\x12!\n" +
+	"\fretired_keys\x18! \x03(\tR\vretiredKeys\"N\n" +
 	"\x0eStoredDocument\x12 \n" +
 	"\x03put\x18\x01 \x01(\v2\x0e.zt.log.v1.PutR\x03put\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\";\n" +
