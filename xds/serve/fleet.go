@@ -55,6 +55,8 @@ type Config struct {
 	Metrics prometheus.Registerer // default: not registered
 	Now     func() time.Time      // default: time.Now
 
+	Admission Admission // of many proxies at once
+
 	FirstRequest time.Duration // a stream says who it is within this; default 10 s
 	SendTimeout  time.Duration // a response leaves within this, or the stream ends; default 30 s
 }
@@ -96,6 +98,7 @@ type Fleet struct {
 	warnings  *rate.Limiter // of logs that a peer can cause
 	changed   chan struct{} // holds one
 	endpoints endpoints
+	admission *admission
 
 	// revision is the newest that Set was given, once all of it is in place.
 	revision atomic.Uint64
@@ -111,15 +114,17 @@ type Fleet struct {
 func New(cfg Config) *Fleet {
 	cfg = cfg.withDefaults()
 	closing, cancel := context.WithCancel(context.Background())
+	m := newMetrics(cfg.Metrics)
 	return &Fleet{
-		closing:  closing,
-		close:    cancel,
-		cfg:      cfg,
-		identity: &corev3.ControlPlane{Identifier: cfg.Server},
-		metrics:  newMetrics(cfg.Metrics),
-		warnings: rate.NewLimiter(1, 10),
-		changed:  make(chan struct{}, 1),
-		proxies:  map[string]*proxy{},
+		closing:   closing,
+		close:     cancel,
+		cfg:       cfg,
+		identity:  &corev3.ControlPlane{Identifier: cfg.Server},
+		metrics:   m,
+		admission: newAdmission(cfg.Admission, m),
+		warnings:  rate.NewLimiter(1, 10),
+		changed:   make(chan struct{}, 1),
+		proxies:   map[string]*proxy{},
 	}
 }
 

@@ -12,6 +12,8 @@ type metrics struct {
 	nacks     *prometheus.CounterVec
 	refused   *prometheus.CounterVec
 	foreign   *prometheus.CounterVec
+	waiting   prometheus.Gauge
+	admitted  prometheus.Histogram
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -37,6 +39,14 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "zt_serve_foreign_names_total",
 			Help: "Resource names asked for that are unknown or another proxy's, by type.",
 		}, []string{"type"}),
+		waiting: with.NewGauge(prometheus.GaugeOpts{
+			Name: "zt_serve_waiting_streams",
+			Help: "xDS streams that wait to be served, since many have come at once.",
+		}),
+		admitted: with.NewHistogram(prometheus.HistogramOpts{
+			Name: "zt_serve_admission_seconds",
+			Help: "How long xDS streams have waited before they were served.", Buckets: []float64{.001, .01, .1, 1, 3, 10, 30},
+		}),
 	}
 }
 
@@ -49,4 +59,5 @@ const (
 	refusedType   = "type"     // a type URL that is not served
 	refusedExcess = "excess"   // more or longer names than any Envoy of this mesh asks for
 	refusedUnread = "unread"   // a response could not be sent in time
+	refusedCrowd  = "crowd"    // too many are waiting
 )

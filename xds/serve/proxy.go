@@ -243,6 +243,13 @@ func (p *proxy) status(newest uint64) (ProxyStatus, bool) {
 	}, true
 }
 
+// target returns what it is to hold; nil: not known.
+func (p *proxy) target() *xds.Resources {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.view.target
+}
+
 func (p *proxy) connected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
 	protocol "github.com/envoyproxy/go-control-plane/pkg/server/stream/v3"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -77,7 +78,10 @@ func (f *Fleet) serve(t protocol.DeltaStream, onlyType string) error {
 		ctx:         ctx,
 		end:         cancel,
 		watches:     map[string]*watch{},
+		requests:    rate.NewLimiter(rate.Limit(f.admission.Requests), requestBurst),
+		answered:    func() {},
 	}
+	defer func() { s.answered() }()
 	s.silence = time.AfterFunc(f.cfg.FirstRequest, func() {
 		f.refuse(refusedSilent, "instance", instance)
 		s.end(status.Error(codes.DeadlineExceeded, "no request"))
@@ -111,10 +115,12 @@ type stream struct {
 	ctx         context.Context
 	end         context.CancelCauseFunc // closes the stream; the first cause is its status; any goroutine may call it
 	silence     *time.Timer             // ends a stream that does not say who it is
+	requests    *rate.Limiter           // of what it asks for
+	answered    func()                  // says to the admission that all of a first answer is ACKed
 
 	proxy   *proxy    // nil until the first request was good
 	since   time.Time // set with proxy
-	current *response // what is being sent; nil: nothing
+	current *response // what is being sent, in a turn of the admission; nil: nothing
 
 	// watches has one entry per type that was asked for. Written by the stream's
 	// goroutine with proxy.mu held, so read by it without and by others with.
@@ -139,6 +145,9 @@ func (s *stream) wake(types ...string) {
 	s.wakeLocked(types...)
 }
 
+// atOnce is how long a response takes at most that the peer reads.
+const atOnce = 5 * time.Millisecond
+
 // Send sends what respond made, if it made anything. A peer that does not read
 // blocks it, and then only until SendTimeout. The goroutine that is blocked ends
 // when the handler has returned, which cancels the stream under it.
@@ -149,8 +158,19 @@ func (s *stream) Send(m *discoveryv3.DeltaDiscoveryResponse) error {
 	s.current = nil
 	done := make(chan error, 1)
 	go func() { done <- s.DeltaStream.Send(m) }()
-	late := time.NewTimer(s.fleet.cfg.SendTimeout)
+	late := time.NewTimer(atOnce)
 	defer late.Stop()
+	select {
+	case err := <-done:
+		s.fleet.admission.done()
+		return err
+	case <-s.ctx.Done():
+		s.fleet.admission.done()
+		return context.Cause(s.ctx)
+	case <-late.C: // it waits for the peer, and nobody else for it
+		s.fleet.admission.done()
+		late.Reset(s.fleet.cfg.SendTimeout)
+	}
 	select {
 	case err := <-done:
 		return err
@@ -192,17 +212,51 @@ func (s *stream) OnStreamDeltaRequest(_ int64, r *discoveryv3.DeltaDiscoveryRequ
 	}
 	if s.proxy == nil {
 		s.silence.Stop()
-		s.since = s.fleet.cfg.Now()
-		p, err := s.fleet.attach(s)
-		if err != nil {
+		if err := s.enter(); err != nil {
 			return err
 		}
-		s.proxy = p
+	}
+	if err := pace(s.ctx, s.requests); err != nil {
+		return err
 	}
 	if w := s.watches[r.GetTypeUrl()]; w != nil {
 		w.acknowledge(r)
 	}
 	return nil
+}
+
+// enter waits until the stream is admitted, and joins it to its proxy.
+func (s *stream) enter() error {
+	f := s.fleet
+	if s.secretsOnly { // of an agent, whose one Envoy opens one for each secret
+		return s.join()
+	}
+	arrived, err := f.admission.arrive(s.ctx, s.instance, f.cfg.Now())
+	if err != nil {
+		if err == errCrowded || err == errFlapped {
+			f.refuse(refusedCrowd, "instance", s.instance)
+		}
+		return err
+	}
+	err = s.join()
+	arrived()
+	if err != nil {
+		return err
+	}
+	s.answered, err = f.admission.answer(s.ctx, s.proxy.target())
+	if err != nil {
+		s.answered = func() {}
+	}
+	return err
+}
+
+func (s *stream) join() error {
+	s.since = s.fleet.cfg.Now()
+	p, err := s.fleet.attach(s)
+	if err == nil {
+		s.proxy = p
+	}
+	return err
 }
 
 // excessive says whether one request asks for more than any should.
@@ -273,6 +327,9 @@ func (s *stream) report(v *view) {
 		return
 	}
 	sent, acked := s.holds(v)
+	if acked {
+		s.answered()
+	}
 	if s.proxy.report(s, v, sent, acked, s.nacks(), s.fleet.revision.Load(), s.fleet.cfg.Now()) {
 		s.fleet.notify()
 	}

@@ -191,7 +191,10 @@ func TestConnectAndDisconnect(t *testing.T) {
 			inside--
 		}
 	}
-	s := newServer(t, func(c *Config) { c.OnConnect, c.OnDisconnect = record("+"), record("-") })
+	s := newServer(t, func(c *Config) {
+		c.OnConnect, c.OnDisconnect = record("+"), record("-")
+		c.Admission.Streams = 1e6
+	})
 	conn := s.dial("node/web-1")
 	var all sync.WaitGroup
 	for range 8 {

@@ -112,6 +112,9 @@ func (w *watch) cancel() {
 // GetDeltaDiscoveryResponse is part of cache.DeltaResponse: the token is taken.
 // If there is nothing to say, the stream's Send drops the empty response.
 func (w *watch) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse, error) {
+	if err := w.stream.fleet.admission.turn(w.stream.ctx); err != nil {
+		return nil, err
+	}
 	p := w.stream.proxy
 	p.mu.Lock()
 	w.queued = false
@@ -122,6 +125,7 @@ func (w *watch) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse
 	w.stream.current = next
 	if next == nil {
 		w.stream.report(v)
+		w.stream.fleet.admission.done()
 		return &discoveryv3.DeltaDiscoveryResponse{TypeUrl: w.typeURL}, nil
 	}
 	m := &discoveryv3.DeltaDiscoveryResponse{
