@@ -8,6 +8,7 @@ import (
 	"net"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -100,6 +101,20 @@ func (c caller) one(ctx context.Context, server string, call func(context.Contex
 	default:
 	}
 	return false, err
+}
+
+// asked is how long a server that is busy has asked to wait; at most a minute.
+func asked(err error) time.Duration {
+	var s interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &s) {
+		return 0
+	}
+	for _, d := range s.GRPCStatus().Details() {
+		if r, ok := d.(*errdetails.RetryInfo); ok {
+			return min(r.GetRetryDelay().AsDuration(), time.Minute)
+		}
+	}
+	return 0
 }
 
 // final says whether a code is a server's last word.

@@ -151,8 +151,9 @@ func (a *Agent) redeem(ctx context.Context, c caller, servers []string, req *ztv
 		if ctx.Err() != nil {
 			return nil, errors.Join(ctx.Err(), err)
 		}
-		a.log.Warn("no server enrols now", "error", err, "retry_in", wait)
-		if sleep(ctx, wait) != nil {
+		pause := max(wait, asked(err))
+		a.log.Warn("no server enrols now", "error", err, "retry_in", pause)
+		if sleep(ctx, pause) != nil {
 			return nil, errors.Join(ctx.Err(), err)
 		}
 	}
@@ -296,7 +297,11 @@ func (a *Agent) caller(h *holding) (caller, error) {
 		Certificate: func() (*tls.Certificate, error) { return h.node.TLS(), nil },
 		Now:         a.now,
 	})
-	return caller{from: h.bound(), tls: config}, err
+	if err != nil {
+		return caller{}, err
+	}
+	config.ServerName = identity.RenewalServerName
+	return caller{from: h.bound(), tls: config}, nil
 }
 
 // canonicalIP writes an IP address as servers do; empty stays.

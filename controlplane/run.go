@@ -304,7 +304,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	if err != nil {
 		return err
 	}
-	node := door.Node(s.noting("node port", credentials.NewTLS(serverTLS)))
+	node := door.Node(s.noting("node port", newLanes(serverTLS, s.metrics)))
 	fleet.Register(node)
 	receiver.Register(node)
 	internal := door.Internal(grpc.Creds(handshaken{credentials.NewTLS(serverTLS)}))

@@ -22,6 +22,10 @@ const (
 	ALPNHTTP2 = "h2"
 )
 
+// RenewalServerName is the name (SNI) that who renews a certificate calls on the node
+// port, so as not to wait behind a fleet that comes back. It proves nothing.
+const RenewalServerName = "renewal.ztmesh"
+
 // Trust is what one end of a connection knows and shows. Roots and Certificate
 // are asked anew for each connection, so that rotation needs no restart; both
 // may be called concurrently.

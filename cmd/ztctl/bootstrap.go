@@ -364,6 +364,7 @@ func (a *app) renew(ctx context.Context, dir string, ifDue bool, o enrolment) er
 	if err != nil {
 		return err
 	}
+	config.ServerName = identity.RenewalServerName
 	from := ""
 	if in.BindAddress {
 		from = in.Address

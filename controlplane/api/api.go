@@ -230,6 +230,7 @@ type Server struct {
 	applier *applier
 	// membership makes one of each look at the members and change of them.
 	membership sync.Mutex
+	limits     *limits
 	refusals   *rate.Limiter // of log lines about refused calls
 	barriers   barriers      // before a token is refused
 	metrics    metrics
@@ -253,6 +254,7 @@ func New(cfg Config) *Server {
 		cfg:      cfg,
 		applier:  newApplier(),
 		refusals: rate.NewLimiter(1, 20),
+		limits:   newLimits(cfg.Now),
 		metrics: metrics{
 			calls: prometheus.NewCounterVec(prometheus.CounterOpts{
 				Name: "zt_api_failed_calls_total", Help: "Calls answered with an error, by gRPC code.",

@@ -199,6 +199,11 @@ func (s *Server) admit(ctx context.Context, who identify, req any, fullMethod st
 	ctx, cancel := context.WithTimeout(ctx, s.deadline(req))
 	defer cancel()
 	judged.method = fullMethod
+	leave, err := s.limits.enter(judged)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	if forward {
 		return s.forward(ctx, c, m, fullMethod, req.(proto.Message))
 	}
