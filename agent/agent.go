@@ -37,6 +37,7 @@ type Agent struct {
 	// one renewal at a time, and files, secrets and memory change in one order.
 	changing sync.Mutex
 	secrets  *secrets
+	envoy    *admin
 }
 
 // New makes an agent that does nothing until Run.
@@ -52,7 +53,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	return &Agent{cfg: cfg, dir: dir(cfg.DataDir), log: cfg.Logger, now: cfg.Now}, nil
+	return &Agent{cfg: cfg, dir: dir(cfg.DataDir), log: cfg.Logger, now: cfg.Now, envoy: newAdmin(dir(cfg.DataDir).admin())}, nil
 }
 
 // Run enrols if this is the first start, then serves the secrets, runs the Envoy
@@ -120,6 +121,7 @@ func (a *Agent) serve(ctx context.Context, envoy *supervisor) error {
 		g.Go(func() error { return untilDone(gctx, r.Run) })
 	}
 	g.Go(func() error { return untilDone(gctx, a.keepPlace) })
+	g.Go(func() error { return a.confirm(gctx) })
 	g.Go(func() error {
 		defer end()
 		<-gctx.Done()

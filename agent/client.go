@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
@@ -67,6 +68,11 @@ func (c caller) each(ctx context.Context, servers []string, call func(context.Co
 func (c caller) one(ctx context.Context, server string, call func(context.Context, ztv1.NodeServiceClient) error) (stranger bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
+	return c.call(ctx, server, call)
+}
+
+// call is one, for as long as it takes.
+func (c caller) call(ctx context.Context, server string, call func(context.Context, ztv1.NodeServiceClient) error) (stranger bool, err error) {
 	distrust := make(chan error, 1)
 	config := c.tls.Clone()
 	verify := config.VerifyConnection
@@ -86,6 +92,7 @@ func (c caller) one(ctx context.Context, server string, call func(context.Contex
 	}
 	conn, err := grpc.NewClient("passthrough:///"+server,
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 		grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) }),
 	)
 	if err != nil {

@@ -30,9 +30,10 @@ type cluster struct {
 	tls   *tls.Config // towards the cluster port of others
 	log   *slog.Logger
 	now   func() time.Time
-	every time.Duration // how often each peer is asked where it stands
-	moved *broadcast    // whenever what a peer says, or this server says to them, has changed
-	full  atomic.Bool   // the disk here, as the others are told
+	every time.Duration            // how often each peer is asked where it stands
+	moved *broadcast               // whenever what a peer says, or this server says to them, has changed
+	full  atomic.Bool              // the disk here, as the others are told
+	heard func(instances []string) // of which a peer has said something; set before Run
 
 	mu    sync.Mutex                  // guards what follows; never held while calling out
 	conns map[string]*grpc.ClientConn // by address; nil once closed
@@ -48,8 +49,8 @@ type peer struct {
 	reachable bool
 	full      bool // its disk
 	revision  uint64
-	proxies   []*ztv1.Proxy
-	said      *said // the last report; nil: none yet. It is never changed
+	proxies   map[string]*ztv1.HeldProxy // by instance
+	said      *said                      // the last report; nil: none yet. It is never changed
 }
 
 // newCluster makes what is set of c usable.
@@ -123,7 +124,7 @@ func (c *cluster) follow(ctx context.Context, p *peer) error {
 	if err != nil {
 		return err
 	}
-	stream, err := ztv1.NewPeerServiceClient(conn).WatchProxies(ctx, &ztv1.WatchProxiesRequest{})
+	stream, err := ztv1.NewPeerServiceClient(conn).WatchProxies(ctx, &ztv1.WatchProxiesRequest{Deltas: true})
 	if err != nil {
 		return err
 	}
@@ -133,8 +134,10 @@ func (c *cluster) follow(ctx context.Context, p *peer) error {
 			return err
 		}
 		c.mu.Lock()
-		p.reachable, p.revision, p.proxies, p.full = true, said.Revision, said.Proxies, said.DiskFull
+		p.reachable, p.revision, p.full = true, said.Revision, said.DiskFull
+		changed := p.take(said)
 		c.mu.Unlock()
+		c.heard(changed)
 		c.moved.send()
 	}
 }
@@ -221,18 +224,66 @@ func (c *cluster) Lowest() uint32 { return c.store.Lowest() }
 // Readable is api.Cluster.
 func (c *cluster) Readable(f state.Feature) error { return c.store.Readable(f) }
 
-// others is what every reachable peer holds, and the ids of those out of reach.
-func (c *cluster) others() (proxies []*ztv1.Proxy, unreachable []string) {
+// take notes what a peer says of its proxies, and returns of which. cluster.mu is held.
+func (p *peer) take(said *ztv1.WatchProxiesResponse) (changed []string) {
+	if !said.Delta {
+		p.proxies = make(map[string]*ztv1.HeldProxy, len(said.Held))
+	}
+	for _, x := range said.Proxies { // of an older version: as of its newest revision
+		p.proxies[x.Instance] = &ztv1.HeldProxy{
+			Proxy: x, Sent: &ztv1.Progress{Revision: x.SentRevision}, Acked: &ztv1.Progress{Revision: x.AckedRevision},
+		}
+		changed = append(changed, x.Instance)
+	}
+	for _, h := range said.Held {
+		if i := h.GetProxy().GetInstance(); i != "" {
+			p.proxies[i] = h
+			changed = append(changed, i)
+		}
+	}
+	for _, i := range said.Gone {
+		delete(p.proxies, i)
+	}
+	return append(changed, said.Gone...)
+}
+
+// held is the proxy of an instance by the peer that has its newest stream, and that
+// peer's revision; nil: none that can be reached.
+func (c *cluster) held(instance string) (h *ztv1.HeldProxy, revision uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.peers {
+		if o := p.proxies[instance]; o != nil && (h == nil || newer(o, h)) {
+			h, revision = o, p.revision
+		}
+	}
+	return h, revision
+}
+
+// connected are the instances that the peers hold.
+func (c *cluster) connected() map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := map[string]bool{}
+	for _, p := range c.peers {
+		for i := range p.proxies {
+			out[i] = true
+		}
+	}
+	return out
+}
+
+// unreachable are the ids of the peers that are out of reach, sorted.
+func (c *cluster) unreachable() (ids []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, p := range c.peers {
 		if !p.reachable {
-			unreachable = append(unreachable, id)
+			ids = append(ids, id)
 		}
-		proxies = append(proxies, p.proxies...)
 	}
-	slices.Sort(unreachable)
-	return proxies, unreachable
+	slices.Sort(ids)
+	return ids
 }
 
 // addresses are the cluster ports of the other servers, by id.

@@ -84,6 +84,7 @@ var rights = map[string]struct{ admin, node, cluster []string }{
 	"NodeService/EnrolServer": {node: anyone, cluster: peers},
 	"NodeService/Renew":       {node: nodes},
 	"NodeService/Place":       {node: []string{"node"}},
+	"NodeService/Confirm":     {node: nodes},
 	"NodeService/Deregister":  {node: []string{"node", "deregistered node"}}, // the second time: not found
 
 	"PeerService/Announce":        {cluster: peers},

@@ -88,6 +88,8 @@ func watchLiveness(ctx context.Context, rule Liveness, s *store.Store, p *proxie
 	})
 }
 
+const livenessPause = 100 * time.Millisecond
+
 // lead looks for dead and returned instances until ctx ends.
 func lead(ctx context.Context, rule Liveness, s *store.Store, p *proxies, log *slog.Logger, now func() time.Time) {
 	elected := now()
@@ -96,9 +98,8 @@ func lead(ctx context.Context, rule Liveness, s *store.Store, p *proxies, log *s
 	defer tick.Stop()
 	for {
 		next := p.moved.next()
-		alive, _ := p.All()
-		for _, a := range alive {
-			seen[a.Instance] = now()
+		for i := range p.connected() {
+			seen[i] = now()
 		}
 		st := s.State()
 		maps.DeleteFunc(seen, func(id string, _ time.Time) bool {
@@ -118,6 +119,10 @@ func lead(ctx context.Context, rule Liveness, s *store.Store, p *proxies, log *s
 			return
 		case <-tick.C:
 		case <-next:
+			// It looks at all of them: at most so often, however much changes.
+			if await(ctx, time.After(min(rule.Check, livenessPause))) != nil {
+				return
+			}
 		}
 	}
 }

@@ -39,7 +39,8 @@ one revision, all or nothing: what is stored there and not in the files is
 removed. --merge only adds and changes.
 
 It shows what changes, commits it, and waits until every proxy that is affected
-has confirmed (ACKed) its new configuration. Running it again is safe: with
+has confirmed its new configuration: its Envoy works by it (enforced), or, without an
+agent, has ACKed it. Running it again is safe: with
 nothing to change it waits for the newest revision.
 
 The commit is refused (exit code 5) when somebody else changed one of these

@@ -33,7 +33,7 @@ type flaky struct {
 }
 
 func (*flaky) WatchReceipt(req *ztv1.WatchReceiptRequest, s grpc.ServerStreamingServer[ztv1.WatchReceiptResponse]) error {
-	if err := s.Send(&ztv1.WatchReceiptResponse{Revision: req.Revision, Proxies: []*ztv1.ProxyReceipt{{State: "sent"}}}); err != nil {
+	if err := s.Send(&ztv1.WatchReceiptResponse{Revision: req.Revision, Proxies: []*ztv1.ProxyReceipt{{State: "sent"}}, Counts: &ztv1.ReceiptCounts{Affected: 1, Sent: 1}}); err != nil {
 		return err
 	}
 	<-s.Context().Done()

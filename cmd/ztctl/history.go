@@ -23,10 +23,10 @@ func (a *app) newHistory() *cobra.Command {
   ztctl history --before 40 -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.history(cmd.Context(), &ztv1.ListRevisionsRequest{PageSize: uint32(min(limit, 1000)), Before: before, Stale: stale}, changes)
+			return a.history(cmd.Context(), &ztv1.ListRevisionsRequest{PageSize: uint32(min(limit, 1000)), Before: before, Stale: stale, Receipts: !changes && limit <= 100}, changes)
 		},
 	}
-	cmd.Flags().Uint64Var(&limit, "limit", 20, "how many, at most 1000")
+	cmd.Flags().Uint64Var(&limit, "limit", 20, "how many, at most 1000; up to 100, with how far each has got on the proxies that it affects")
 	cmd.Flags().Uint64Var(&before, "before", 0, "only revisions before this one")
 	cmd.Flags().BoolVar(&changes, "changes", false, "show what each changed")
 	staleFlag(cmd, &stale)
@@ -64,9 +64,9 @@ func (a *app) history(ctx context.Context, req *ztv1.ListRevisionsRequest, chang
 			}
 			rows = append(rows, []string{
 				strconv.FormatUint(r.Revision, 10), a.age(r.When), r.Who,
-				strconv.Itoa(len(r.Changes)), strings.Join(names, ","), r.Message,
+				strconv.Itoa(len(r.Changes)), strings.Join(names, ","), states(r.Receipt), r.Message,
 			})
 		}
-		return a.columns("REVISION AGE BY CHANGES NAMESPACES MESSAGE", rows)
+		return a.columns("REVISION AGE BY CHANGES NAMESPACES PROXIES MESSAGE", rows)
 	})
 }

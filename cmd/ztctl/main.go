@@ -156,7 +156,7 @@ server (init, validate, lint, test -f, can -f) works offline.`,
 		}
 	}
 	add(groupSpec, a.newInit(), a.newValidate(), a.newLint(), a.newTest(), a.newCan(), a.newApply(), a.newShadow(),
-		a.newBlock(), a.newUnblock(), a.newGet(), a.newHistory(), a.newRollback(), a.newLog())
+		a.newBlock(), a.newUnblock(), a.newGet(), a.newHistory(), a.newReceipt(), a.newRollback(), a.newLog())
 	add(groupFleet, a.newStatus(), a.newBootstrap(), a.newDeregister(), a.newMembers(), a.newBackup(), a.newKey())
 	add(groupAccess, a.newToken(), a.newAdmin(), a.newContext())
 	root.AddCommand(a.newVersion(), exitCodesTopic(), environmentTopic())

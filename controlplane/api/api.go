@@ -97,14 +97,28 @@ type Cluster interface {
 
 // Proxies is every connected proxy, here and on the other servers.
 type Proxies interface {
-	// Local is what this server holds, and the revision that it serves.
-	Local() (revision uint64, proxies []*ztv1.Proxy)
-	// All is what every server holds; unreachable are ids of servers that did
-	// not answer.
-	All() (proxies []*ztv1.Proxy, unreachable []string)
-	// Watch calls f at once and after each change of Local or All, until ctx
-	// ends or f fails.
-	Watch(ctx context.Context, f func() error) error
+	// Of is the proxy of an instance as the server that holds its newest stream has
+	// it, and the revision of that server; nil: no server that can be reached holds it.
+	// It is not to be changed.
+	Of(instance string) (h *ztv1.HeldProxy, revision uint64)
+	// Unreachable are the ids of the servers that do not answer.
+	Unreachable() []string
+	// Changed is closed when the answers of Of may have changed since the call.
+	Changed() <-chan struct{}
+	// Tell calls f with what this server holds, and after each change again, until ctx
+	// ends or f fails; with deltas, with what has changed.
+	Tell(ctx context.Context, deltas bool, f func(*ztv1.WatchProxiesResponse) error) error
+	// Confirm asks the agent of an instance what its Envoy works by, again and again,
+	// until ctx ends, or allowed, ask or answer fails.
+	Confirm(ctx context.Context, instance string, a Agent) error
+}
+
+// Agent is an agent that is asked.
+type Agent interface {
+	// Allowed is nil as long as it speaks for its instance.
+	Allowed() error
+	Ask(*ztv1.ConfirmResponse) error
+	Answer() (*ztv1.ConfirmRequest, error)
 }
 
 // Differences is what proxies have reported of requests whose verdict shadow

@@ -120,16 +120,24 @@ func (s *Server) ListRevisions(ctx context.Context, req *ztv1.ListRevisionsReque
 	if size == 0 {
 		size = 20
 	}
+	most := 1000
+	if req.Receipts {
+		most = 100
+	}
 	resp := &ztv1.ListRevisionsResponse{Staleness: stale}
+	var listed []*logv1.Revision
 	for r := range st.Revisions(req.Before) {
-		if len(resp.Revisions) == min(size, 1000) {
+		if len(resp.Revisions) == min(size, most) {
 			break
 		}
 		rev, err := revisionOf(r)
 		if err != nil {
 			return nil, err
 		}
-		resp.Revisions = append(resp.Revisions, rev)
+		resp.Revisions, listed = append(resp.Revisions, rev), append(listed, r)
+	}
+	if req.Receipts {
+		return resp, s.addReceipts(st, resp.Revisions, listed)
 	}
 	return resp, nil
 }

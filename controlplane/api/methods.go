@@ -123,6 +123,7 @@ var methods = map[string]method{
 	ztv1.NodeService_EnrolServer_FullMethodName: {RoleNobody, rightNone, true, recordEntry},
 	ztv1.NodeService_Renew_FullMethodName:       {RoleNode, rightNone, false, recordJournal},
 	ztv1.NodeService_Place_FullMethodName:       {RoleNode, rightNone, true, recordEntry},
+	ztv1.NodeService_Confirm_FullMethodName:     {RoleNode, rightNone, false, recordNone},
 	ztv1.NodeService_Deregister_FullMethodName:  {RoleNode, rightNone, true, recordEntry},
 
 	ztv1.PeerService_Announce_FullMethodName:        {RoleServer, rightNone, true, recordEntry},

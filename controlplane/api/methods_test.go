@@ -37,7 +37,7 @@ func TestEveryMethodHasARow(t *testing.T) {
 		// Names that promise a read must read, and no other may be unrecorded.
 		short := name[strings.LastIndexByte(name, '/')+1:]
 		reads := false
-		for _, verb := range []string{"Get", "List", "Watch", "Read", "Fetch", "Can"} {
+		for _, verb := range []string{"Get", "List", "Watch", "Read", "Fetch", "Can", "Confirm"} {
 			reads = reads || strings.HasPrefix(short, verb)
 		}
 		if reads != (m.record == recordNone) && m.record != recordedBefore {

@@ -12,11 +12,8 @@ func (s *Server) GetReport(context.Context, *ztv1.GetReportRequest) (*ztv1.GetRe
 }
 
 // WatchProxies is PeerService.WatchProxies.
-func (s *Server) WatchProxies(_ *ztv1.WatchProxiesRequest, stream ztv1.PeerService_WatchProxiesServer) error {
-	return s.cfg.Proxies.Watch(stream.Context(), func() error {
-		revision, proxies := s.cfg.Proxies.Local()
-		return stream.Send(&ztv1.WatchProxiesResponse{Revision: revision, Proxies: proxies, DiskFull: s.cfg.Cluster.DiskFull()})
-	})
+func (s *Server) WatchProxies(req *ztv1.WatchProxiesRequest, stream ztv1.PeerService_WatchProxiesServer) error {
+	return s.cfg.Proxies.Tell(stream.Context(), req.Deltas, stream.Send)
 }
 
 // ListDifferences is PeerService.ListDifferences.

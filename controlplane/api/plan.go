@@ -250,6 +250,12 @@ func (s *Server) affected(st *state.State, revision uint64) ([]*ztv1.InstanceRef
 	if err != nil {
 		return nil, err
 	}
+	return affectedBetween(st, before, at, r)
+}
+
+// affectedBetween is affected where the documents before and after the revision are
+// known.
+func affectedBetween(st *state.State, before, at *view.View, r *logv1.Revision) ([]*ztv1.InstanceRef, error) {
 	changed := make([]spec.Key, 0, len(r.Changes))
 	for _, c := range r.Changes {
 		changed = append(changed, view.KeyOf(c.Key))

@@ -108,6 +108,9 @@ type Fleet struct {
 
 	mu      sync.Mutex // guards proxies; taken before a proxy's lock
 	proxies map[string]*proxy
+
+	marks  sync.Mutex // guards marked; taken after any other
+	marked map[string]struct{}
 }
 
 // New makes a Fleet that serves nobody until it is registered with a server.
@@ -125,6 +128,7 @@ func New(cfg Config) *Fleet {
 		warnings:  rate.NewLimiter(1, 10),
 		changed:   make(chan struct{}, 1),
 		proxies:   map[string]*proxy{},
+		marked:    map[string]struct{}{},
 	}
 }
 
@@ -238,6 +242,38 @@ func (f *Fleet) Status() []ProxyStatus {
 // Several changes make one value. It is never closed and has one reader.
 func (f *Fleet) Changed() <-chan struct{} { return f.changed }
 
+// TakeChanged returns the instances whose status, as StatusOf tells it, may have
+// changed since the last call, and the revision up to which that is so: what holds for
+// the newest of any other instance holds for that one.
+func (f *Fleet) TakeChanged() (revision uint64, instances []string) {
+	// In this order: all that Set has changed is marked before it counts.
+	revision = f.revision.Load()
+	f.marks.Lock()
+	defer f.marks.Unlock()
+	for i := range f.marked {
+		instances = append(instances, i)
+	}
+	clear(f.marked)
+	return revision, instances
+}
+
+// StatusOf is Status of one instance; false if it has no ADS stream.
+func (f *Fleet) StatusOf(instance string) (ProxyStatus, bool) {
+	f.mu.Lock()
+	p := f.proxies[instance]
+	f.mu.Unlock()
+	if p == nil {
+		return ProxyStatus{}, false
+	}
+	return p.status(f.revision.Load())
+}
+
+func (f *Fleet) mark(instance string) {
+	f.marks.Lock()
+	defer f.marks.Unlock()
+	f.marked[instance] = struct{}{}
+}
+
 // Close ends every stream and refuses new ones, so that a graceful stop of the
 // server does not wait for them.
 func (f *Fleet) Close() { f.close() }
@@ -249,7 +285,7 @@ func (f *Fleet) lookup(instance string) *proxy {
 	defer f.mu.Unlock()
 	p := f.proxies[instance]
 	if p == nil && f.cfg.Retain {
-		p = newProxy(instance)
+		p = f.newProxy(instance)
 		f.proxies[instance] = p
 	}
 	return p
@@ -276,7 +312,7 @@ func (f *Fleet) remove(instance string) {
 	}
 	f.mu.Unlock()
 	if p != nil {
-		p.forget()
+		p.forget() // marks it
 		p.end(errRefused)
 	}
 }
@@ -299,7 +335,7 @@ func (f *Fleet) attach(s *stream) (*proxy, error) {
 			}
 		}
 		if p == nil {
-			p = newProxy(s.instance)
+			p = f.newProxy(s.instance)
 			f.proxies[s.instance] = p
 		}
 		first, surplus := p.join(s)
@@ -336,6 +372,7 @@ func (f *Fleet) detach(s *stream) {
 		p.leaving = nil
 		f.mu.Unlock()
 	}
+	p.mark()
 	f.notify()
 }
 

@@ -30,6 +30,7 @@ type view struct {
 // proxy is one instance: what it is to hold, and its streams.
 type proxy struct {
 	instance string
+	mark     func()        // tells the fleet's reader that status has changed
 	leaving  chan struct{} // guarded by Fleet.mu; not nil while OnDisconnect runs, closed after
 
 	mu          sync.Mutex // guards the following and the token state of the streams' watches
@@ -38,10 +39,14 @@ type proxy struct {
 	sent, acked progress  // of the newest ADS stream, like all below
 	ackedAt     time.Time
 	nacks       []Nack
+	seen        uint64   // counts how often it came to hold all it should, and new streams
+	enforced    progress // as the agent has read it
+	differs     []string // what the agent has read that is otherwise
+	agent       bool     // an agent speaks for it; whatever the stream
 }
 
-func newProxy(instance string) *proxy {
-	return &proxy{instance: instance, view: &view{}}
+func (f *Fleet) newProxy(instance string) *proxy {
+	return &proxy{instance: instance, view: &view{}, mark: func() { f.mark(instance) }}
 }
 
 // setTarget replaces the target. before is the newest revision that the old
@@ -114,6 +119,8 @@ func (p *proxy) swap(v *view, revision uint64, types ...string) {
 	p.view = v
 	p.sent.stop(revision)
 	p.acked.stop(revision)
+	p.enforced.stop(revision)
+	p.mark()
 	for _, s := range p.streams {
 		if len(types) == 0 {
 			s.wakeAllLocked()
@@ -180,6 +187,9 @@ func (p *proxy) part(s *stream) (last bool) {
 // renew forgets what a former stream has shown. p.mu is held.
 func (p *proxy) renew() {
 	p.sent, p.acked, p.ackedAt, p.nacks = progress{}, progress{}, time.Time{}, nil
+	p.enforced, p.differs = progress{}, nil
+	p.seen++
+	p.mark()
 }
 
 // speaker returns the stream whose word counts for Status: the newest of ADS.
@@ -209,7 +219,7 @@ func (p *proxy) report(s *stream, v *view, sent, acked bool, nacks []Nack, newes
 	if sent != p.sent.current {
 		changed = true
 		if sent {
-			p.sent.current = true
+			p.sent.start(now)
 		} else {
 			p.sent.stop(newest)
 		}
@@ -217,9 +227,12 @@ func (p *proxy) report(s *stream, v *view, sent, acked bool, nacks []Nack, newes
 	if acked != p.acked.current {
 		changed = true
 		if acked {
-			p.acked.current, p.ackedAt = true, now
+			p.acked.start(now)
+			p.ackedAt = now
+			p.seen++
 		} else {
 			p.acked.stop(newest)
+			p.enforced.stop(newest)
 		}
 	}
 	return changed
@@ -240,6 +253,12 @@ func (p *proxy) status(newest uint64) (ProxyStatus, bool) {
 		AckedRevision: p.acked.at(newest),
 		AckedAt:       p.ackedAt,
 		Nacks:         slices.Clone(p.nacks),
+		Sent:          p.sent.told(),
+		Acked:         p.acked.told(),
+		Enforced:      p.enforced.told(),
+		Agent:         p.agent,
+		Differs:       p.differs,
+		newest:        newest,
 	}, true
 }
 

@@ -19,7 +19,7 @@ func TestLateReport(t *testing.T) {
 		"secrets":   func(p *proxy) { p.setSecrets([]*xds.Resource{res(xds.SecretType, xds.SVIDSecret, "k")}, 1) },
 	} {
 		s := &stream{}
-		p := newProxy("web-1")
+		p := New(Config{}).newProxy("web-1")
 		p.join(s)
 		p.setTarget(base(), 0)
 		seen := p.view
@@ -39,7 +39,7 @@ func TestLateReport(t *testing.T) {
 // The server closes the channel of tokens when it has cancelled the watches.
 func TestNoTokenAfterCancel(t *testing.T) {
 	out := make(chan cache.DeltaResponse, 2)
-	w := &watch{stream: &stream{proxy: newProxy("web-1")}, out: out}
+	w := &watch{stream: &stream{proxy: New(Config{}).newProxy("web-1")}, out: out}
 	w.wakeLocked()
 	w.wakeLocked()
 	if len(out) != 1 {

@@ -21,6 +21,34 @@ type ProxyStatus struct {
 
 	AckedAt time.Time // when the proxy last came to hold all it should; zero: not yet
 	Nacks   []Nack    // what it refuses now, sorted by type and resource
+
+	// Sent, Acked and Enforced say the same of the past: not of revisions that change
+	// nothing for the proxy.
+	Sent, Acked, Enforced Progress
+	// Agent tells whether an agent speaks for the proxy; Differs is what, by its
+	// last word, the Envoy does not work by yet: names of types, and resources that
+	// are warming.
+	Agent   bool
+	Differs []string
+
+	newest uint64 // of the fleet
+}
+
+// Progress is up to which revision something holds.
+type Progress struct {
+	Current   bool   // for the newest revision, and what is set now
+	Revision  uint64 // if it is not Current
+	Spans     []Span // since when, oldest first; not to be changed
+	Forgotten bool   // there were earlier ones
+}
+
+// EnforcedRevision is the newest revision that its Envoy works by whole, as its agent
+// has read there; 0: none yet.
+func (s ProxyStatus) EnforcedRevision() uint64 {
+	if s.Enforced.Current {
+		return s.newest
+	}
+	return s.Enforced.Revision
 }
 
 // Nack is one resource that a proxy refused. The proxy serves on with the
@@ -60,27 +88,4 @@ func sanitise(message string) string {
 		message += "…"
 	}
 	return message
-}
-
-// progress is the newest revision up to which something holds.
-type progress struct {
-	current  bool   // it holds for what is set now, and so for the newest revision
-	revision uint64 // the newest revision it held for, if not current
-}
-
-// stop notes that it no longer holds after revision.
-func (p *progress) stop(revision uint64) {
-	if p.current {
-		p.current, p.revision = false, revision
-		return
-	}
-	p.revision = min(p.revision, revision)
-}
-
-// at returns the newest revision that it holds for.
-func (p progress) at(newest uint64) uint64 {
-	if p.current {
-		return newest
-	}
-	return p.revision
 }

@@ -331,6 +331,7 @@ func (s *stream) report(v *view) {
 		s.answered()
 	}
 	if s.proxy.report(s, v, sent, acked, s.nacks(), s.fleet.revision.Load(), s.fleet.cfg.Now()) {
+		s.proxy.mark()
 		s.fleet.notify()
 	}
 }

@@ -130,7 +130,7 @@ func (w *watch) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse
 	}
 	m := &discoveryv3.DeltaDiscoveryResponse{
 		TypeUrl:           w.typeURL,
-		SystemVersionInfo: strconv.FormatUint(w.stream.fleet.revision.Load(), 10),
+		SystemVersionInfo: w.systemVersion(next),
 		ControlPlane:      w.stream.fleet.identity,
 		RemovedResources:  next.removed,
 		Resources:         make([]*discoveryv3.Resource, 0, len(next.resources)),
@@ -139,6 +139,16 @@ func (w *watch) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse
 		m.Resources = append(m.Resources, &discoveryv3.Resource{Name: r.Name, Version: r.Version, Resource: r.Body})
 	}
 	return m, nil
+}
+
+// systemVersion is what an Envoy shows of a response as a whole. Of extensions and
+// runtime layers it shows nothing else, and a response is about one of them: so it is
+// the version of that one.
+func (w *watch) systemVersion(r *response) string {
+	if len(r.resources) == 1 && (w.typeURL == xds.ExtensionType || w.typeURL == xds.RuntimeType) {
+		return r.resources[0].Version
+	}
+	return strconv.FormatUint(w.stream.fleet.revision.Load(), 10)
 }
 
 // GetDeltaRequest is part of cache.DeltaResponse.

@@ -1187,12 +1187,14 @@ func (x *WatchDocumentsResponse) GetRevision() *Revision {
 
 // Revision is one committed change of the documents.
 type Revision struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	When          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=when,proto3" json:"when,omitempty"`
-	Who           string                 `protobuf:"bytes,3,opt,name=who,proto3" json:"who,omitempty"`
-	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
-	Changes       []*Change              `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	When     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=when,proto3" json:"when,omitempty"`
+	Who      string                 `protobuf:"bytes,3,opt,name=who,proto3" json:"who,omitempty"`
+	Message  string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	Changes  []*Change              `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"`
+	// If it was asked for.
+	Receipt       *ReceiptCounts `protobuf:"bytes,6,opt,name=receipt,proto3" json:"receipt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1262,6 +1264,13 @@ func (x *Revision) GetChanges() []*Change {
 	return nil
 }
 
+func (x *Revision) GetReceipt() *ReceiptCounts {
+	if x != nil {
+		return x.Receipt
+	}
+	return nil
+}
+
 type ListRevisionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Default 20, at most 1,000.
@@ -1269,7 +1278,9 @@ type ListRevisionsRequest struct {
 	// Revisions before this one. 0: from the newest.
 	Before uint64 `protobuf:"varint,2,opt,name=before,proto3" json:"before,omitempty"`
 	// Answer from this server's own state, however old.
-	Stale         bool `protobuf:"varint,3,opt,name=stale,proto3" json:"stale,omitempty"`
+	Stale bool `protobuf:"varint,3,opt,name=stale,proto3" json:"stale,omitempty"`
+	// Say how far each has got; then at most 100.
+	Receipts      bool `protobuf:"varint,4,opt,name=receipts,proto3" json:"receipts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1321,6 +1332,13 @@ func (x *ListRevisionsRequest) GetBefore() uint64 {
 func (x *ListRevisionsRequest) GetStale() bool {
 	if x != nil {
 		return x.Stale
+	}
+	return false
+}
+
+func (x *ListRevisionsRequest) GetReceipts() bool {
+	if x != nil {
+		return x.Receipts
 	}
 	return false
 }
@@ -1687,7 +1705,14 @@ type Proxy struct {
 	// Where it runs; empty: not said.
 	Zone string `protobuf:"bytes,20,opt,name=zone,proto3" json:"zone,omitempty"`
 	// Its share of the calls, against 100.
-	Weight        uint32 `protobuf:"varint,21,opt,name=weight,proto3" json:"weight,omitempty"`
+	Weight uint32 `protobuf:"varint,21,opt,name=weight,proto3" json:"weight,omitempty"`
+	// The newest revision that its Envoy works by whole, as its agent has read there.
+	EnforcedRevision uint64 `protobuf:"varint,22,opt,name=enforced_revision,json=enforcedRevision,proto3" json:"enforced_revision,omitempty"`
+	// An agent speaks for it now.
+	Agent bool `protobuf:"varint,23,opt,name=agent,proto3" json:"agent,omitempty"`
+	// What its Envoy has ACKed and does not work by yet: resources that are warming, and
+	// types that differ, by the last word of its agent.
+	Differs       []string `protobuf:"bytes,24,rep,name=differs,proto3" json:"differs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1820,6 +1845,27 @@ func (x *Proxy) GetWeight() uint32 {
 	return 0
 }
 
+func (x *Proxy) GetEnforcedRevision() uint64 {
+	if x != nil {
+		return x.EnforcedRevision
+	}
+	return 0
+}
+
+func (x *Proxy) GetAgent() bool {
+	if x != nil {
+		return x.Agent
+	}
+	return false
+}
+
+func (x *Proxy) GetDiffers() []string {
+	if x != nil {
+		return x.Differs
+	}
+	return nil
+}
+
 // Nack is one resource that an Envoy refused; it serves on with the old one.
 type Nack struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -1900,8 +1946,11 @@ func (x *Nack) GetWhen() *timestamppb.Timestamp {
 }
 
 type WatchReceiptRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of those that ListRevisions lists, or one that comes within 5 s.
+	Revision uint64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Name every proxy, however many there are.
+	All           bool `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1943,14 +1992,30 @@ func (x *WatchReceiptRequest) GetRevision() uint64 {
 	return 0
 }
 
+func (x *WatchReceiptRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
 type WatchReceiptResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Revision uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Every affected proxy has ACKed this revision or a later one.
-	Complete bool            `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
-	Proxies  []*ProxyReceipt `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
+	// Every affected proxy enforces this revision or a later one; of those that no agent
+	// speaks for, each has ACKed it.
+	Complete bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	// Those that are not confirmed first. Up to 100, or else those that are not
+	// confirmed, up to 100; all, if asked for.
+	Proxies []*ProxyReceipt `protobuf:"bytes,3,rep,name=proxies,proto3" json:"proxies,omitempty"`
 	// Servers that did not answer; their proxies are unconfirmed.
-	Unreachable   []string `protobuf:"bytes,4,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
+	Unreachable []string       `protobuf:"bytes,4,rep,name=unreachable,proto3" json:"unreachable,omitempty"`
+	Counts      *ReceiptCounts `protobuf:"bytes,5,opt,name=counts,proto3" json:"counts,omitempty"`
+	// How many proxies are counted and not named.
+	Omitted uint32 `protobuf:"varint,6,opt,name=omitted,proto3" json:"omitted,omitempty"`
+	// Who made the revision, and when.
+	Who           string                 `protobuf:"bytes,7,opt,name=who,proto3" json:"who,omitempty"`
+	Committed     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=committed,proto3" json:"committed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2013,22 +2078,150 @@ func (x *WatchReceiptResponse) GetUnreachable() []string {
 	return nil
 }
 
+func (x *WatchReceiptResponse) GetCounts() *ReceiptCounts {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *WatchReceiptResponse) GetOmitted() uint32 {
+	if x != nil {
+		return x.Omitted
+	}
+	return 0
+}
+
+func (x *WatchReceiptResponse) GetWho() string {
+	if x != nil {
+		return x.Who
+	}
+	return ""
+}
+
+func (x *WatchReceiptResponse) GetCommitted() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Committed
+	}
+	return nil
+}
+
+// ReceiptCounts is how many of the affected proxies are in which state.
+type ReceiptCounts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Affected      uint32                 `protobuf:"varint,1,opt,name=affected,proto3" json:"affected,omitempty"`
+	Unconfirmed   uint32                 `protobuf:"varint,2,opt,name=unconfirmed,proto3" json:"unconfirmed,omitempty"`
+	Sent          uint32                 `protobuf:"varint,3,opt,name=sent,proto3" json:"sent,omitempty"`
+	Nacked        uint32                 `protobuf:"varint,4,opt,name=nacked,proto3" json:"nacked,omitempty"`
+	Acked         uint32                 `protobuf:"varint,5,opt,name=acked,proto3" json:"acked,omitempty"`
+	Enforced      uint32                 `protobuf:"varint,6,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReceiptCounts) Reset() {
+	*x = ReceiptCounts{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReceiptCounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReceiptCounts) ProtoMessage() {}
+
+func (x *ReceiptCounts) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReceiptCounts.ProtoReflect.Descriptor instead.
+func (*ReceiptCounts) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ReceiptCounts) GetAffected() uint32 {
+	if x != nil {
+		return x.Affected
+	}
+	return 0
+}
+
+func (x *ReceiptCounts) GetUnconfirmed() uint32 {
+	if x != nil {
+		return x.Unconfirmed
+	}
+	return 0
+}
+
+func (x *ReceiptCounts) GetSent() uint32 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *ReceiptCounts) GetNacked() uint32 {
+	if x != nil {
+		return x.Nacked
+	}
+	return 0
+}
+
+func (x *ReceiptCounts) GetAcked() uint32 {
+	if x != nil {
+		return x.Acked
+	}
+	return 0
+}
+
+func (x *ReceiptCounts) GetEnforced() uint32 {
+	if x != nil {
+		return x.Enforced
+	}
+	return 0
+}
+
 type ProxyReceipt struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
 	// namespace/name
 	Workload string `protobuf:"bytes,2,opt,name=workload,proto3" json:"workload,omitempty"`
-	// "acked", "nacked", "sent" or "unconfirmed" (not connected anywhere).
-	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
-	When          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=when,proto3" json:"when,omitempty"`
-	Nacks         []*Nack                `protobuf:"bytes,5,rep,name=nacks,proto3" json:"nacks,omitempty"`
+	// "enforced" (ACKed, and its Envoy works by it, as its agent has read there),
+	// "acked", "nacked", "sent" or "unconfirmed" (not connected anywhere, or not told
+	// yet).
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// When it came to that.
+	When  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=when,proto3" json:"when,omitempty"`
+	Nacks []*Nack                `protobuf:"bytes,5,rep,name=nacks,proto3" json:"nacks,omitempty"`
+	// When this revision, or a later one, was sent, ACKed and enforced. Absent: not, or
+	// so long ago that the server has forgotten; after a failover, since when the server
+	// that holds the proxy now has known.
+	SentAt     *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=sent_at,json=sentAt,proto3" json:"sent_at,omitempty"`
+	AckedAt    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=acked_at,json=ackedAt,proto3" json:"acked_at,omitempty"`
+	EnforcedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=enforced_at,json=enforcedAt,proto3" json:"enforced_at,omitempty"`
+	// It has ACKed, and its agent is asked: acked is not its last word.
+	AwaitsAgent bool `protobuf:"varint,9,opt,name=awaits_agent,json=awaitsAgent,proto3" json:"awaits_agent,omitempty"`
+	// As Proxy.differs.
+	Differs []string `protobuf:"bytes,10,rep,name=differs,proto3" json:"differs,omitempty"`
+	// The server that holds it.
+	Server        string `protobuf:"bytes,11,opt,name=server,proto3" json:"server,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ProxyReceipt) Reset() {
 	*x = ProxyReceipt{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2233,7 @@ func (x *ProxyReceipt) String() string {
 func (*ProxyReceipt) ProtoMessage() {}
 
 func (x *ProxyReceipt) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[29]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2246,7 @@ func (x *ProxyReceipt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyReceipt.ProtoReflect.Descriptor instead.
 func (*ProxyReceipt) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{29}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProxyReceipt) GetInstance() string {
@@ -2091,6 +2284,48 @@ func (x *ProxyReceipt) GetNacks() []*Nack {
 	return nil
 }
 
+func (x *ProxyReceipt) GetSentAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SentAt
+	}
+	return nil
+}
+
+func (x *ProxyReceipt) GetAckedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AckedAt
+	}
+	return nil
+}
+
+func (x *ProxyReceipt) GetEnforcedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EnforcedAt
+	}
+	return nil
+}
+
+func (x *ProxyReceipt) GetAwaitsAgent() bool {
+	if x != nil {
+		return x.AwaitsAgent
+	}
+	return false
+}
+
+func (x *ProxyReceipt) GetDiffers() []string {
+	if x != nil {
+		return x.Differs
+	}
+	return nil
+}
+
+func (x *ProxyReceipt) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
 type CanRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name (with `namespace`), namespace/name, or a SPIFFE ID.
@@ -2114,7 +2349,7 @@ type CanRequest struct {
 
 func (x *CanRequest) Reset() {
 	*x = CanRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2126,7 +2361,7 @@ func (x *CanRequest) String() string {
 func (*CanRequest) ProtoMessage() {}
 
 func (x *CanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[30]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2139,7 +2374,7 @@ func (x *CanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanRequest.ProtoReflect.Descriptor instead.
 func (*CanRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{30}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CanRequest) GetCaller() string {
@@ -2220,7 +2455,7 @@ type CanResponse struct {
 
 func (x *CanResponse) Reset() {
 	*x = CanResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2467,7 @@ func (x *CanResponse) String() string {
 func (*CanResponse) ProtoMessage() {}
 
 func (x *CanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2480,7 @@ func (x *CanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanResponse.ProtoReflect.Descriptor instead.
 func (*CanResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CanResponse) GetAllowed() bool {
@@ -2312,7 +2547,7 @@ type BlockRequest struct {
 
 func (x *BlockRequest) Reset() {
 	*x = BlockRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2559,7 @@ func (x *BlockRequest) String() string {
 func (*BlockRequest) ProtoMessage() {}
 
 func (x *BlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2572,7 @@ func (x *BlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockRequest.ProtoReflect.Descriptor instead.
 func (*BlockRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *BlockRequest) GetNamespace() string {
@@ -2386,7 +2621,7 @@ type BlockResponse struct {
 
 func (x *BlockResponse) Reset() {
 	*x = BlockResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2398,7 +2633,7 @@ func (x *BlockResponse) String() string {
 func (*BlockResponse) ProtoMessage() {}
 
 func (x *BlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2411,7 +2646,7 @@ func (x *BlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockResponse.ProtoReflect.Descriptor instead.
 func (*BlockResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *BlockResponse) GetRevision() uint64 {
@@ -2439,7 +2674,7 @@ type UnblockRequest struct {
 
 func (x *UnblockRequest) Reset() {
 	*x = UnblockRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +2686,7 @@ func (x *UnblockRequest) String() string {
 func (*UnblockRequest) ProtoMessage() {}
 
 func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +2699,7 @@ func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockRequest.ProtoReflect.Descriptor instead.
 func (*UnblockRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UnblockRequest) GetNamespace() string {
@@ -2498,7 +2733,7 @@ type UnblockResponse struct {
 
 func (x *UnblockResponse) Reset() {
 	*x = UnblockResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +2745,7 @@ func (x *UnblockResponse) String() string {
 func (*UnblockResponse) ProtoMessage() {}
 
 func (x *UnblockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2758,7 @@ func (x *UnblockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockResponse.ProtoReflect.Descriptor instead.
 func (*UnblockResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UnblockResponse) GetRevision() uint64 {
@@ -2552,7 +2787,7 @@ type GetShadowRequest struct {
 
 func (x *GetShadowRequest) Reset() {
 	*x = GetShadowRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2564,7 +2799,7 @@ func (x *GetShadowRequest) String() string {
 func (*GetShadowRequest) ProtoMessage() {}
 
 func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2577,7 +2812,7 @@ func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShadowRequest.ProtoReflect.Descriptor instead.
 func (*GetShadowRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GetShadowRequest) GetNamespace() string {
@@ -2611,7 +2846,7 @@ type GetShadowResponse struct {
 
 func (x *GetShadowResponse) Reset() {
 	*x = GetShadowResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +2858,7 @@ func (x *GetShadowResponse) String() string {
 func (*GetShadowResponse) ProtoMessage() {}
 
 func (x *GetShadowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +2871,7 @@ func (x *GetShadowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShadowResponse.ProtoReflect.Descriptor instead.
 func (*GetShadowResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetShadowResponse) GetProposals() []*Proposal {
@@ -2687,7 +2922,7 @@ type Proposal struct {
 
 func (x *Proposal) Reset() {
 	*x = Proposal{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2699,7 +2934,7 @@ func (x *Proposal) String() string {
 func (*Proposal) ProtoMessage() {}
 
 func (x *Proposal) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2712,7 +2947,7 @@ func (x *Proposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
 func (*Proposal) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Proposal) GetNamespace() string {
@@ -2769,7 +3004,7 @@ type ShadowDifference struct {
 
 func (x *ShadowDifference) Reset() {
 	*x = ShadowDifference{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +3016,7 @@ func (x *ShadowDifference) String() string {
 func (*ShadowDifference) ProtoMessage() {}
 
 func (x *ShadowDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +3029,7 @@ func (x *ShadowDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowDifference.ProtoReflect.Descriptor instead.
 func (*ShadowDifference) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ShadowDifference) GetService() string {
@@ -2892,7 +3127,7 @@ type EndShadowRequest struct {
 
 func (x *EndShadowRequest) Reset() {
 	*x = EndShadowRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2904,7 +3139,7 @@ func (x *EndShadowRequest) String() string {
 func (*EndShadowRequest) ProtoMessage() {}
 
 func (x *EndShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2917,7 +3152,7 @@ func (x *EndShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndShadowRequest.ProtoReflect.Descriptor instead.
 func (*EndShadowRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *EndShadowRequest) GetNamespace() string {
@@ -2942,7 +3177,7 @@ type EndShadowResponse struct {
 
 func (x *EndShadowResponse) Reset() {
 	*x = EndShadowResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2954,7 +3189,7 @@ func (x *EndShadowResponse) String() string {
 func (*EndShadowResponse) ProtoMessage() {}
 
 func (x *EndShadowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2967,7 +3202,7 @@ func (x *EndShadowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndShadowResponse.ProtoReflect.Descriptor instead.
 func (*EndShadowResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 type CreateTokenRequest struct {
@@ -2986,7 +3221,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2998,7 +3233,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3011,7 +3246,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CreateTokenRequest) GetWorkload() string {
@@ -3053,7 +3288,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3065,7 +3300,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3078,7 +3313,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3108,7 +3343,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +3355,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3133,7 +3368,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -3181,7 +3416,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3428,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3441,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListTokensRequest) GetStale() bool {
@@ -3227,7 +3462,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3239,7 +3474,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3252,7 +3487,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -3280,7 +3515,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3527,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3305,7 +3540,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
@@ -3330,7 +3565,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3342,7 +3577,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3355,7 +3590,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 type DeregisterInstanceRequest struct {
@@ -3369,7 +3604,7 @@ type DeregisterInstanceRequest struct {
 
 func (x *DeregisterInstanceRequest) Reset() {
 	*x = DeregisterInstanceRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3381,7 +3616,7 @@ func (x *DeregisterInstanceRequest) String() string {
 func (*DeregisterInstanceRequest) ProtoMessage() {}
 
 func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3394,7 +3629,7 @@ func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DeregisterInstanceRequest) GetInstance() string {
@@ -3419,7 +3654,7 @@ type DeregisterInstanceResponse struct {
 
 func (x *DeregisterInstanceResponse) Reset() {
 	*x = DeregisterInstanceResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3431,7 +3666,7 @@ func (x *DeregisterInstanceResponse) String() string {
 func (*DeregisterInstanceResponse) ProtoMessage() {}
 
 func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3444,7 +3679,7 @@ func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 type ListMembersRequest struct {
@@ -3457,7 +3692,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3469,7 +3704,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3482,7 +3717,7 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *ListMembersRequest) GetStale() bool {
@@ -3503,7 +3738,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3515,7 +3750,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3528,7 +3763,7 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListMembersResponse) GetMembers() []*Member {
@@ -3579,7 +3814,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3591,7 +3826,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3604,7 +3839,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Member) GetId() string {
@@ -3726,7 +3961,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3738,7 +3973,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3751,7 +3986,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RemoveMemberRequest) GetId() string {
@@ -3783,7 +4018,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3795,7 +4030,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3808,7 +4043,7 @@ func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 type PromoteMemberRequest struct {
@@ -3822,7 +4057,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3834,7 +4069,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3847,7 +4082,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PromoteMemberRequest) GetId() string {
@@ -3872,7 +4107,7 @@ type PromoteMemberResponse struct {
 
 func (x *PromoteMemberResponse) Reset() {
 	*x = PromoteMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3884,7 +4119,7 @@ func (x *PromoteMemberResponse) String() string {
 func (*PromoteMemberResponse) ProtoMessage() {}
 
 func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3897,7 +4132,7 @@ func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 type DemoteMemberRequest struct {
@@ -3911,7 +4146,7 @@ type DemoteMemberRequest struct {
 
 func (x *DemoteMemberRequest) Reset() {
 	*x = DemoteMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3923,7 +4158,7 @@ func (x *DemoteMemberRequest) String() string {
 func (*DemoteMemberRequest) ProtoMessage() {}
 
 func (x *DemoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3936,7 +4171,7 @@ func (x *DemoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*DemoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DemoteMemberRequest) GetId() string {
@@ -3961,7 +4196,7 @@ type DemoteMemberResponse struct {
 
 func (x *DemoteMemberResponse) Reset() {
 	*x = DemoteMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3973,7 +4208,7 @@ func (x *DemoteMemberResponse) String() string {
 func (*DemoteMemberResponse) ProtoMessage() {}
 
 func (x *DemoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3986,7 +4221,7 @@ func (x *DemoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*DemoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 type TransferLeadershipRequest struct {
@@ -3999,7 +4234,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4011,7 +4246,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4024,7 +4259,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{60}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *TransferLeadershipRequest) GetId() string {
@@ -4042,7 +4277,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4054,7 +4289,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4067,7 +4302,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 type GetKeysRequest struct {
@@ -4078,7 +4313,7 @@ type GetKeysRequest struct {
 
 func (x *GetKeysRequest) Reset() {
 	*x = GetKeysRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4090,7 +4325,7 @@ func (x *GetKeysRequest) String() string {
 func (*GetKeysRequest) ProtoMessage() {}
 
 func (x *GetKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4103,7 +4338,7 @@ func (x *GetKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeysRequest.ProtoReflect.Descriptor instead.
 func (*GetKeysRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{62}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 type GetKeysResponse struct {
@@ -4120,7 +4355,7 @@ type GetKeysResponse struct {
 
 func (x *GetKeysResponse) Reset() {
 	*x = GetKeysResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4132,7 +4367,7 @@ func (x *GetKeysResponse) String() string {
 func (*GetKeysResponse) ProtoMessage() {}
 
 func (x *GetKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4145,7 +4380,7 @@ func (x *GetKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeysResponse.ProtoReflect.Descriptor instead.
 func (*GetKeysResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{63}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetKeysResponse) GetCurrent() string {
@@ -4197,7 +4432,7 @@ type ServerKeys struct {
 
 func (x *ServerKeys) Reset() {
 	*x = ServerKeys{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4209,7 +4444,7 @@ func (x *ServerKeys) String() string {
 func (*ServerKeys) ProtoMessage() {}
 
 func (x *ServerKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4222,7 +4457,7 @@ func (x *ServerKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerKeys.ProtoReflect.Descriptor instead.
 func (*ServerKeys) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{64}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ServerKeys) GetServer() string {
@@ -4303,7 +4538,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4315,7 +4550,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4328,7 +4563,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{65}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RotateKeyRequest) GetTo() string {
@@ -4365,7 +4600,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4377,7 +4612,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4390,7 +4625,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{66}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RotateKeyResponse) GetFrom() string {
@@ -4427,7 +4662,7 @@ type DropKeyRequest struct {
 
 func (x *DropKeyRequest) Reset() {
 	*x = DropKeyRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4439,7 +4674,7 @@ func (x *DropKeyRequest) String() string {
 func (*DropKeyRequest) ProtoMessage() {}
 
 func (x *DropKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4452,7 +4687,7 @@ func (x *DropKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropKeyRequest.ProtoReflect.Descriptor instead.
 func (*DropKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{67}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *DropKeyRequest) GetKeyId() string {
@@ -4487,7 +4722,7 @@ type DropKeyResponse struct {
 
 func (x *DropKeyResponse) Reset() {
 	*x = DropKeyResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4499,7 +4734,7 @@ func (x *DropKeyResponse) String() string {
 func (*DropKeyResponse) ProtoMessage() {}
 
 func (x *DropKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4512,7 +4747,7 @@ func (x *DropKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropKeyResponse.ProtoReflect.Descriptor instead.
 func (*DropKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{68}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *DropKeyResponse) GetServers() []*ServerKeys {
@@ -4532,7 +4767,7 @@ type ListAdminsRequest struct {
 
 func (x *ListAdminsRequest) Reset() {
 	*x = ListAdminsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4544,7 +4779,7 @@ func (x *ListAdminsRequest) String() string {
 func (*ListAdminsRequest) ProtoMessage() {}
 
 func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4557,7 +4792,7 @@ func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
 func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{69}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *ListAdminsRequest) GetStale() bool {
@@ -4578,7 +4813,7 @@ type ListAdminsResponse struct {
 
 func (x *ListAdminsResponse) Reset() {
 	*x = ListAdminsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4590,7 +4825,7 @@ func (x *ListAdminsResponse) String() string {
 func (*ListAdminsResponse) ProtoMessage() {}
 
 func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4603,7 +4838,7 @@ func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
 func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{70}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListAdminsResponse) GetAdmins() []*AdminInfo {
@@ -4633,7 +4868,7 @@ type AdminInfo struct {
 
 func (x *AdminInfo) Reset() {
 	*x = AdminInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4645,7 +4880,7 @@ func (x *AdminInfo) String() string {
 func (*AdminInfo) ProtoMessage() {}
 
 func (x *AdminInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4658,7 +4893,7 @@ func (x *AdminInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminInfo.ProtoReflect.Descriptor instead.
 func (*AdminInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{71}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *AdminInfo) GetName() string {
@@ -4698,7 +4933,7 @@ type AddAdminRequest struct {
 
 func (x *AddAdminRequest) Reset() {
 	*x = AddAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4710,7 +4945,7 @@ func (x *AddAdminRequest) String() string {
 func (*AddAdminRequest) ProtoMessage() {}
 
 func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4723,7 +4958,7 @@ func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminRequest.ProtoReflect.Descriptor instead.
 func (*AddAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{72}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *AddAdminRequest) GetName() string {
@@ -4773,7 +5008,7 @@ type AddAdminResponse struct {
 
 func (x *AddAdminResponse) Reset() {
 	*x = AddAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4785,7 +5020,7 @@ func (x *AddAdminResponse) String() string {
 func (*AddAdminResponse) ProtoMessage() {}
 
 func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4798,7 +5033,7 @@ func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminResponse.ProtoReflect.Descriptor instead.
 func (*AddAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{73}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *AddAdminResponse) GetChain() [][]byte {
@@ -4833,7 +5068,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4845,7 +5080,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4858,7 +5093,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{74}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -4883,7 +5118,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4895,7 +5130,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4908,7 +5143,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{75}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 type BackupRequest struct {
@@ -4919,7 +5154,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4931,7 +5166,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4944,7 +5179,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{76}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 type BackupResponse struct {
@@ -4960,7 +5195,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4972,7 +5207,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4985,7 +5220,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{77}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -5017,7 +5252,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5029,7 +5264,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5042,7 +5277,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{78}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 type GetServerInfoResponse struct {
@@ -5060,7 +5295,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5072,7 +5307,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5085,7 +5320,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{79}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -5149,7 +5384,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5161,7 +5396,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5174,7 +5409,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{80}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -5238,7 +5473,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5250,7 +5485,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5263,7 +5498,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{81}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListAuditResponse) GetRecords() []*v1.AuditRecord {
@@ -5292,7 +5527,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5304,7 +5539,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5317,7 +5552,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{82}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ReadAuditRequest) GetFrom() uint64 {
@@ -5346,7 +5581,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5358,7 +5593,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5371,7 +5606,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{83}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ReadAuditResponse) GetStatus() *AuditStatus {
@@ -5404,7 +5639,7 @@ type AuditStatus struct {
 
 func (x *AuditStatus) Reset() {
 	*x = AuditStatus{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5416,7 +5651,7 @@ func (x *AuditStatus) String() string {
 func (*AuditStatus) ProtoMessage() {}
 
 func (x *AuditStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5429,7 +5664,7 @@ func (x *AuditStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditStatus.ProtoReflect.Descriptor instead.
 func (*AuditStatus) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{84}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *AuditStatus) GetServer() string {
@@ -5477,7 +5712,7 @@ type AuditRange struct {
 
 func (x *AuditRange) Reset() {
 	*x = AuditRange{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5489,7 +5724,7 @@ func (x *AuditRange) String() string {
 func (*AuditRange) ProtoMessage() {}
 
 func (x *AuditRange) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5502,7 +5737,7 @@ func (x *AuditRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRange.ProtoReflect.Descriptor instead.
 func (*AuditRange) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{85}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *AuditRange) GetFirst() uint64 {
@@ -5527,7 +5762,7 @@ type ReadJournalRequest struct {
 
 func (x *ReadJournalRequest) Reset() {
 	*x = ReadJournalRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5539,7 +5774,7 @@ func (x *ReadJournalRequest) String() string {
 func (*ReadJournalRequest) ProtoMessage() {}
 
 func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5552,7 +5787,7 @@ func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalRequest.ProtoReflect.Descriptor instead.
 func (*ReadJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{86}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{87}
 }
 
 type ReadJournalResponse struct {
@@ -5572,7 +5807,7 @@ type ReadJournalResponse struct {
 
 func (x *ReadJournalResponse) Reset() {
 	*x = ReadJournalResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5584,7 +5819,7 @@ func (x *ReadJournalResponse) String() string {
 func (*ReadJournalResponse) ProtoMessage() {}
 
 func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5597,7 +5832,7 @@ func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalResponse.ProtoReflect.Descriptor instead.
 func (*ReadJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{87}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ReadJournalResponse) GetAnchor() *v1.JournalAnchor {
@@ -5645,7 +5880,7 @@ type AcceptJournalRequest struct {
 
 func (x *AcceptJournalRequest) Reset() {
 	*x = AcceptJournalRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5657,7 +5892,7 @@ func (x *AcceptJournalRequest) String() string {
 func (*AcceptJournalRequest) ProtoMessage() {}
 
 func (x *AcceptJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5670,7 +5905,7 @@ func (x *AcceptJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptJournalRequest.ProtoReflect.Descriptor instead.
 func (*AcceptJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{88}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *AcceptJournalRequest) GetServer() string {
@@ -5695,7 +5930,7 @@ type AcceptJournalResponse struct {
 
 func (x *AcceptJournalResponse) Reset() {
 	*x = AcceptJournalResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5707,7 +5942,7 @@ func (x *AcceptJournalResponse) String() string {
 func (*AcceptJournalResponse) ProtoMessage() {}
 
 func (x *AcceptJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5720,7 +5955,7 @@ func (x *AcceptJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptJournalResponse.ProtoReflect.Descriptor instead.
 func (*AcceptJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{89}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{90}
 }
 
 type ReadRefusalsRequest struct {
@@ -5731,7 +5966,7 @@ type ReadRefusalsRequest struct {
 
 func (x *ReadRefusalsRequest) Reset() {
 	*x = ReadRefusalsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5743,7 +5978,7 @@ func (x *ReadRefusalsRequest) String() string {
 func (*ReadRefusalsRequest) ProtoMessage() {}
 
 func (x *ReadRefusalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5756,7 +5991,7 @@ func (x *ReadRefusalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRefusalsRequest.ProtoReflect.Descriptor instead.
 func (*ReadRefusalsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{90}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{91}
 }
 
 type ReadRefusalsResponse struct {
@@ -5775,7 +6010,7 @@ type ReadRefusalsResponse struct {
 
 func (x *ReadRefusalsResponse) Reset() {
 	*x = ReadRefusalsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5787,7 +6022,7 @@ func (x *ReadRefusalsResponse) String() string {
 func (*ReadRefusalsResponse) ProtoMessage() {}
 
 func (x *ReadRefusalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5800,7 +6035,7 @@ func (x *ReadRefusalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRefusalsResponse.ProtoReflect.Descriptor instead.
 func (*ReadRefusalsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{91}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ReadRefusalsResponse) GetServer() string {
@@ -5928,17 +6163,19 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\"K\n" +
 	"\x16WatchDocumentsResponse\x121\n" +
-	"\brevision\x18\x01 \x01(\v2\x15.zt.v1alpha1.RevisionR\brevision\"\xb1\x01\n" +
+	"\brevision\x18\x01 \x01(\v2\x15.zt.v1alpha1.RevisionR\brevision\"\xe7\x01\n" +
 	"\bRevision\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12.\n" +
 	"\x04when\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12\x10\n" +
 	"\x03who\x18\x03 \x01(\tR\x03who\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12-\n" +
-	"\achanges\x18\x05 \x03(\v2\x13.zt.v1alpha1.ChangeR\achanges\"a\n" +
+	"\achanges\x18\x05 \x03(\v2\x13.zt.v1alpha1.ChangeR\achanges\x124\n" +
+	"\areceipt\x18\x06 \x01(\v2\x1a.zt.v1alpha1.ReceiptCountsR\areceipt\"}\n" +
 	"\x14ListRevisionsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\x04R\x06before\x12\x14\n" +
-	"\x05stale\x18\x03 \x01(\bR\x05stale\"\x82\x01\n" +
+	"\x05stale\x18\x03 \x01(\bR\x05stale\x12\x1a\n" +
+	"\breceipts\x18\x04 \x01(\bR\breceipts\"\x82\x01\n" +
 	"\x15ListRevisionsResponse\x123\n" +
 	"\trevisions\x18\x01 \x03(\v2\x15.zt.v1alpha1.RevisionR\trevisions\x124\n" +
 	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xc9\x02\n" +
@@ -5971,7 +6208,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12-\n" +
 	"\aservers\x18\x02 \x03(\v2\x13.zt.v1alpha1.MemberR\aservers\x12,\n" +
 	"\aproxies\x18\x03 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\x124\n" +
-	"\tstaleness\x18\x04 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xe4\x03\n" +
+	"\tstaleness\x18\x04 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xc1\x04\n" +
 	"\x05Proxy\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x18\n" +
@@ -5987,26 +6224,49 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\backed_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\aackedAt\x12\x1c\n" +
 	"\twithdrawn\x18\f \x01(\bR\twithdrawn\x12\x12\n" +
 	"\x04zone\x18\x14 \x01(\tR\x04zone\x12\x16\n" +
-	"\x06weight\x18\x15 \x01(\rR\x06weight\"\xa1\x01\n" +
+	"\x06weight\x18\x15 \x01(\rR\x06weight\x12+\n" +
+	"\x11enforced_revision\x18\x16 \x01(\x04R\x10enforcedRevision\x12\x14\n" +
+	"\x05agent\x18\x17 \x01(\bR\x05agent\x12\x18\n" +
+	"\adiffers\x18\x18 \x03(\tR\adiffers\"\xa1\x01\n" +
 	"\x04Nack\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x1a\n" +
 	"\bresource\x18\x02 \x01(\tR\bresource\x12\x18\n" +
 	"\aversion\x18\x03 \x01(\tR\aversion\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12.\n" +
-	"\x04when\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\"1\n" +
+	"\x04when\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\"C\n" +
 	"\x13WatchReceiptRequest\x12\x1a\n" +
-	"\brevision\x18\x01 \x01(\x04R\brevision\"\xa5\x01\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x10\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"\xbf\x02\n" +
 	"\x14WatchReceiptResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x123\n" +
 	"\aproxies\x18\x03 \x03(\v2\x19.zt.v1alpha1.ProxyReceiptR\aproxies\x12 \n" +
-	"\vunreachable\x18\x04 \x03(\tR\vunreachable\"\xb5\x01\n" +
+	"\vunreachable\x18\x04 \x03(\tR\vunreachable\x122\n" +
+	"\x06counts\x18\x05 \x01(\v2\x1a.zt.v1alpha1.ReceiptCountsR\x06counts\x12\x18\n" +
+	"\aomitted\x18\x06 \x01(\rR\aomitted\x12\x10\n" +
+	"\x03who\x18\a \x01(\tR\x03who\x128\n" +
+	"\tcommitted\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcommitted\"\xab\x01\n" +
+	"\rReceiptCounts\x12\x1a\n" +
+	"\baffected\x18\x01 \x01(\rR\baffected\x12 \n" +
+	"\vunconfirmed\x18\x02 \x01(\rR\vunconfirmed\x12\x12\n" +
+	"\x04sent\x18\x03 \x01(\rR\x04sent\x12\x16\n" +
+	"\x06nacked\x18\x04 \x01(\rR\x06nacked\x12\x14\n" +
+	"\x05acked\x18\x05 \x01(\rR\x05acked\x12\x1a\n" +
+	"\benforced\x18\x06 \x01(\rR\benforced\"\xb3\x03\n" +
 	"\fProxyReceipt\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\tR\x05state\x12.\n" +
 	"\x04when\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12'\n" +
-	"\x05nacks\x18\x05 \x03(\v2\x11.zt.v1alpha1.NackR\x05nacks\"\xfe\x02\n" +
+	"\x05nacks\x18\x05 \x03(\v2\x11.zt.v1alpha1.NackR\x05nacks\x123\n" +
+	"\asent_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x06sentAt\x125\n" +
+	"\backed_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aackedAt\x12;\n" +
+	"\venforced_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"enforcedAt\x12!\n" +
+	"\fawaits_agent\x18\t \x01(\bR\vawaitsAgent\x12\x18\n" +
+	"\adiffers\x18\n" +
+	" \x03(\tR\adiffers\x12\x16\n" +
+	"\x06server\x18\v \x01(\tR\x06server\"\xfe\x02\n" +
 	"\n" +
 	"CanRequest\x12\x1f\n" +
 	"\x06caller\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06caller\x12!\n" +
@@ -6312,7 +6572,7 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_admin_proto_rawDescData
 }
 
-var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 99)
+var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*File)(nil),                       // 0: zt.v1alpha1.File
 	(*ApplyRequest)(nil),               // 1: zt.v1alpha1.ApplyRequest
@@ -6343,231 +6603,238 @@ var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*Nack)(nil),                       // 26: zt.v1alpha1.Nack
 	(*WatchReceiptRequest)(nil),        // 27: zt.v1alpha1.WatchReceiptRequest
 	(*WatchReceiptResponse)(nil),       // 28: zt.v1alpha1.WatchReceiptResponse
-	(*ProxyReceipt)(nil),               // 29: zt.v1alpha1.ProxyReceipt
-	(*CanRequest)(nil),                 // 30: zt.v1alpha1.CanRequest
-	(*CanResponse)(nil),                // 31: zt.v1alpha1.CanResponse
-	(*BlockRequest)(nil),               // 32: zt.v1alpha1.BlockRequest
-	(*BlockResponse)(nil),              // 33: zt.v1alpha1.BlockResponse
-	(*UnblockRequest)(nil),             // 34: zt.v1alpha1.UnblockRequest
-	(*UnblockResponse)(nil),            // 35: zt.v1alpha1.UnblockResponse
-	(*GetShadowRequest)(nil),           // 36: zt.v1alpha1.GetShadowRequest
-	(*GetShadowResponse)(nil),          // 37: zt.v1alpha1.GetShadowResponse
-	(*Proposal)(nil),                   // 38: zt.v1alpha1.Proposal
-	(*ShadowDifference)(nil),           // 39: zt.v1alpha1.ShadowDifference
-	(*EndShadowRequest)(nil),           // 40: zt.v1alpha1.EndShadowRequest
-	(*EndShadowResponse)(nil),          // 41: zt.v1alpha1.EndShadowResponse
-	(*CreateTokenRequest)(nil),         // 42: zt.v1alpha1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),        // 43: zt.v1alpha1.CreateTokenResponse
-	(*TokenInfo)(nil),                  // 44: zt.v1alpha1.TokenInfo
-	(*ListTokensRequest)(nil),          // 45: zt.v1alpha1.ListTokensRequest
-	(*ListTokensResponse)(nil),         // 46: zt.v1alpha1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),         // 47: zt.v1alpha1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),        // 48: zt.v1alpha1.DeleteTokenResponse
-	(*DeregisterInstanceRequest)(nil),  // 49: zt.v1alpha1.DeregisterInstanceRequest
-	(*DeregisterInstanceResponse)(nil), // 50: zt.v1alpha1.DeregisterInstanceResponse
-	(*ListMembersRequest)(nil),         // 51: zt.v1alpha1.ListMembersRequest
-	(*ListMembersResponse)(nil),        // 52: zt.v1alpha1.ListMembersResponse
-	(*Member)(nil),                     // 53: zt.v1alpha1.Member
-	(*RemoveMemberRequest)(nil),        // 54: zt.v1alpha1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 55: zt.v1alpha1.RemoveMemberResponse
-	(*PromoteMemberRequest)(nil),       // 56: zt.v1alpha1.PromoteMemberRequest
-	(*PromoteMemberResponse)(nil),      // 57: zt.v1alpha1.PromoteMemberResponse
-	(*DemoteMemberRequest)(nil),        // 58: zt.v1alpha1.DemoteMemberRequest
-	(*DemoteMemberResponse)(nil),       // 59: zt.v1alpha1.DemoteMemberResponse
-	(*TransferLeadershipRequest)(nil),  // 60: zt.v1alpha1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 61: zt.v1alpha1.TransferLeadershipResponse
-	(*GetKeysRequest)(nil),             // 62: zt.v1alpha1.GetKeysRequest
-	(*GetKeysResponse)(nil),            // 63: zt.v1alpha1.GetKeysResponse
-	(*ServerKeys)(nil),                 // 64: zt.v1alpha1.ServerKeys
-	(*RotateKeyRequest)(nil),           // 65: zt.v1alpha1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),          // 66: zt.v1alpha1.RotateKeyResponse
-	(*DropKeyRequest)(nil),             // 67: zt.v1alpha1.DropKeyRequest
-	(*DropKeyResponse)(nil),            // 68: zt.v1alpha1.DropKeyResponse
-	(*ListAdminsRequest)(nil),          // 69: zt.v1alpha1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),         // 70: zt.v1alpha1.ListAdminsResponse
-	(*AdminInfo)(nil),                  // 71: zt.v1alpha1.AdminInfo
-	(*AddAdminRequest)(nil),            // 72: zt.v1alpha1.AddAdminRequest
-	(*AddAdminResponse)(nil),           // 73: zt.v1alpha1.AddAdminResponse
-	(*RemoveAdminRequest)(nil),         // 74: zt.v1alpha1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 75: zt.v1alpha1.RemoveAdminResponse
-	(*BackupRequest)(nil),              // 76: zt.v1alpha1.BackupRequest
-	(*BackupResponse)(nil),             // 77: zt.v1alpha1.BackupResponse
-	(*GetServerInfoRequest)(nil),       // 78: zt.v1alpha1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),      // 79: zt.v1alpha1.GetServerInfoResponse
-	(*ListAuditRequest)(nil),           // 80: zt.v1alpha1.ListAuditRequest
-	(*ListAuditResponse)(nil),          // 81: zt.v1alpha1.ListAuditResponse
-	(*ReadAuditRequest)(nil),           // 82: zt.v1alpha1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),          // 83: zt.v1alpha1.ReadAuditResponse
-	(*AuditStatus)(nil),                // 84: zt.v1alpha1.AuditStatus
-	(*AuditRange)(nil),                 // 85: zt.v1alpha1.AuditRange
-	(*ReadJournalRequest)(nil),         // 86: zt.v1alpha1.ReadJournalRequest
-	(*ReadJournalResponse)(nil),        // 87: zt.v1alpha1.ReadJournalResponse
-	(*AcceptJournalRequest)(nil),       // 88: zt.v1alpha1.AcceptJournalRequest
-	(*AcceptJournalResponse)(nil),      // 89: zt.v1alpha1.AcceptJournalResponse
-	(*ReadRefusalsRequest)(nil),        // 90: zt.v1alpha1.ReadRefusalsRequest
-	(*ReadRefusalsResponse)(nil),       // 91: zt.v1alpha1.ReadRefusalsResponse
-	nil,                                // 92: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 93: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 94: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 95: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	nil,                                // 96: zt.v1alpha1.RollbackRequest.BasesEntry
-	nil,                                // 97: zt.v1alpha1.RollbackResponse.BasesEntry
-	nil,                                // 98: zt.v1alpha1.CanRequest.HeadersEntry
-	(*durationpb.Duration)(nil),        // 99: google.protobuf.Duration
-	(*Document)(nil),                   // 100: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 101: google.protobuf.Timestamp
-	(*User)(nil),                       // 102: zt.v1alpha1.User
-	(*Block)(nil),                      // 103: zt.v1alpha1.Block
-	(*v1.AuditRecord)(nil),             // 104: zt.log.v1.AuditRecord
-	(*v1.AuditHead)(nil),               // 105: zt.log.v1.AuditHead
-	(*v1.JournalAnchor)(nil),           // 106: zt.log.v1.JournalAnchor
+	(*ReceiptCounts)(nil),              // 29: zt.v1alpha1.ReceiptCounts
+	(*ProxyReceipt)(nil),               // 30: zt.v1alpha1.ProxyReceipt
+	(*CanRequest)(nil),                 // 31: zt.v1alpha1.CanRequest
+	(*CanResponse)(nil),                // 32: zt.v1alpha1.CanResponse
+	(*BlockRequest)(nil),               // 33: zt.v1alpha1.BlockRequest
+	(*BlockResponse)(nil),              // 34: zt.v1alpha1.BlockResponse
+	(*UnblockRequest)(nil),             // 35: zt.v1alpha1.UnblockRequest
+	(*UnblockResponse)(nil),            // 36: zt.v1alpha1.UnblockResponse
+	(*GetShadowRequest)(nil),           // 37: zt.v1alpha1.GetShadowRequest
+	(*GetShadowResponse)(nil),          // 38: zt.v1alpha1.GetShadowResponse
+	(*Proposal)(nil),                   // 39: zt.v1alpha1.Proposal
+	(*ShadowDifference)(nil),           // 40: zt.v1alpha1.ShadowDifference
+	(*EndShadowRequest)(nil),           // 41: zt.v1alpha1.EndShadowRequest
+	(*EndShadowResponse)(nil),          // 42: zt.v1alpha1.EndShadowResponse
+	(*CreateTokenRequest)(nil),         // 43: zt.v1alpha1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 44: zt.v1alpha1.CreateTokenResponse
+	(*TokenInfo)(nil),                  // 45: zt.v1alpha1.TokenInfo
+	(*ListTokensRequest)(nil),          // 46: zt.v1alpha1.ListTokensRequest
+	(*ListTokensResponse)(nil),         // 47: zt.v1alpha1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),         // 48: zt.v1alpha1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),        // 49: zt.v1alpha1.DeleteTokenResponse
+	(*DeregisterInstanceRequest)(nil),  // 50: zt.v1alpha1.DeregisterInstanceRequest
+	(*DeregisterInstanceResponse)(nil), // 51: zt.v1alpha1.DeregisterInstanceResponse
+	(*ListMembersRequest)(nil),         // 52: zt.v1alpha1.ListMembersRequest
+	(*ListMembersResponse)(nil),        // 53: zt.v1alpha1.ListMembersResponse
+	(*Member)(nil),                     // 54: zt.v1alpha1.Member
+	(*RemoveMemberRequest)(nil),        // 55: zt.v1alpha1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 56: zt.v1alpha1.RemoveMemberResponse
+	(*PromoteMemberRequest)(nil),       // 57: zt.v1alpha1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 58: zt.v1alpha1.PromoteMemberResponse
+	(*DemoteMemberRequest)(nil),        // 59: zt.v1alpha1.DemoteMemberRequest
+	(*DemoteMemberResponse)(nil),       // 60: zt.v1alpha1.DemoteMemberResponse
+	(*TransferLeadershipRequest)(nil),  // 61: zt.v1alpha1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 62: zt.v1alpha1.TransferLeadershipResponse
+	(*GetKeysRequest)(nil),             // 63: zt.v1alpha1.GetKeysRequest
+	(*GetKeysResponse)(nil),            // 64: zt.v1alpha1.GetKeysResponse
+	(*ServerKeys)(nil),                 // 65: zt.v1alpha1.ServerKeys
+	(*RotateKeyRequest)(nil),           // 66: zt.v1alpha1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),          // 67: zt.v1alpha1.RotateKeyResponse
+	(*DropKeyRequest)(nil),             // 68: zt.v1alpha1.DropKeyRequest
+	(*DropKeyResponse)(nil),            // 69: zt.v1alpha1.DropKeyResponse
+	(*ListAdminsRequest)(nil),          // 70: zt.v1alpha1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),         // 71: zt.v1alpha1.ListAdminsResponse
+	(*AdminInfo)(nil),                  // 72: zt.v1alpha1.AdminInfo
+	(*AddAdminRequest)(nil),            // 73: zt.v1alpha1.AddAdminRequest
+	(*AddAdminResponse)(nil),           // 74: zt.v1alpha1.AddAdminResponse
+	(*RemoveAdminRequest)(nil),         // 75: zt.v1alpha1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 76: zt.v1alpha1.RemoveAdminResponse
+	(*BackupRequest)(nil),              // 77: zt.v1alpha1.BackupRequest
+	(*BackupResponse)(nil),             // 78: zt.v1alpha1.BackupResponse
+	(*GetServerInfoRequest)(nil),       // 79: zt.v1alpha1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 80: zt.v1alpha1.GetServerInfoResponse
+	(*ListAuditRequest)(nil),           // 81: zt.v1alpha1.ListAuditRequest
+	(*ListAuditResponse)(nil),          // 82: zt.v1alpha1.ListAuditResponse
+	(*ReadAuditRequest)(nil),           // 83: zt.v1alpha1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),          // 84: zt.v1alpha1.ReadAuditResponse
+	(*AuditStatus)(nil),                // 85: zt.v1alpha1.AuditStatus
+	(*AuditRange)(nil),                 // 86: zt.v1alpha1.AuditRange
+	(*ReadJournalRequest)(nil),         // 87: zt.v1alpha1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),        // 88: zt.v1alpha1.ReadJournalResponse
+	(*AcceptJournalRequest)(nil),       // 89: zt.v1alpha1.AcceptJournalRequest
+	(*AcceptJournalResponse)(nil),      // 90: zt.v1alpha1.AcceptJournalResponse
+	(*ReadRefusalsRequest)(nil),        // 91: zt.v1alpha1.ReadRefusalsRequest
+	(*ReadRefusalsResponse)(nil),       // 92: zt.v1alpha1.ReadRefusalsResponse
+	nil,                                // 93: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 94: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 95: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 96: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 97: zt.v1alpha1.RollbackRequest.BasesEntry
+	nil,                                // 98: zt.v1alpha1.RollbackResponse.BasesEntry
+	nil,                                // 99: zt.v1alpha1.CanRequest.HeadersEntry
+	(*durationpb.Duration)(nil),        // 100: google.protobuf.Duration
+	(*Document)(nil),                   // 101: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 102: google.protobuf.Timestamp
+	(*User)(nil),                       // 103: zt.v1alpha1.User
+	(*Block)(nil),                      // 104: zt.v1alpha1.Block
+	(*v1.AuditRecord)(nil),             // 105: zt.log.v1.AuditRecord
+	(*v1.AuditHead)(nil),               // 106: zt.log.v1.AuditHead
+	(*v1.JournalAnchor)(nil),           // 107: zt.log.v1.JournalAnchor
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	0,   // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	92,  // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	93,  // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
 	3,   // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
 	4,   // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	93,  // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	94,  // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
 	5,   // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
 	5,   // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	99,  // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
-	94,  // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	100, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
+	95,  // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
 	13,  // 9: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
 	9,   // 10: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	100, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	101, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
 	13,  // 12: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	95,  // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	96,  // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
 	9,   // 14: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	18,  // 15: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	101, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	102, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
 	3,   // 17: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
-	18,  // 18: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
-	9,   // 19: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	96,  // 20: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
-	3,   // 21: zt.v1alpha1.RollbackResponse.changes:type_name -> zt.v1alpha1.Change
-	4,   // 22: zt.v1alpha1.RollbackResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	97,  // 23: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
-	5,   // 24: zt.v1alpha1.RollbackResponse.warnings:type_name -> zt.v1alpha1.Problem
-	53,  // 25: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
-	25,  // 26: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	9,   // 27: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	26,  // 28: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	101, // 29: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	101, // 30: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	101, // 31: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
-	29,  // 32: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
-	101, // 33: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
-	26,  // 34: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	102, // 35: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
-	101, // 36: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
-	98,  // 37: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
-	9,   // 38: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	103, // 39: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
-	4,   // 40: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	4,   // 41: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	38,  // 42: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
-	39,  // 43: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	9,   // 44: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	101, // 45: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
-	101, // 46: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
-	101, // 47: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
-	99,  // 48: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	44,  // 49: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	101, // 50: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
-	44,  // 51: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
-	9,   // 52: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	53,  // 53: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
-	9,   // 54: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	99,  // 55: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
-	101, // 56: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
-	64,  // 57: zt.v1alpha1.GetKeysResponse.servers:type_name -> zt.v1alpha1.ServerKeys
-	64,  // 58: zt.v1alpha1.RotateKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
-	64,  // 59: zt.v1alpha1.DropKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
-	71,  // 60: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
-	9,   // 61: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	101, // 62: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
-	71,  // 63: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
-	101, // 64: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	104, // 65: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
-	84,  // 66: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
-	105, // 67: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
-	85,  // 68: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
-	106, // 69: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
-	1,   // 70: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
-	11,  // 71: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
-	14,  // 72: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
-	16,  // 73: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
-	19,  // 74: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
-	21,  // 75: zt.v1alpha1.AdminService.Rollback:input_type -> zt.v1alpha1.RollbackRequest
-	23,  // 76: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
-	27,  // 77: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
-	30,  // 78: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
-	42,  // 79: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
-	45,  // 80: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
-	47,  // 81: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
-	49,  // 82: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
-	51,  // 83: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
-	54,  // 84: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
-	56,  // 85: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
-	58,  // 86: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
-	60,  // 87: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
-	62,  // 88: zt.v1alpha1.AdminService.GetKeys:input_type -> zt.v1alpha1.GetKeysRequest
-	65,  // 89: zt.v1alpha1.AdminService.RotateKey:input_type -> zt.v1alpha1.RotateKeyRequest
-	67,  // 90: zt.v1alpha1.AdminService.DropKey:input_type -> zt.v1alpha1.DropKeyRequest
-	69,  // 91: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
-	72,  // 92: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
-	74,  // 93: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
-	32,  // 94: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
-	34,  // 95: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
-	36,  // 96: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
-	40,  // 97: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
-	76,  // 98: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
-	80,  // 99: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
-	82,  // 100: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
-	86,  // 101: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
-	88,  // 102: zt.v1alpha1.AdminService.AcceptJournal:input_type -> zt.v1alpha1.AcceptJournalRequest
-	90,  // 103: zt.v1alpha1.AdminService.ReadRefusals:input_type -> zt.v1alpha1.ReadRefusalsRequest
-	78,  // 104: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	2,   // 105: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	12,  // 106: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	15,  // 107: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	17,  // 108: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	20,  // 109: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	22,  // 110: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
-	24,  // 111: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	28,  // 112: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	31,  // 113: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	43,  // 114: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	46,  // 115: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	48,  // 116: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	50,  // 117: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	52,  // 118: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	55,  // 119: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	57,  // 120: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
-	59,  // 121: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
-	61,  // 122: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
-	63,  // 123: zt.v1alpha1.AdminService.GetKeys:output_type -> zt.v1alpha1.GetKeysResponse
-	66,  // 124: zt.v1alpha1.AdminService.RotateKey:output_type -> zt.v1alpha1.RotateKeyResponse
-	68,  // 125: zt.v1alpha1.AdminService.DropKey:output_type -> zt.v1alpha1.DropKeyResponse
-	70,  // 126: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	73,  // 127: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	75,  // 128: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	33,  // 129: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
-	35,  // 130: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
-	37,  // 131: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
-	41,  // 132: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
-	77,  // 133: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
-	81,  // 134: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
-	83,  // 135: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
-	87,  // 136: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
-	89,  // 137: zt.v1alpha1.AdminService.AcceptJournal:output_type -> zt.v1alpha1.AcceptJournalResponse
-	91,  // 138: zt.v1alpha1.AdminService.ReadRefusals:output_type -> zt.v1alpha1.ReadRefusalsResponse
-	79,  // 139: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	105, // [105:140] is the sub-list for method output_type
-	70,  // [70:105] is the sub-list for method input_type
-	70,  // [70:70] is the sub-list for extension type_name
-	70,  // [70:70] is the sub-list for extension extendee
-	0,   // [0:70] is the sub-list for field type_name
+	29,  // 18: zt.v1alpha1.Revision.receipt:type_name -> zt.v1alpha1.ReceiptCounts
+	18,  // 19: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
+	9,   // 20: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	97,  // 21: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
+	3,   // 22: zt.v1alpha1.RollbackResponse.changes:type_name -> zt.v1alpha1.Change
+	4,   // 23: zt.v1alpha1.RollbackResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	98,  // 24: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
+	5,   // 25: zt.v1alpha1.RollbackResponse.warnings:type_name -> zt.v1alpha1.Problem
+	54,  // 26: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
+	25,  // 27: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	9,   // 28: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	26,  // 29: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
+	102, // 30: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	102, // 31: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	102, // 32: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	30,  // 33: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
+	29,  // 34: zt.v1alpha1.WatchReceiptResponse.counts:type_name -> zt.v1alpha1.ReceiptCounts
+	102, // 35: zt.v1alpha1.WatchReceiptResponse.committed:type_name -> google.protobuf.Timestamp
+	102, // 36: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	26,  // 37: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
+	102, // 38: zt.v1alpha1.ProxyReceipt.sent_at:type_name -> google.protobuf.Timestamp
+	102, // 39: zt.v1alpha1.ProxyReceipt.acked_at:type_name -> google.protobuf.Timestamp
+	102, // 40: zt.v1alpha1.ProxyReceipt.enforced_at:type_name -> google.protobuf.Timestamp
+	103, // 41: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	102, // 42: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	99,  // 43: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	9,   // 44: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	104, // 45: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	4,   // 46: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	4,   // 47: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	39,  // 48: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
+	40,  // 49: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	9,   // 50: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	102, // 51: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	102, // 52: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	102, // 53: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	100, // 54: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	45,  // 55: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
+	102, // 56: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	45,  // 57: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
+	9,   // 58: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	54,  // 59: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
+	9,   // 60: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	100, // 61: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
+	102, // 62: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
+	65,  // 63: zt.v1alpha1.GetKeysResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	65,  // 64: zt.v1alpha1.RotateKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	65,  // 65: zt.v1alpha1.DropKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	72,  // 66: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
+	9,   // 67: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	102, // 68: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	72,  // 69: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
+	102, // 70: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	105, // 71: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
+	85,  // 72: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
+	106, // 73: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
+	86,  // 74: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
+	107, // 75: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
+	1,   // 76: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
+	11,  // 77: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
+	14,  // 78: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
+	16,  // 79: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
+	19,  // 80: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
+	21,  // 81: zt.v1alpha1.AdminService.Rollback:input_type -> zt.v1alpha1.RollbackRequest
+	23,  // 82: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
+	27,  // 83: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
+	31,  // 84: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
+	43,  // 85: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
+	46,  // 86: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
+	48,  // 87: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
+	50,  // 88: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
+	52,  // 89: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
+	55,  // 90: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
+	57,  // 91: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
+	59,  // 92: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
+	61,  // 93: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
+	63,  // 94: zt.v1alpha1.AdminService.GetKeys:input_type -> zt.v1alpha1.GetKeysRequest
+	66,  // 95: zt.v1alpha1.AdminService.RotateKey:input_type -> zt.v1alpha1.RotateKeyRequest
+	68,  // 96: zt.v1alpha1.AdminService.DropKey:input_type -> zt.v1alpha1.DropKeyRequest
+	70,  // 97: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
+	73,  // 98: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
+	75,  // 99: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
+	33,  // 100: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
+	35,  // 101: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
+	37,  // 102: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
+	41,  // 103: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
+	77,  // 104: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
+	81,  // 105: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
+	83,  // 106: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
+	87,  // 107: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
+	89,  // 108: zt.v1alpha1.AdminService.AcceptJournal:input_type -> zt.v1alpha1.AcceptJournalRequest
+	91,  // 109: zt.v1alpha1.AdminService.ReadRefusals:input_type -> zt.v1alpha1.ReadRefusalsRequest
+	79,  // 110: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	2,   // 111: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	12,  // 112: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	15,  // 113: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	17,  // 114: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	20,  // 115: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	22,  // 116: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
+	24,  // 117: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	28,  // 118: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	32,  // 119: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	44,  // 120: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	47,  // 121: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	49,  // 122: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	51,  // 123: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	53,  // 124: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	56,  // 125: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	58,  // 126: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
+	60,  // 127: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
+	62,  // 128: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
+	64,  // 129: zt.v1alpha1.AdminService.GetKeys:output_type -> zt.v1alpha1.GetKeysResponse
+	67,  // 130: zt.v1alpha1.AdminService.RotateKey:output_type -> zt.v1alpha1.RotateKeyResponse
+	69,  // 131: zt.v1alpha1.AdminService.DropKey:output_type -> zt.v1alpha1.DropKeyResponse
+	71,  // 132: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	74,  // 133: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	76,  // 134: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	34,  // 135: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	36,  // 136: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	38,  // 137: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	42,  // 138: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	78,  // 139: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
+	82,  // 140: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
+	84,  // 141: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
+	88,  // 142: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
+	90,  // 143: zt.v1alpha1.AdminService.AcceptJournal:output_type -> zt.v1alpha1.AcceptJournalResponse
+	92,  // 144: zt.v1alpha1.AdminService.ReadRefusals:output_type -> zt.v1alpha1.ReadRefusalsResponse
+	80,  // 145: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	111, // [111:146] is the sub-list for method output_type
+	76,  // [76:111] is the sub-list for method input_type
+	76,  // [76:76] is the sub-list for extension type_name
+	76,  // [76:76] is the sub-list for extension extendee
+	0,   // [0:76] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_admin_proto_init() }
@@ -6576,14 +6843,14 @@ func file_zt_v1alpha1_admin_proto_init() {
 		return
 	}
 	file_zt_v1alpha1_spec_proto_init()
-	file_zt_v1alpha1_admin_proto_msgTypes[53].OneofWrappers = []any{}
+	file_zt_v1alpha1_admin_proto_msgTypes[54].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   99,
+			NumMessages:   100,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -86,8 +86,8 @@ type AdminServiceClient interface {
 	// GetStatus returns servers, proxies and what each proxy has ACKed, asked of
 	// every server. Role: viewer.
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
-	// WatchReceipt sends how far a revision has got on each proxy that it affects,
-	// at once and on each change, until all have ACKed or the caller leaves.
+	// WatchReceipt sends how far a revision has got on the proxies that it affects, at
+	// once and on each change, until it is complete or the caller leaves.
 	// Role: viewer.
 	WatchReceipt(ctx context.Context, in *WatchReceiptRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReceiptResponse], error)
 	// Can decides one request by the committed spec. Role: viewer.
@@ -609,8 +609,8 @@ type AdminServiceServer interface {
 	// GetStatus returns servers, proxies and what each proxy has ACKed, asked of
 	// every server. Role: viewer.
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
-	// WatchReceipt sends how far a revision has got on each proxy that it affects,
-	// at once and on each change, until all have ACKed or the caller leaves.
+	// WatchReceipt sends how far a revision has got on the proxies that it affects, at
+	// once and on each change, until it is complete or the caller leaves.
 	// Role: viewer.
 	WatchReceipt(*WatchReceiptRequest, grpc.ServerStreamingServer[WatchReceiptResponse]) error
 	// Can decides one request by the committed spec. Role: viewer.

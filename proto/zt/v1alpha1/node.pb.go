@@ -813,6 +813,151 @@ func (x *EnrolServerResponse) GetEpoch() string {
 	return ""
 }
 
+type ConfirmRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the ConfirmResponse which this answers.
+	Ask uint64 `protobuf:"varint,1,opt,name=ask,proto3" json:"ask,omitempty"`
+	// Of listeners and clusters that are live: by type URL, the digest of names and
+	// versions.
+	Digests map[string]string `protobuf:"bytes,2,rep,name=digests,proto3" json:"digests,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What is not live yet, by name; at most 20 count.
+	Warming []string `protobuf:"bytes,3,rep,name=warming,proto3" json:"warming,omitempty"`
+	// Name -> version that is live. There may be more than is told now: listeners that
+	// drain keep what they had.
+	Routes        map[string]string `protobuf:"bytes,4,rep,name=routes,proto3" json:"routes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Extensions    map[string]string `protobuf:"bytes,5,rep,name=extensions,proto3" json:"extensions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Layers        map[string]string `protobuf:"bytes,6,rep,name=layers,proto3" json:"layers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmRequest) Reset() {
+	*x = ConfirmRequest{}
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmRequest) ProtoMessage() {}
+
+func (x *ConfirmRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmRequest) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ConfirmRequest) GetAsk() uint64 {
+	if x != nil {
+		return x.Ask
+	}
+	return 0
+}
+
+func (x *ConfirmRequest) GetDigests() map[string]string {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+func (x *ConfirmRequest) GetWarming() []string {
+	if x != nil {
+		return x.Warming
+	}
+	return nil
+}
+
+func (x *ConfirmRequest) GetRoutes() map[string]string {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *ConfirmRequest) GetExtensions() map[string]string {
+	if x != nil {
+		return x.Extensions
+	}
+	return nil
+}
+
+func (x *ConfirmRequest) GetLayers() map[string]string {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+type ConfirmResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Not 0: read the Envoy now.
+	Ask uint64 `protobuf:"varint,1,opt,name=ask,proto3" json:"ask,omitempty"`
+	// host:port of the node port of the server that holds the Envoy's stream: call that
+	// one instead.
+	Elsewhere     string `protobuf:"bytes,2,opt,name=elsewhere,proto3" json:"elsewhere,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmResponse) Reset() {
+	*x = ConfirmResponse{}
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmResponse) ProtoMessage() {}
+
+func (x *ConfirmResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmResponse) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ConfirmResponse) GetAsk() uint64 {
+	if x != nil {
+		return x.Ask
+	}
+	return 0
+}
+
+func (x *ConfirmResponse) GetElsewhere() string {
+	if x != nil {
+		return x.Elsewhere
+	}
+	return ""
+}
+
 var File_zt_v1alpha1_node_proto protoreflect.FileDescriptor
 
 const file_zt_v1alpha1_node_proto_rawDesc = "" +
@@ -878,14 +1023,39 @@ const file_zt_v1alpha1_node_proto_rawDesc = "" +
 	"\x12key_encryption_key\x18\x04 \x01(\fR\x10keyEncryptionKey\x12\x14\n" +
 	"\x05peers\x18\x05 \x03(\tR\x05peers\x12\x15\n" +
 	"\x06key_id\x18\x06 \x01(\tR\x05keyId\x12\x14\n" +
-	"\x05epoch\x18\a \x01(\tR\x05epoch2\xee\x02\n" +
+	"\x05epoch\x18\a \x01(\tR\x05epoch\"\xc0\x04\n" +
+	"\x0eConfirmRequest\x12\x10\n" +
+	"\x03ask\x18\x01 \x01(\x04R\x03ask\x12B\n" +
+	"\adigests\x18\x02 \x03(\v2(.zt.v1alpha1.ConfirmRequest.DigestsEntryR\adigests\x12\x18\n" +
+	"\awarming\x18\x03 \x03(\tR\awarming\x12?\n" +
+	"\x06routes\x18\x04 \x03(\v2'.zt.v1alpha1.ConfirmRequest.RoutesEntryR\x06routes\x12K\n" +
+	"\n" +
+	"extensions\x18\x05 \x03(\v2+.zt.v1alpha1.ConfirmRequest.ExtensionsEntryR\n" +
+	"extensions\x12?\n" +
+	"\x06layers\x18\x06 \x03(\v2'.zt.v1alpha1.ConfirmRequest.LayersEntryR\x06layers\x1a:\n" +
+	"\fDigestsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vRoutesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a=\n" +
+	"\x0fExtensionsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLayersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"A\n" +
+	"\x0fConfirmResponse\x12\x10\n" +
+	"\x03ask\x18\x01 \x01(\x04R\x03ask\x12\x1c\n" +
+	"\telsewhere\x18\x02 \x01(\tR\telsewhere2\xb8\x03\n" +
 	"\vNodeService\x12>\n" +
 	"\x05Enrol\x12\x19.zt.v1alpha1.EnrolRequest\x1a\x1a.zt.v1alpha1.EnrolResponse\x12P\n" +
 	"\vEnrolServer\x12\x1f.zt.v1alpha1.EnrolServerRequest\x1a .zt.v1alpha1.EnrolServerResponse\x12>\n" +
 	"\x05Renew\x12\x19.zt.v1alpha1.RenewRequest\x1a\x1a.zt.v1alpha1.RenewResponse\x12>\n" +
 	"\x05Place\x12\x19.zt.v1alpha1.PlaceRequest\x1a\x1a.zt.v1alpha1.PlaceResponse\x12M\n" +
 	"\n" +
-	"Deregister\x12\x1e.zt.v1alpha1.DeregisterRequest\x1a\x1f.zt.v1alpha1.DeregisterResponseB7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
+	"Deregister\x12\x1e.zt.v1alpha1.DeregisterRequest\x1a\x1f.zt.v1alpha1.DeregisterResponse\x12H\n" +
+	"\aConfirm\x12\x1b.zt.v1alpha1.ConfirmRequest\x1a\x1c.zt.v1alpha1.ConfirmResponse(\x010\x01B7Z5github.com/ztmesh/ztmesh/proto/zt/v1alpha1;ztv1alpha1b\x06proto3"
 
 var (
 	file_zt_v1alpha1_node_proto_rawDescOnce sync.Once
@@ -899,7 +1069,7 @@ func file_zt_v1alpha1_node_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_node_proto_rawDescData
 }
 
-var file_zt_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_zt_v1alpha1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_zt_v1alpha1_node_proto_goTypes = []any{
 	(*EnrolRequest)(nil),          // 0: zt.v1alpha1.EnrolRequest
 	(*EnrolResponse)(nil),         // 1: zt.v1alpha1.EnrolResponse
@@ -912,28 +1082,40 @@ var file_zt_v1alpha1_node_proto_goTypes = []any{
 	(*DeregisterResponse)(nil),    // 8: zt.v1alpha1.DeregisterResponse
 	(*EnrolServerRequest)(nil),    // 9: zt.v1alpha1.EnrolServerRequest
 	(*EnrolServerResponse)(nil),   // 10: zt.v1alpha1.EnrolServerResponse
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*ConfirmRequest)(nil),        // 11: zt.v1alpha1.ConfirmRequest
+	(*ConfirmResponse)(nil),       // 12: zt.v1alpha1.ConfirmResponse
+	nil,                           // 13: zt.v1alpha1.ConfirmRequest.DigestsEntry
+	nil,                           // 14: zt.v1alpha1.ConfirmRequest.RoutesEntry
+	nil,                           // 15: zt.v1alpha1.ConfirmRequest.ExtensionsEntry
+	nil,                           // 16: zt.v1alpha1.ConfirmRequest.LayersEntry
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_zt_v1alpha1_node_proto_depIdxs = []int32{
 	2,  // 0: zt.v1alpha1.EnrolResponse.certificates:type_name -> zt.v1alpha1.Issued
-	11, // 1: zt.v1alpha1.Issued.node_not_after:type_name -> google.protobuf.Timestamp
-	11, // 2: zt.v1alpha1.Issued.svid_not_after:type_name -> google.protobuf.Timestamp
+	17, // 1: zt.v1alpha1.Issued.node_not_after:type_name -> google.protobuf.Timestamp
+	17, // 2: zt.v1alpha1.Issued.svid_not_after:type_name -> google.protobuf.Timestamp
 	2,  // 3: zt.v1alpha1.RenewResponse.certificates:type_name -> zt.v1alpha1.Issued
-	0,  // 4: zt.v1alpha1.NodeService.Enrol:input_type -> zt.v1alpha1.EnrolRequest
-	9,  // 5: zt.v1alpha1.NodeService.EnrolServer:input_type -> zt.v1alpha1.EnrolServerRequest
-	3,  // 6: zt.v1alpha1.NodeService.Renew:input_type -> zt.v1alpha1.RenewRequest
-	5,  // 7: zt.v1alpha1.NodeService.Place:input_type -> zt.v1alpha1.PlaceRequest
-	7,  // 8: zt.v1alpha1.NodeService.Deregister:input_type -> zt.v1alpha1.DeregisterRequest
-	1,  // 9: zt.v1alpha1.NodeService.Enrol:output_type -> zt.v1alpha1.EnrolResponse
-	10, // 10: zt.v1alpha1.NodeService.EnrolServer:output_type -> zt.v1alpha1.EnrolServerResponse
-	4,  // 11: zt.v1alpha1.NodeService.Renew:output_type -> zt.v1alpha1.RenewResponse
-	6,  // 12: zt.v1alpha1.NodeService.Place:output_type -> zt.v1alpha1.PlaceResponse
-	8,  // 13: zt.v1alpha1.NodeService.Deregister:output_type -> zt.v1alpha1.DeregisterResponse
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	13, // 4: zt.v1alpha1.ConfirmRequest.digests:type_name -> zt.v1alpha1.ConfirmRequest.DigestsEntry
+	14, // 5: zt.v1alpha1.ConfirmRequest.routes:type_name -> zt.v1alpha1.ConfirmRequest.RoutesEntry
+	15, // 6: zt.v1alpha1.ConfirmRequest.extensions:type_name -> zt.v1alpha1.ConfirmRequest.ExtensionsEntry
+	16, // 7: zt.v1alpha1.ConfirmRequest.layers:type_name -> zt.v1alpha1.ConfirmRequest.LayersEntry
+	0,  // 8: zt.v1alpha1.NodeService.Enrol:input_type -> zt.v1alpha1.EnrolRequest
+	9,  // 9: zt.v1alpha1.NodeService.EnrolServer:input_type -> zt.v1alpha1.EnrolServerRequest
+	3,  // 10: zt.v1alpha1.NodeService.Renew:input_type -> zt.v1alpha1.RenewRequest
+	5,  // 11: zt.v1alpha1.NodeService.Place:input_type -> zt.v1alpha1.PlaceRequest
+	7,  // 12: zt.v1alpha1.NodeService.Deregister:input_type -> zt.v1alpha1.DeregisterRequest
+	11, // 13: zt.v1alpha1.NodeService.Confirm:input_type -> zt.v1alpha1.ConfirmRequest
+	1,  // 14: zt.v1alpha1.NodeService.Enrol:output_type -> zt.v1alpha1.EnrolResponse
+	10, // 15: zt.v1alpha1.NodeService.EnrolServer:output_type -> zt.v1alpha1.EnrolServerResponse
+	4,  // 16: zt.v1alpha1.NodeService.Renew:output_type -> zt.v1alpha1.RenewResponse
+	6,  // 17: zt.v1alpha1.NodeService.Place:output_type -> zt.v1alpha1.PlaceResponse
+	8,  // 18: zt.v1alpha1.NodeService.Deregister:output_type -> zt.v1alpha1.DeregisterResponse
+	12, // 19: zt.v1alpha1.NodeService.Confirm:output_type -> zt.v1alpha1.ConfirmResponse
+	14, // [14:20] is the sub-list for method output_type
+	8,  // [8:14] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_node_proto_init() }
@@ -947,7 +1129,7 @@ func file_zt_v1alpha1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_node_proto_rawDesc), len(file_zt_v1alpha1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

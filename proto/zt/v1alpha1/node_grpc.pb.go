@@ -24,6 +24,7 @@ const (
 	NodeService_Renew_FullMethodName       = "/zt.v1alpha1.NodeService/Renew"
 	NodeService_Place_FullMethodName       = "/zt.v1alpha1.NodeService/Place"
 	NodeService_Deregister_FullMethodName  = "/zt.v1alpha1.NodeService/Deregister"
+	NodeService_Confirm_FullMethodName     = "/zt.v1alpha1.NodeService/Confirm"
 )
 
 // NodeServiceClient is the client API for NodeService service.
@@ -48,6 +49,13 @@ type NodeServiceClient interface {
 	Place(ctx context.Context, in *PlaceRequest, opts ...grpc.CallOption) (*PlaceResponse, error)
 	// Deregister removes the instance that the client certificate names.
 	Deregister(ctx context.Context, in *DeregisterRequest, opts ...grpc.CallOption) (*DeregisterResponse, error)
+	// Confirm is how an agent tells what its Envoy works by. It sends an empty message
+	// first; from then on the server asks, after each ACK of the Envoy, and the agent
+	// reads the Envoy's admin interface and answers. Only the server that holds the
+	// Envoy's stream asks; any other one says which that is. Who may call: the agent of
+	// the instance that the client certificate names, about that instance. A later call
+	// ends an earlier one.
+	Confirm(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ConfirmRequest, ConfirmResponse], error)
 }
 
 type nodeServiceClient struct {
@@ -108,6 +116,19 @@ func (c *nodeServiceClient) Deregister(ctx context.Context, in *DeregisterReques
 	return out, nil
 }
 
+func (c *nodeServiceClient) Confirm(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ConfirmRequest, ConfirmResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &NodeService_ServiceDesc.Streams[0], NodeService_Confirm_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ConfirmRequest, ConfirmResponse]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_ConfirmClient = grpc.BidiStreamingClient[ConfirmRequest, ConfirmResponse]
+
 // NodeServiceServer is the server API for NodeService service.
 // All implementations must embed UnimplementedNodeServiceServer
 // for forward compatibility.
@@ -130,6 +151,13 @@ type NodeServiceServer interface {
 	Place(context.Context, *PlaceRequest) (*PlaceResponse, error)
 	// Deregister removes the instance that the client certificate names.
 	Deregister(context.Context, *DeregisterRequest) (*DeregisterResponse, error)
+	// Confirm is how an agent tells what its Envoy works by. It sends an empty message
+	// first; from then on the server asks, after each ACK of the Envoy, and the agent
+	// reads the Envoy's admin interface and answers. Only the server that holds the
+	// Envoy's stream asks; any other one says which that is. Who may call: the agent of
+	// the instance that the client certificate names, about that instance. A later call
+	// ends an earlier one.
+	Confirm(grpc.BidiStreamingServer[ConfirmRequest, ConfirmResponse]) error
 	mustEmbedUnimplementedNodeServiceServer()
 }
 
@@ -154,6 +182,9 @@ func (UnimplementedNodeServiceServer) Place(context.Context, *PlaceRequest) (*Pl
 }
 func (UnimplementedNodeServiceServer) Deregister(context.Context, *DeregisterRequest) (*DeregisterResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Deregister not implemented")
+}
+func (UnimplementedNodeServiceServer) Confirm(grpc.BidiStreamingServer[ConfirmRequest, ConfirmResponse]) error {
+	return status.Error(codes.Unimplemented, "method Confirm not implemented")
 }
 func (UnimplementedNodeServiceServer) mustEmbedUnimplementedNodeServiceServer() {}
 func (UnimplementedNodeServiceServer) testEmbeddedByValue()                     {}
@@ -266,6 +297,13 @@ func _NodeService_Deregister_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _NodeService_Confirm_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(NodeServiceServer).Confirm(&grpc.GenericServerStream[ConfirmRequest, ConfirmResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NodeService_ConfirmServer = grpc.BidiStreamingServer[ConfirmRequest, ConfirmResponse]
+
 // NodeService_ServiceDesc is the grpc.ServiceDesc for NodeService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -294,6 +332,13 @@ var NodeService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _NodeService_Deregister_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Confirm",
+			Handler:       _NodeService_Confirm_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
 	Metadata: "zt/v1alpha1/node.proto",
 }

@@ -298,7 +298,9 @@ func (x *Server) GetZone() string {
 }
 
 type WatchProxiesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Send held and gone, and what has changed only; else proxies, all of them.
+	Deltas        bool `protobuf:"varint,1,opt,name=deltas,proto3" json:"deltas,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -333,13 +335,26 @@ func (*WatchProxiesRequest) Descriptor() ([]byte, []int) {
 	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{5}
 }
 
+func (x *WatchProxiesRequest) GetDeltas() bool {
+	if x != nil {
+		return x.Deltas
+	}
+	return false
+}
+
 type WatchProxiesResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The newest revision that this server serves.
 	Revision uint64   `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	Proxies  []*Proxy `protobuf:"bytes,2,rep,name=proxies,proto3" json:"proxies,omitempty"`
 	// Its disk has no room for what adds to the state: it should not lead.
-	DiskFull      bool `protobuf:"varint,10,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	DiskFull bool `protobuf:"varint,10,opt,name=disk_full,json=diskFull,proto3" json:"disk_full,omitempty"`
+	// What holds for the newest revision holds, too, of the proxies that are not named.
+	Held []*HeldProxy `protobuf:"bytes,3,rep,name=held,proto3" json:"held,omitempty"`
+	// Instances that this server holds no more.
+	Gone []string `protobuf:"bytes,4,rep,name=gone,proto3" json:"gone,omitempty"`
+	// held and gone are what has changed since the last message; else held is all.
+	Delta         bool `protobuf:"varint,5,opt,name=delta,proto3" json:"delta,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -395,6 +410,222 @@ func (x *WatchProxiesResponse) GetDiskFull() bool {
 	return false
 }
 
+func (x *WatchProxiesResponse) GetHeld() []*HeldProxy {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+func (x *WatchProxiesResponse) GetGone() []string {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+func (x *WatchProxiesResponse) GetDelta() bool {
+	if x != nil {
+		return x.Delta
+	}
+	return false
+}
+
+// HeldProxy is a proxy, and how far it is.
+type HeldProxy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proxy         *Proxy                 `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	Sent          *Progress              `protobuf:"bytes,2,opt,name=sent,proto3" json:"sent,omitempty"`
+	Acked         *Progress              `protobuf:"bytes,3,opt,name=acked,proto3" json:"acked,omitempty"`
+	Enforced      *Progress              `protobuf:"bytes,4,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldProxy) Reset() {
+	*x = HeldProxy{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldProxy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldProxy) ProtoMessage() {}
+
+func (x *HeldProxy) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldProxy.ProtoReflect.Descriptor instead.
+func (*HeldProxy) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HeldProxy) GetProxy() *Proxy {
+	if x != nil {
+		return x.Proxy
+	}
+	return nil
+}
+
+func (x *HeldProxy) GetSent() *Progress {
+	if x != nil {
+		return x.Sent
+	}
+	return nil
+}
+
+func (x *HeldProxy) GetAcked() *Progress {
+	if x != nil {
+		return x.Acked
+	}
+	return nil
+}
+
+func (x *HeldProxy) GetEnforced() *Progress {
+	if x != nil {
+		return x.Enforced
+	}
+	return nil
+}
+
+// Progress is up to which revision something holds.
+type Progress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For the newest that the server serves, whatever that comes to be.
+	Current bool `protobuf:"varint,1,opt,name=current,proto3" json:"current,omitempty"`
+	// If it is not current.
+	Revision uint64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Since when, oldest first.
+	Spans []*ProgressSpan `protobuf:"bytes,3,rep,name=spans,proto3" json:"spans,omitempty"`
+	// There were earlier ones.
+	Forgotten     bool `protobuf:"varint,4,opt,name=forgotten,proto3" json:"forgotten,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Progress) Reset() {
+	*x = Progress{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Progress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Progress) ProtoMessage() {}
+
+func (x *Progress) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Progress.ProtoReflect.Descriptor instead.
+func (*Progress) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Progress) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *Progress) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Progress) GetSpans() []*ProgressSpan {
+	if x != nil {
+		return x.Spans
+	}
+	return nil
+}
+
+func (x *Progress) GetForgotten() bool {
+	if x != nil {
+		return x.Forgotten
+	}
+	return false
+}
+
+type ProgressSpan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	From  *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	// It held for all revisions up to this one. 0: it holds still.
+	Until         uint64 `protobuf:"varint,2,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProgressSpan) Reset() {
+	*x = ProgressSpan{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProgressSpan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProgressSpan) ProtoMessage() {}
+
+func (x *ProgressSpan) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProgressSpan.ProtoReflect.Descriptor instead.
+func (*ProgressSpan) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ProgressSpan) GetFrom() *timestamppb.Timestamp {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *ProgressSpan) GetUntil() uint64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 type ListDifferencesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -403,7 +634,7 @@ type ListDifferencesRequest struct {
 
 func (x *ListDifferencesRequest) Reset() {
 	*x = ListDifferencesRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +646,7 @@ func (x *ListDifferencesRequest) String() string {
 func (*ListDifferencesRequest) ProtoMessage() {}
 
 func (x *ListDifferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +659,7 @@ func (x *ListDifferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDifferencesRequest.ProtoReflect.Descriptor instead.
 func (*ListDifferencesRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{7}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{10}
 }
 
 type ListDifferencesResponse struct {
@@ -441,7 +672,7 @@ type ListDifferencesResponse struct {
 
 func (x *ListDifferencesResponse) Reset() {
 	*x = ListDifferencesResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -453,7 +684,7 @@ func (x *ListDifferencesResponse) String() string {
 func (*ListDifferencesResponse) ProtoMessage() {}
 
 func (x *ListDifferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -466,7 +697,7 @@ func (x *ListDifferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDifferencesResponse.ProtoReflect.Descriptor instead.
 func (*ListDifferencesResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{8}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListDifferencesResponse) GetDifferences() []*ShadowDifference {
@@ -498,7 +729,7 @@ type RecordAccessRequest struct {
 
 func (x *RecordAccessRequest) Reset() {
 	*x = RecordAccessRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -510,7 +741,7 @@ func (x *RecordAccessRequest) String() string {
 func (*RecordAccessRequest) ProtoMessage() {}
 
 func (x *RecordAccessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -523,7 +754,7 @@ func (x *RecordAccessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAccessRequest.ProtoReflect.Descriptor instead.
 func (*RecordAccessRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{9}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RecordAccessRequest) GetWho() string {
@@ -569,7 +800,7 @@ type RecordAccessResponse struct {
 
 func (x *RecordAccessResponse) Reset() {
 	*x = RecordAccessResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +812,7 @@ func (x *RecordAccessResponse) String() string {
 func (*RecordAccessResponse) ProtoMessage() {}
 
 func (x *RecordAccessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +825,7 @@ func (x *RecordAccessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAccessResponse.ProtoReflect.Descriptor instead.
 func (*RecordAccessResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{10}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 type GetReportRequest struct {
@@ -605,7 +836,7 @@ type GetReportRequest struct {
 
 func (x *GetReportRequest) Reset() {
 	*x = GetReportRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -617,7 +848,7 @@ func (x *GetReportRequest) String() string {
 func (*GetReportRequest) ProtoMessage() {}
 
 func (x *GetReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -630,7 +861,7 @@ func (x *GetReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReportRequest.ProtoReflect.Descriptor instead.
 func (*GetReportRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{11}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 type GetReportResponse struct {
@@ -656,7 +887,7 @@ type GetReportResponse struct {
 
 func (x *GetReportResponse) Reset() {
 	*x = GetReportResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +899,7 @@ func (x *GetReportResponse) String() string {
 func (*GetReportResponse) ProtoMessage() {}
 
 func (x *GetReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +912,7 @@ func (x *GetReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReportResponse.ProtoReflect.Descriptor instead.
 func (*GetReportResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{12}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetReportResponse) GetServer() string {
@@ -764,7 +995,7 @@ type FetchAuditRequest struct {
 
 func (x *FetchAuditRequest) Reset() {
 	*x = FetchAuditRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +1007,7 @@ func (x *FetchAuditRequest) String() string {
 func (*FetchAuditRequest) ProtoMessage() {}
 
 func (x *FetchAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +1020,7 @@ func (x *FetchAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchAuditRequest.ProtoReflect.Descriptor instead.
 func (*FetchAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{13}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FetchAuditRequest) GetFirst() uint64 {
@@ -818,7 +1049,7 @@ type FetchAuditResponse struct {
 
 func (x *FetchAuditResponse) Reset() {
 	*x = FetchAuditResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +1061,7 @@ func (x *FetchAuditResponse) String() string {
 func (*FetchAuditResponse) ProtoMessage() {}
 
 func (x *FetchAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +1074,7 @@ func (x *FetchAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchAuditResponse.ProtoReflect.Descriptor instead.
 func (*FetchAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{14}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FetchAuditResponse) GetLetGo() uint64 {
@@ -878,7 +1109,7 @@ type AnchorJournalRequest struct {
 
 func (x *AnchorJournalRequest) Reset() {
 	*x = AnchorJournalRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +1121,7 @@ func (x *AnchorJournalRequest) String() string {
 func (*AnchorJournalRequest) ProtoMessage() {}
 
 func (x *AnchorJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1134,7 @@ func (x *AnchorJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorJournalRequest.ProtoReflect.Descriptor instead.
 func (*AnchorJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{15}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AnchorJournalRequest) GetLines() uint64 {
@@ -956,7 +1187,7 @@ type AnchorJournalResponse struct {
 
 func (x *AnchorJournalResponse) Reset() {
 	*x = AnchorJournalResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1199,7 @@ func (x *AnchorJournalResponse) String() string {
 func (*AnchorJournalResponse) ProtoMessage() {}
 
 func (x *AnchorJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1212,7 @@ func (x *AnchorJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorJournalResponse.ProtoReflect.Descriptor instead.
 func (*AnchorJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{16}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 type GetKeyReportRequest struct {
@@ -994,7 +1225,7 @@ type GetKeyReportRequest struct {
 
 func (x *GetKeyReportRequest) Reset() {
 	*x = GetKeyReportRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1237,7 @@ func (x *GetKeyReportRequest) String() string {
 func (*GetKeyReportRequest) ProtoMessage() {}
 
 func (x *GetKeyReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1250,7 @@ func (x *GetKeyReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyReportRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyReportRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{17}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetKeyReportRequest) GetReload() bool {
@@ -1038,7 +1269,7 @@ type GetKeyReportResponse struct {
 
 func (x *GetKeyReportResponse) Reset() {
 	*x = GetKeyReportResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1281,7 @@ func (x *GetKeyReportResponse) String() string {
 func (*GetKeyReportResponse) ProtoMessage() {}
 
 func (x *GetKeyReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1294,7 @@ func (x *GetKeyReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyReportResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyReportResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{18}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetKeyReportResponse) GetKeys() *ServerKeys {
@@ -1084,7 +1315,7 @@ type TakeKeyRequest struct {
 
 func (x *TakeKeyRequest) Reset() {
 	*x = TakeKeyRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1096,7 +1327,7 @@ func (x *TakeKeyRequest) String() string {
 func (*TakeKeyRequest) ProtoMessage() {}
 
 func (x *TakeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1109,7 +1340,7 @@ func (x *TakeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeKeyRequest.ProtoReflect.Descriptor instead.
 func (*TakeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{19}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *TakeKeyRequest) GetKeyId() string {
@@ -1136,7 +1367,7 @@ type TakeKeyResponse struct {
 
 func (x *TakeKeyResponse) Reset() {
 	*x = TakeKeyResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1379,7 @@ func (x *TakeKeyResponse) String() string {
 func (*TakeKeyResponse) ProtoMessage() {}
 
 func (x *TakeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1392,7 @@ func (x *TakeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeKeyResponse.ProtoReflect.Descriptor instead.
 func (*TakeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{20}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TakeKeyResponse) GetKeys() *ServerKeys {
@@ -1180,7 +1411,7 @@ type ForgetKeyRequest struct {
 
 func (x *ForgetKeyRequest) Reset() {
 	*x = ForgetKeyRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1423,7 @@ func (x *ForgetKeyRequest) String() string {
 func (*ForgetKeyRequest) ProtoMessage() {}
 
 func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1436,7 @@ func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetKeyRequest.ProtoReflect.Descriptor instead.
 func (*ForgetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{21}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ForgetKeyRequest) GetKeyId() string {
@@ -1225,7 +1456,7 @@ type ForgetKeyResponse struct {
 
 func (x *ForgetKeyResponse) Reset() {
 	*x = ForgetKeyResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1468,7 @@ func (x *ForgetKeyResponse) String() string {
 func (*ForgetKeyResponse) ProtoMessage() {}
 
 func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1481,7 @@ func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetKeyResponse.ProtoReflect.Descriptor instead.
 func (*ForgetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{22}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ForgetKeyResponse) GetKeys() *ServerKeys {
@@ -1280,13 +1511,30 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x0fcluster_address\x18\x04 \x01(\tR\x0eclusterAddress\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\x16\n" +
 	"\x06format\x18\x06 \x01(\rR\x06format\x12\x12\n" +
-	"\x04zone\x18\b \x01(\tR\x04zone\"\x15\n" +
-	"\x13WatchProxiesRequest\"}\n" +
+	"\x04zone\x18\b \x01(\tR\x04zone\"-\n" +
+	"\x13WatchProxiesRequest\x12\x16\n" +
+	"\x06deltas\x18\x01 \x01(\bR\x06deltas\"\xd3\x01\n" +
 	"\x14WatchProxiesResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12,\n" +
 	"\aproxies\x18\x02 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\x12\x1b\n" +
 	"\tdisk_full\x18\n" +
-	" \x01(\bR\bdiskFull\"\x18\n" +
+	" \x01(\bR\bdiskFull\x12*\n" +
+	"\x04held\x18\x03 \x03(\v2\x16.zt.v1alpha1.HeldProxyR\x04held\x12\x12\n" +
+	"\x04gone\x18\x04 \x03(\tR\x04gone\x12\x14\n" +
+	"\x05delta\x18\x05 \x01(\bR\x05delta\"\xc0\x01\n" +
+	"\tHeldProxy\x12(\n" +
+	"\x05proxy\x18\x01 \x01(\v2\x12.zt.v1alpha1.ProxyR\x05proxy\x12)\n" +
+	"\x04sent\x18\x02 \x01(\v2\x15.zt.v1alpha1.ProgressR\x04sent\x12+\n" +
+	"\x05acked\x18\x03 \x01(\v2\x15.zt.v1alpha1.ProgressR\x05acked\x121\n" +
+	"\benforced\x18\x04 \x01(\v2\x15.zt.v1alpha1.ProgressR\benforced\"\x8f\x01\n" +
+	"\bProgress\x12\x18\n" +
+	"\acurrent\x18\x01 \x01(\bR\acurrent\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\x12/\n" +
+	"\x05spans\x18\x03 \x03(\v2\x19.zt.v1alpha1.ProgressSpanR\x05spans\x12\x1c\n" +
+	"\tforgotten\x18\x04 \x01(\bR\tforgotten\"T\n" +
+	"\fProgressSpan\x12.\n" +
+	"\x04from\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04from\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\x04R\x05until\"\x18\n" +
 	"\x16ListDifferencesRequest\"t\n" +
 	"\x17ListDifferencesResponse\x12?\n" +
 	"\vdifferences\x18\x01 \x03(\v2\x1d.zt.v1alpha1.ShadowDifferenceR\vdifferences\x12\x18\n" +
@@ -1367,7 +1615,7 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
 	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
@@ -1376,63 +1624,73 @@ var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*Server)(nil),                  // 4: zt.v1alpha1.Server
 	(*WatchProxiesRequest)(nil),     // 5: zt.v1alpha1.WatchProxiesRequest
 	(*WatchProxiesResponse)(nil),    // 6: zt.v1alpha1.WatchProxiesResponse
-	(*ListDifferencesRequest)(nil),  // 7: zt.v1alpha1.ListDifferencesRequest
-	(*ListDifferencesResponse)(nil), // 8: zt.v1alpha1.ListDifferencesResponse
-	(*RecordAccessRequest)(nil),     // 9: zt.v1alpha1.RecordAccessRequest
-	(*RecordAccessResponse)(nil),    // 10: zt.v1alpha1.RecordAccessResponse
-	(*GetReportRequest)(nil),        // 11: zt.v1alpha1.GetReportRequest
-	(*GetReportResponse)(nil),       // 12: zt.v1alpha1.GetReportResponse
-	(*FetchAuditRequest)(nil),       // 13: zt.v1alpha1.FetchAuditRequest
-	(*FetchAuditResponse)(nil),      // 14: zt.v1alpha1.FetchAuditResponse
-	(*AnchorJournalRequest)(nil),    // 15: zt.v1alpha1.AnchorJournalRequest
-	(*AnchorJournalResponse)(nil),   // 16: zt.v1alpha1.AnchorJournalResponse
-	(*GetKeyReportRequest)(nil),     // 17: zt.v1alpha1.GetKeyReportRequest
-	(*GetKeyReportResponse)(nil),    // 18: zt.v1alpha1.GetKeyReportResponse
-	(*TakeKeyRequest)(nil),          // 19: zt.v1alpha1.TakeKeyRequest
-	(*TakeKeyResponse)(nil),         // 20: zt.v1alpha1.TakeKeyResponse
-	(*ForgetKeyRequest)(nil),        // 21: zt.v1alpha1.ForgetKeyRequest
-	(*ForgetKeyResponse)(nil),       // 22: zt.v1alpha1.ForgetKeyResponse
-	(*Proxy)(nil),                   // 23: zt.v1alpha1.Proxy
-	(*ShadowDifference)(nil),        // 24: zt.v1alpha1.ShadowDifference
-	(*timestamppb.Timestamp)(nil),   // 25: google.protobuf.Timestamp
-	(*ServerKeys)(nil),              // 26: zt.v1alpha1.ServerKeys
+	(*HeldProxy)(nil),               // 7: zt.v1alpha1.HeldProxy
+	(*Progress)(nil),                // 8: zt.v1alpha1.Progress
+	(*ProgressSpan)(nil),            // 9: zt.v1alpha1.ProgressSpan
+	(*ListDifferencesRequest)(nil),  // 10: zt.v1alpha1.ListDifferencesRequest
+	(*ListDifferencesResponse)(nil), // 11: zt.v1alpha1.ListDifferencesResponse
+	(*RecordAccessRequest)(nil),     // 12: zt.v1alpha1.RecordAccessRequest
+	(*RecordAccessResponse)(nil),    // 13: zt.v1alpha1.RecordAccessResponse
+	(*GetReportRequest)(nil),        // 14: zt.v1alpha1.GetReportRequest
+	(*GetReportResponse)(nil),       // 15: zt.v1alpha1.GetReportResponse
+	(*FetchAuditRequest)(nil),       // 16: zt.v1alpha1.FetchAuditRequest
+	(*FetchAuditResponse)(nil),      // 17: zt.v1alpha1.FetchAuditResponse
+	(*AnchorJournalRequest)(nil),    // 18: zt.v1alpha1.AnchorJournalRequest
+	(*AnchorJournalResponse)(nil),   // 19: zt.v1alpha1.AnchorJournalResponse
+	(*GetKeyReportRequest)(nil),     // 20: zt.v1alpha1.GetKeyReportRequest
+	(*GetKeyReportResponse)(nil),    // 21: zt.v1alpha1.GetKeyReportResponse
+	(*TakeKeyRequest)(nil),          // 22: zt.v1alpha1.TakeKeyRequest
+	(*TakeKeyResponse)(nil),         // 23: zt.v1alpha1.TakeKeyResponse
+	(*ForgetKeyRequest)(nil),        // 24: zt.v1alpha1.ForgetKeyRequest
+	(*ForgetKeyResponse)(nil),       // 25: zt.v1alpha1.ForgetKeyResponse
+	(*Proxy)(nil),                   // 26: zt.v1alpha1.Proxy
+	(*timestamppb.Timestamp)(nil),   // 27: google.protobuf.Timestamp
+	(*ShadowDifference)(nil),        // 28: zt.v1alpha1.ShadowDifference
+	(*ServerKeys)(nil),              // 29: zt.v1alpha1.ServerKeys
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
 	4,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	23, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	24, // 2: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	25, // 3: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
-	25, // 4: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
-	26, // 5: zt.v1alpha1.GetKeyReportResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	26, // 6: zt.v1alpha1.TakeKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	26, // 7: zt.v1alpha1.ForgetKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	0,  // 8: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	2,  // 9: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
-	5,  // 10: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	7,  // 11: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
-	9,  // 12: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
-	11, // 13: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
-	13, // 14: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
-	15, // 15: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
-	17, // 16: zt.v1alpha1.PeerService.GetKeyReport:input_type -> zt.v1alpha1.GetKeyReportRequest
-	19, // 17: zt.v1alpha1.PeerService.TakeKey:input_type -> zt.v1alpha1.TakeKeyRequest
-	21, // 18: zt.v1alpha1.PeerService.ForgetKey:input_type -> zt.v1alpha1.ForgetKeyRequest
-	1,  // 19: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	3,  // 20: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
-	6,  // 21: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	8,  // 22: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	10, // 23: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
-	12, // 24: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
-	14, // 25: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
-	16, // 26: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
-	18, // 27: zt.v1alpha1.PeerService.GetKeyReport:output_type -> zt.v1alpha1.GetKeyReportResponse
-	20, // 28: zt.v1alpha1.PeerService.TakeKey:output_type -> zt.v1alpha1.TakeKeyResponse
-	22, // 29: zt.v1alpha1.PeerService.ForgetKey:output_type -> zt.v1alpha1.ForgetKeyResponse
-	19, // [19:30] is the sub-list for method output_type
-	8,  // [8:19] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	26, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	7,  // 2: zt.v1alpha1.WatchProxiesResponse.held:type_name -> zt.v1alpha1.HeldProxy
+	26, // 3: zt.v1alpha1.HeldProxy.proxy:type_name -> zt.v1alpha1.Proxy
+	8,  // 4: zt.v1alpha1.HeldProxy.sent:type_name -> zt.v1alpha1.Progress
+	8,  // 5: zt.v1alpha1.HeldProxy.acked:type_name -> zt.v1alpha1.Progress
+	8,  // 6: zt.v1alpha1.HeldProxy.enforced:type_name -> zt.v1alpha1.Progress
+	9,  // 7: zt.v1alpha1.Progress.spans:type_name -> zt.v1alpha1.ProgressSpan
+	27, // 8: zt.v1alpha1.ProgressSpan.from:type_name -> google.protobuf.Timestamp
+	28, // 9: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	27, // 10: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
+	27, // 11: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
+	29, // 12: zt.v1alpha1.GetKeyReportResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	29, // 13: zt.v1alpha1.TakeKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	29, // 14: zt.v1alpha1.ForgetKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	0,  // 15: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
+	2,  // 16: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
+	5,  // 17: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	10, // 18: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	12, // 19: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
+	14, // 20: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
+	16, // 21: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
+	18, // 22: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
+	20, // 23: zt.v1alpha1.PeerService.GetKeyReport:input_type -> zt.v1alpha1.GetKeyReportRequest
+	22, // 24: zt.v1alpha1.PeerService.TakeKey:input_type -> zt.v1alpha1.TakeKeyRequest
+	24, // 25: zt.v1alpha1.PeerService.ForgetKey:input_type -> zt.v1alpha1.ForgetKeyRequest
+	1,  // 26: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	3,  // 27: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
+	6,  // 28: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	11, // 29: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	13, // 30: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	15, // 31: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
+	17, // 32: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
+	19, // 33: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
+	21, // 34: zt.v1alpha1.PeerService.GetKeyReport:output_type -> zt.v1alpha1.GetKeyReportResponse
+	23, // 35: zt.v1alpha1.PeerService.TakeKey:output_type -> zt.v1alpha1.TakeKeyResponse
+	25, // 36: zt.v1alpha1.PeerService.ForgetKey:output_type -> zt.v1alpha1.ForgetKeyResponse
+	26, // [26:37] is the sub-list for method output_type
+	15, // [15:26] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_peer_proto_init() }
@@ -1447,7 +1705,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
