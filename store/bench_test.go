@@ -85,6 +85,61 @@ func benchmarkPropose(b *testing.B, figure string, size, servers int) {
 	fmt.Printf("figure %s %.2f x goal >= 0.7 %s\n", figure, ratio, verdict)
 }
 
+// BenchmarkAudit compares proposals that leave an audit record with the same that leave
+// none, of as many bytes, in rounds by turns. (Before the chain has begun, who says no
+// method leaves none.) Of small entries a record is the larger part.
+//
+//	go test -run '^$' -bench Audit ./store
+func BenchmarkAudit(b *testing.B) {
+	for name, size := range map[string]int{"": 4 << 10, "-small": 0} {
+		for _, servers := range []int{1, 3} {
+			b.Run(fmt.Sprintf("%d-%d", size, servers), func(b *testing.B) {
+				benchmarkAudit(b, fmt.Sprintf("audit-over-none%s-of-%d", name, servers), size, servers)
+			})
+		}
+	}
+}
+
+func benchmarkAudit(b *testing.B, figure string, size, servers int) {
+	const method = "/zt.v1alpha1.AdminService/AddAdmin"
+	names := []string{"a", "b", "c"}[:servers]
+	with, without := newTestCluster(b, loopback()), newTestCluster(b, loopback())
+	with.timing, without.timing = patient, patient
+	audited, bare := with.begin(names...), without.begin(names...)
+	padding := strings.Repeat("x", size)
+	propose := func(s *Store, method, from string) func(int) error {
+		return func(i int) error {
+			r, err := s.Propose(context.Background(), &logv1.Entry{
+				Who: "admin/a", From: from, SpiffeId: "spiffe://control.shop.example/admin/a", Method: method,
+				Op: &logv1.Entry_PutAdmin{PutAdmin: &logv1.PutAdmin{Admin: &logv1.Admin{
+					Name: fmt.Sprint("a", i%100), Role: "editor", Namespaces: []string{fmt.Sprint("team-", i), padding},
+				}}},
+			})
+			if err != nil {
+				return err
+			}
+			return r.Err
+		}
+	}
+	var ours, theirs []time.Duration
+	for b.Loop() {
+		theirs = append(theirs, round(b, propose(bare, "", "192.0.2.7"+method)))
+		ours = append(ours, round(b, propose(audited, method, "192.0.2.7")))
+	}
+	had, _ := audited.State().AuditHead()
+	if none, _ := bare.State().AuditHead(); had == 0 || none != 0 {
+		b.Fatalf("%d and %d records", had, none)
+	}
+	ratio := float64(median(ours)) / float64(median(theirs))
+	verdict := "met"
+	if ratio > 1.1 {
+		verdict = "short"
+	}
+	b.ReportMetric(benchEntries/median(ours).Seconds(), "proposals/s")
+	b.ReportMetric(benchEntries/median(theirs).Seconds(), "unrecorded/s")
+	fmt.Printf("figure %s %.3f x goal <= 1.1 %s\n", figure, ratio, verdict)
+}
+
 func round(b *testing.B, do func(i int) error) time.Duration {
 	start := time.Now()
 	var wg sync.WaitGroup
