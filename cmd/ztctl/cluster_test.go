@@ -56,12 +56,13 @@ func worldOf(ts *testscript.TestScript) *world { return ts.Value(worldKey{}).(*w
 //	server init NAME             make a cluster, and do not start it
 //	server start NAME            make a cluster of one
 //	server join NAME TOKENFILE
+//	server restore NAME BACKUP   make a new cluster of a backup of one that is stopped
 //	server stop NAME
 //
 // A running server sets $NAME_NODE.
 func server(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
-		ts.Fatalf("usage: server init|start|join|stop NAME")
+		ts.Fatalf("usage: server init|start|join|restore|stop NAME")
 	}
 	w, name := worldOf(ts), args[1]
 	switch args[0] {
@@ -76,6 +77,15 @@ func server(ts *testscript.TestScript, neg bool, args []string) {
 		w.started(ts, name, w.mesh.Servers[0])
 	case "join":
 		w.started(ts, name, w.mesh.Join(strings.TrimSpace(ts.ReadFile(args[2]))))
+	case "restore":
+		of := w.mesh.Servers[0]
+		s := w.mesh.Restore(ts.MkAbs(args[2]), of.Keys())
+		w.servers[name] = s
+		// Its admins have the credential of before.
+		all, err := identity.LoadContexts(controlplane.DefaultAdminFile(of.Dir))
+		ts.Check(err)
+		all.Contexts[0].Servers = []string{s.Addresses().Admin}
+		ts.Check(identity.SaveContexts(controlplane.DefaultAdminFile(ts.MkAbs(name)), all))
 	case "stop":
 		w.servers[name].Stop()
 	default:
