@@ -147,8 +147,14 @@ func (c *cluster) revision() uint64 {
 // rest calls the REST API and returns the code and the decoded answer.
 func (c *cluster) rest(pair *identity.KeyPair, method, path, body string, header ...string) (int, map[string]any) {
 	c.t.Helper()
+	return c.restAt(c.Servers[0], pair, method, path, body, header...)
+}
+
+// restAt is rest of any server.
+func (c *cluster) restAt(s *mesh.Server, pair *identity.KeyPair, method, path, body string, header ...string) (int, map[string]any) {
+	c.t.Helper()
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: c.http1(pair), DisableKeepAlives: true}}
-	req, err := http.NewRequestWithContext(c.ctx(), method, "https://"+c.Servers[0].Addresses().Admin+path, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(c.ctx(), method, "https://"+s.Addresses().Admin+path, strings.NewReader(body))
 	c.check(err)
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")

@@ -2,6 +2,7 @@ package controlplane_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"errors"
 	"io"
 	"strings"
@@ -199,5 +200,37 @@ func TestWrongTokensCostNoEntry(t *testing.T) {
 	}
 	if counted != 120 {
 		t.Errorf("%d refusals on record, want 120", counted)
+	}
+}
+
+// TestRESTOnFollower: by REST, too, any server answers what needs the leader; and a
+// refusal of the leader's is on record where the call came in, from where it came.
+func TestRESTOnFollower(t *testing.T) {
+	c := newCluster(t, 2, nil)
+	leader := c.Leader()
+	follower := c.Others(leader)[0]
+	viewer := c.addAdmin("vi", "viewer")
+	body := `{"files":[{"name":"a.yaml","content":"` + base64.StdEncoding.EncodeToString([]byte(shop)) + `"}]}`
+	c.Until("an apply by REST", func() bool {
+		code, answer := c.restAt(follower, c.AdminPair(), "POST", "/v1alpha1/apply", body)
+		if code != 200 && code != 503 {
+			t.Fatalf("%d %v", code, answer)
+		}
+		return code == 200
+	})
+	if code, answer := c.restAt(follower, viewer, "POST", "/v1alpha1/apply", body); code != 403 {
+		t.Errorf("by a viewer: %d %v", code, answer)
+	}
+	got := refusalsOf(c, follower)
+	if len(got) != 1 || got[0].Who != "spiffe://control."+trustDomain+"/admin/vi" || got[0].From != "127.0.0.1" || got[0].Count != 1 {
+		t.Errorf("on record: %+v", got)
+	}
+	if got := refusalsOf(c, leader); len(got) != 0 {
+		t.Errorf("on record at the leader: %+v", got)
+	}
+	resp, err := c.Admin().ListAudit(c.ctx(), &ztv1.ListAuditRequest{Namespace: "shop", Method: "Apply", PageSize: 1})
+	c.check(err)
+	if len(resp.Records) != 1 || resp.Records[0].From != "127.0.0.1" {
+		t.Errorf("the apply: %v", resp.Records)
 	}
 }
