@@ -148,6 +148,46 @@ func (i worldIssuer) Workload([]byte, string, string, time.Duration) ([][]byte, 
 	return i.sign("workload")
 }
 
+// Report: the one that calls as a server leads, as far as a follower knows.
+func (c worldCluster) Report() *ztv1.GetReportResponse {
+	return &ztv1.GetReportResponse{Leader: serverIDs[1]}
+}
+
+// worldKeys are two keys, which all servers have; the first seals the root key.
+type worldKeys struct {
+	Keys
+	w *world
+}
+
+func (k worldKeys) Current(*state.State) string { return "k1" }
+
+func (k worldKeys) Local(context.Context, bool) *ztv1.ServerKeys {
+	return &ztv1.ServerKeys{Server: serverIDs[0], Source: sourceFile, KeyIds: []string{"k1", "k2"}}
+}
+
+func (k worldKeys) Servers(context.Context, bool) (out []*ztv1.ServerKeys) {
+	for _, id := range serverIDs {
+		out = append(out, &ztv1.ServerKeys{Server: id, Source: sourceFile, KeyIds: []string{"k1", "k2"}})
+	}
+	return out
+}
+
+func (k worldKeys) act(what string) error {
+	k.w.done = append(k.w.done, what)
+	return nil
+}
+
+func (k worldKeys) Take(context.Context, string, []byte) error { return k.act("take key") }
+func (k worldKeys) Forget(context.Context, string) error       { return k.act("forget key") }
+
+func (k worldKeys) ForgetAt(context.Context, string, string) (*ztv1.ServerKeys, error) {
+	return &ztv1.ServerKeys{}, k.act("forget key")
+}
+
+func (k worldKeys) Reseal(st *state.State, _ string) (sealed, replaces []byte, err error) {
+	return []byte("sealed"), hash32(string(st.SealedRootKey())), nil
+}
+
 func hash32(s string) []byte { h := sha256.Sum256([]byte(s)); return h[:] }
 
 func newWorld(t *testing.T) *world {
@@ -156,7 +196,7 @@ func newWorld(t *testing.T) *world {
 	l.atOnce = true
 	w := &world{Server: newServer(l), log: l}
 	w.cfg.Cluster, w.cfg.Issuer = worldCluster{w: w}, worldIssuer{w: w}
-	w.cfg.ServerID, w.cfg.Refusals = serverIDs[0], noRefusals{}
+	w.cfg.ServerID, w.cfg.Refusals, w.cfg.Keys = serverIDs[0], noRefusals{}, worldKeys{w: w}
 	w.cfg.Backup = func(out io.Writer, _ *state.State) error { w.done = append(w.done, "backup"); return nil }
 	propose := func(e *logv1.Entry) {
 		t.Helper()
@@ -220,6 +260,10 @@ func requests(w *world) map[string]proto.Message {
 		ztv1.AdminService_Unblock_FullMethodName:            &ztv1.UnblockRequest{Namespace: "shop", Name: "b"},
 		ztv1.AdminService_EndShadow_FullMethodName:          &ztv1.EndShadowRequest{Namespace: "shop"},
 		ztv1.AdminService_Backup_FullMethodName:             &ztv1.BackupRequest{},
+		ztv1.AdminService_RotateKey_FullMethodName:          &ztv1.RotateKeyRequest{To: "k2"},
+		ztv1.AdminService_DropKey_FullMethodName:            &ztv1.DropKeyRequest{KeyId: "k2"},
+		ztv1.PeerService_TakeKey_FullMethodName:             &ztv1.TakeKeyRequest{KeyId: "k3", Key: []byte("k")},
+		ztv1.PeerService_ForgetKey_FullMethodName:           &ztv1.ForgetKeyRequest{KeyId: "k2"},
 		ztv1.AdminService_AcceptJournal_FullMethodName:      &ztv1.AcceptJournalRequest{Server: serverIDs[1], Reason: "why"},
 
 		ztv1.NodeService_Enrol_FullMethodName:       &ztv1.EnrolRequest{Token: "two", Workload: "shop/web", Instance: strings.Repeat("2", 32), NodeCsr: []byte("csr")},
