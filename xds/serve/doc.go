@@ -15,6 +15,8 @@
 //   - A version is sent once per stream, and a refused one is not repeated.
 //   - Each type goes out in the newest version at the moment of sending: nothing
 //     queues behind a slow reader.
+//   - What a proxy refuses holds back nothing else, save that the clusters which a
+//     refused listener or route may still lead to are not removed.
 //   - Make before break: clusters, then listeners and routes, then the removal of
 //     clusters. Policy (ECDS), gates (RTDS) and secrets (SDS) wait for nobody.
 //   - An ECDS response carries one resource, so that a refused policy takes no

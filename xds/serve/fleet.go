@@ -118,7 +118,7 @@ func New(cfg Config) *Fleet {
 	cfg = cfg.withDefaults()
 	closing, cancel := context.WithCancel(context.Background())
 	m := newMetrics(cfg.Metrics)
-	return &Fleet{
+	f := &Fleet{
 		closing:   closing,
 		close:     cancel,
 		cfg:       cfg,
@@ -130,6 +130,8 @@ func New(cfg Config) *Fleet {
 		proxies:   map[string]*proxy{},
 		marked:    map[string]struct{}{},
 	}
+	f.countRefused(cfg.Metrics)
+	return f
 }
 
 // Register serves ADS, delta only, on s.

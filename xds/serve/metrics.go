@@ -50,6 +50,30 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	}
 }
 
+// countRefused measures what is refused at the moment of asking.
+func (f *Fleet) countRefused(r prometheus.Registerer) {
+	with := promauto.With(r)
+	count := func(of func([]Nack) int) func() float64 {
+		return func() float64 {
+			n := 0
+			for _, p := range f.all() {
+				p.mu.Lock()
+				n += of(p.nacks)
+				p.mu.Unlock()
+			}
+			return float64(n)
+		}
+	}
+	with.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "zt_serve_refused_resources",
+		Help: "Resources that connected proxies refuse now, each serving on with what it had.",
+	}, count(func(n []Nack) int { return len(n) }))
+	with.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "zt_serve_refusing_proxies",
+		Help: "Connected proxies that refuse something now.",
+	}, count(func(n []Nack) int { return min(len(n), 1) }))
+}
+
 // Reasons of refused streams.
 const (
 	refusedSotW   = "sotw"     // state of the world is not spoken

@@ -86,7 +86,9 @@ func (s *stream) desired(typeURL string, v *view) desired {
 }
 
 // mayAdd holds listeners and routes back until the clusters they lead to are
-// ACKed. An Envoy ACKs clusters when they are warm. Nothing else waits.
+// ACKed. An Envoy ACKs clusters when they are warm. One that it refuses holds nothing
+// back: what leads there goes on as before or fails, and all else is not concerned.
+// Nothing else waits.
 func (s *stream) mayAdd(typeURL string, v *view) bool {
 	switch typeURL {
 	case xds.ListenerType, xds.RouteType:
@@ -139,7 +141,7 @@ func (s *stream) repeatEndpoints(clusters *response) {
 type extent int
 
 const (
-	additions  extent = iota // what should be there is
+	additions  extent = iota // what should be there is, or was refused
 	everything               // and nothing else
 )
 
@@ -153,7 +155,9 @@ func (s *stream) settled(typeURL string, v *view, x extent) bool {
 		return len(d.names) == 0
 	}
 	for name, r := range d.names {
-		if e := w.known[name]; e == nil || e.acked != r.Version {
+		e := w.known[name]
+		refused := x == additions && e != nil && e.nack != nil && e.nack.Version == r.Version
+		if e == nil || e.acked != r.Version && !refused {
 			return false
 		}
 	}
