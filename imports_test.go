@@ -48,14 +48,15 @@ var table = map[string]row{
 	"xds/serve":   {imports: []string{"xds"}},
 
 	// What joins them.
-	"controlplane/spec":    {pure: true},
-	"controlplane/policy":  {pure: true, imports: []string{"controlplane/spec"}},
-	"controlplane/compile": {pure: true, imports: []string{"controlplane/spec", "controlplane/policy", "xds"}},
+	"controlplane/spec":     {pure: true},
+	"controlplane/policy":   {pure: true, imports: []string{"controlplane/spec"}},
+	"controlplane/compile":  {pure: true, imports: []string{"controlplane/spec", "controlplane/policy", "xds"}},
+	"controlplane/parallel": {},
 	"controlplane/view": {imports: []string{
-		"controlplane/spec", "controlplane/policy", "controlplane/compile", "store/state", "xds",
+		"controlplane/parallel", "controlplane/spec", "controlplane/policy", "controlplane/compile", "store/state", "xds",
 	}},
 	"controlplane/api": {imports: []string{
-		"controlplane/spec", "controlplane/policy", "controlplane/compile", "controlplane/view", "failpoint", "store/state",
+		"controlplane/parallel", "controlplane/spec", "controlplane/policy", "controlplane/compile", "controlplane/view", "failpoint", "store/state",
 	}},
 	"controlplane/kube":      {imports: []string{"controlplane/spec"}},
 	"controlplane/decisions": {imports: []string{"xds"}},
@@ -72,7 +73,7 @@ var table = map[string]row{
 
 	"cmd/ztd": {imports: []string{"controlplane", "store"}},
 	"cmd/ztctl": {imports: []string{
-		"controlplane/spec", "controlplane/policy", "controlplane/compile", "controlplane/refusals", "xds", "identity", "journal", "store/state",
+		"controlplane/parallel", "controlplane/spec", "controlplane/policy", "controlplane/compile", "controlplane/refusals", "xds", "identity", "journal", "store/state",
 	}},
 	"cmd/ztagent": {imports: []string{"agent"}},
 	"cmd/ztbench": {harness: true},

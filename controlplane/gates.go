@@ -44,8 +44,10 @@ func (g gates) clone() gates {
 // next admits again; changed are the keys in which the two differ. It sees the two
 // moments and nothing between them.
 func (g gates) update(old, next *policy.Index, changed []spec.Key, was, now time.Time) {
-	for _, p := range next.Opened(old, changed, was, now) {
-		delete(g[p.Service.String()], gateKey(p))
+	if len(g) > 0 { // else nothing is closed that could open
+		for _, p := range next.Opened(old, changed, was, now) {
+			delete(g[p.Service.String()], gateKey(p))
+		}
 	}
 	for _, p := range next.Closed(old, changed, was, now) {
 		hold := max(old.Settings(p.Service).MaxConnectionAge, next.Settings(p.Service).MaxConnectionAge) + gateMargin
@@ -93,18 +95,19 @@ func (g gates) fold(st *state.State, old, next *view.View, since uint64, changed
 	if since == 0 {
 		was = now.Add(-history)
 	}
-	var past []*logv1.Revision // newest first
+	past, follows := revisionsAfter(st, since, now)
 	views := []*view.View{next}
-	for r := range st.Revisions(0) {
-		if r.Revision <= since || r.When.AsTime().Before(now.Add(-history)) {
-			break
+	for i, r := range past {
+		before := old
+		if !follows || i < len(past)-1 {
+			var err error
+			if before, err = views[i].Undo(r); err != nil {
+				g.update(old.Index, views[i].Index, changed, was, r.When.AsTime())
+				past = past[:i]
+				break
+			}
 		}
-		before, err := views[len(views)-1].Undo(r)
-		if err != nil {
-			g.update(old.Index, views[len(views)-1].Index, changed, was, r.When.AsTime())
-			break
-		}
-		past, views = append(past, r), append(views, before)
+		views = append(views, before)
 	}
 	for n := len(past) - 1; n >= 0; n-- {
 		var keys []spec.Key
@@ -125,6 +128,21 @@ func (g gates) fold(st *state.State, old, next *view.View, since uint64, changed
 	}
 	g.expire(was)
 	return was
+}
+
+// revisionsAfter are those revisions after since of which a connection may be left,
+// newest first, and whether the oldest of them is the one that follows since.
+func revisionsAfter(st *state.State, since uint64, now time.Time) (past []*logv1.Revision, follows bool) {
+	for r := range st.Revisions(0) {
+		if r.Revision <= since {
+			return past, r.Revision == since
+		}
+		if r.When.AsTime().Before(now.Add(-history)) {
+			break
+		}
+		past = append(past, r)
+	}
+	return past, false
 }
 
 // changed are the workloads whose closed keys differ, sorted.

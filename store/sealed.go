@@ -78,6 +78,7 @@ type sealedLog struct {
 	// halt ends the store, and the goroutine of raft's that asks; nil while raft does
 	// not run. See diskLog.
 	halt func(error)
+	tail logTail
 }
 
 // entryOfSnapshot is the type of an entry that only a snapshot holds, or nobody. raft
@@ -96,6 +97,9 @@ type logStore interface {
 // behind an installed snapshot is asked for it, and raft does not look there itself.
 // Without it the leader would send the snapshot again and again, for ever.
 func (l *sealedLog) GetLog(index uint64, to *raft.Log) error {
+	if l.tail.get(index, to) {
+		return nil
+	}
 	err := l.logStore.GetLog(index, to)
 	gone := err == nil && to.Type == entryOfSnapshot
 	if gone && (l.covered == nil || index < l.covered()) {
@@ -127,7 +131,18 @@ func (l *sealedLog) StoreLogs(entries []*raft.Log) error {
 		sealed[i] = sealEntry(l.cipher, e)
 		pointers[i] = &sealed[i]
 	}
-	return l.logStore.StoreLogs(pointers)
+	if err := l.logStore.StoreLogs(pointers); err != nil {
+		l.tail.forget()
+		return err
+	}
+	l.tail.add(entries)
+	return nil
+}
+
+// DeleteRange is part of raft.LogStore.
+func (l *sealedLog) DeleteRange(from, to uint64) error {
+	l.tail.forget()
+	return l.logStore.DeleteRange(from, to)
 }
 
 // readThrough opens every entry, so that what is not this server's own is found

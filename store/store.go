@@ -154,6 +154,7 @@ type Store struct {
 	fsm       *fsm
 	raft      *raft.Raft
 	log       *diskLog
+	sealed    *sealedLog // log as raft has it
 	audit     *audit.Log
 	snapshots *snapshots
 	space     *space
@@ -252,9 +253,11 @@ func open(cfg Config) (_ *Store, err error) {
 		format: cfg.Format, fail: s.end.set, audit: s.audit, snapshot: s.metrics.snapshots.Inc, configured: s.configured,
 	})
 	s.transport = newTransport(cfg, logger)
-	conf, log := raftConfig(cfg, logger, s.notify), &sealedLog{
+	s.sealed = &sealedLog{
 		logStore: hitLog{s.log}, cipher: cfg.Cipher, ends: s.snapshots.ends, covered: s.snapshots.covered, halt: s.log.halt,
+		tail: logTail{most: tailEntries},
 	}
+	conf, log := raftConfig(cfg, logger, s.notify), s.sealed
 	if cfg.Bootstrap {
 		err := raft.BootstrapCluster(conf, log, log, snapshots, s.transport, raft.Configuration{Servers: []raft.Server{
 			{ID: raft.ServerID(cfg.ID), Address: raft.ServerAddress(cfg.Address), Suffrage: raft.Voter},

@@ -10,9 +10,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/ztmesh/ztmesh/controlplane/parallel"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -38,7 +40,7 @@ func (a *app) newApply() *cobra.Command {
 one revision, all or nothing: what is stored there and not in the files is
 removed. --merge only adds and changes.
 
-It shows what changes, commits it, and waits until every proxy that is affected
+It commits what changes and shows it, and waits until every proxy that is affected
 has confirmed its new configuration: its Envoy works by it (enforced), or, without an
 agent, has ACKed it. Running it again is safe: with
 nothing to change it waits for the newest revision.
@@ -82,7 +84,9 @@ func (a *app) apply(ctx context.Context, o application) error {
 	if err != nil {
 		return err
 	}
-	docs, ps := spec.Parse(files)
+	done := a.count("reading " + plural(len(files), "file", "files"))
+	docs, ps := spec.ParseBy(files, parallel.Each)
+	done()
 	if len(ps) > 0 {
 		a.list(ps)
 		return withHint(fmt.Errorf("%s; nothing was committed", plural(len(ps), "problem", "problems")), fixProblems)
@@ -106,21 +110,52 @@ func (a *app) apply(ctx context.Context, o application) error {
 	if err != nil {
 		return a.explain(err)
 	}
-	if o.key == "" {
-		// With a key of an earlier try, the plan would show what that try changed.
-		if err := a.plan(ctx, c, req, o.dryRun); err != nil || o.dryRun {
-			return err
-		}
+	if req.DryRun, req.Detail = o.dryRun, ztv1.Detail_DETAIL_DIFFERENCES; a.set.Output != "table" {
+		req.Detail = ztv1.Detail_DETAIL_ALL
 	}
-	req.IdempotencyKey = o.key
-	resp, err := commit(ctx, a, c.Apply, req)
+	if !o.dryRun {
+		req.IdempotencyKey = o.key
+	}
+	resp, err := a.send(ctx, c, req, len(docs))
 	if err != nil {
 		return err
 	}
-	if o.shadow {
+	if a.set.Output == "table" {
+		a.showChanges(resp.Changes)
+		a.warn(problemsOf(resp.Warnings))
+	}
+	switch {
+	case o.dryRun:
+		return a.print(resp, func() error {
+			fmt.Fprintf(a.out, "%s affected; nothing was committed (--dry-run)\n", proxies(resp))
+			return nil
+		})
+	case o.shadow:
 		return a.afterProposal(resp)
 	}
 	return a.afterCommit(ctx, c, o.wait, "apply", resp)
+}
+
+// send has the documents of a request judged by a server, and committed unless it is a
+// dry run.
+func (a *app) send(ctx context.Context, c *client, req *ztv1.ApplyRequest, documents int) (*ztv1.ApplyResponse, error) {
+	doing := "applying "
+	if req.DryRun {
+		doing = "checking "
+	}
+	watched := func(ctx context.Context, req *ztv1.ApplyRequest, opts ...grpc.CallOption) (*ztv1.ApplyResponse, error) {
+		defer a.count(doing + plural(documents, "document", "documents"))()
+		return c.Apply(ctx, req, opts...)
+	}
+	if !req.DryRun {
+		return commit(ctx, a, watched, req)
+	}
+	var plan *ztv1.ApplyResponse
+	err := a.throughElection(ctx, func() (err error) {
+		plan, err = watched(ctx, req)
+		return err
+	})
+	return plan, a.explain(err)
 }
 
 // afterProposal tells what has become of `apply --shadow`.
@@ -132,32 +167,6 @@ func (a *app) afterProposal(resp *ztv1.ApplyResponse) error {
 		}
 		return nil
 	})
-}
-
-// plan shows what the apply would change.
-func (a *app) plan(ctx context.Context, c *client, req *ztv1.ApplyRequest, last bool) error {
-	var plan *ztv1.ApplyResponse
-	req.DryRun = true
-	err := a.throughElection(ctx, func() (err error) {
-		plan, err = c.Apply(ctx, req)
-		return err
-	})
-	req.DryRun = false
-	if err != nil {
-		return a.explain(err)
-	}
-	if a.set.Output != "table" {
-		if last {
-			return a.print(plan, nil)
-		}
-		return nil
-	}
-	a.showChanges(plan.Changes)
-	a.warn(problemsOf(plan.Warnings))
-	if last {
-		fmt.Fprintf(a.out, "%s affected; nothing was committed (--dry-run)\n", proxies(plan))
-	}
-	return nil
 }
 
 // bases are the revisions that the commit builds on: for every namespace that

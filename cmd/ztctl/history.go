@@ -39,6 +39,12 @@ func (a *app) history(ctx context.Context, req *ztv1.ListRevisionsRequest, chang
 		return err
 	}
 	defer c.Close()
+	if a.set.Output == "table" {
+		req.Detail = ztv1.Detail_DETAIL_NAMES
+		if changes {
+			req.Detail = ztv1.Detail_DETAIL_DIFFERENCES
+		}
+	}
 	resp, err := call(ctx, a, c.ListRevisions, req)
 	if err != nil {
 		return err

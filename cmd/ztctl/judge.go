@@ -128,7 +128,7 @@ func (a *app) validateOnServer(ctx context.Context, paths []string, merge bool) 
 		return err
 	}
 	defer c.Close()
-	req := &ztv1.ApplyRequest{DryRun: true, Merge: merge, Files: wireFiles(files)}
+	req := &ztv1.ApplyRequest{DryRun: true, Merge: merge, Files: wireFiles(files), Detail: ztv1.Detail_DETAIL_NAMES}
 	plan, err := call(ctx, a, c.Apply, req)
 	if err != nil {
 		return err

@@ -232,27 +232,6 @@ func nackLine(n *ztv1.Nack) string {
 	return strings.TrimSpace(kind+" "+n.Resource) + ": " + n.Message
 }
 
-// progress is one line on stderr that is drawn over, and only where a person
-// watches.
-type progress struct {
-	app   *app
-	drawn bool
-}
-
-func (p *progress) show(r *ztv1.WatchReceiptResponse) {
-	if !p.app.progress {
-		return
-	}
-	fmt.Fprintf(p.app.err, "\r\x1b[Kwaiting for revision %d: %s", r.Revision, confirmedBy(r.Counts))
-	p.drawn = true
-}
-
-func (p *progress) done() {
-	if p.drawn {
-		fmt.Fprint(p.app.err, "\r\x1b[K")
-	}
-}
-
 func (a *app) newReceipt() *cobra.Command {
 	var o struct {
 		wait, all bool

@@ -73,7 +73,10 @@ func (a *app) rollback(ctx context.Context, o rolling) error {
 	}
 	defer c.Close()
 	req := &ztv1.RollbackRequest{Revision: o.revision, Namespaces: o.namespaces, Message: o.message}
-	if o.key == "" {
+	if req.Detail = ztv1.Detail_DETAIL_DIFFERENCES; a.set.Output != "table" {
+		req.Detail = ztv1.Detail_DETAIL_ALL
+	}
+	if o.key == "" || o.dryRun {
 		// With a key of an earlier try, it would show what that try has changed.
 		if err := a.planRollback(ctx, c, req, o.dryRun); err != nil || o.dryRun {
 			return err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/compile"
+	"github.com/ztmesh/ztmesh/controlplane/parallel"
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
@@ -31,13 +32,14 @@ func (s *Server) Apply(ctx context.Context, req *ztv1.ApplyRequest) (*ztv1.Apply
 		files = append(files, spec.File{Name: f.GetName(), Content: f.GetContent()})
 	}
 	d := draft{named: map[string]bool{}, merge: req.Merge, shadow: req.Shadow}
-	d.docs, d.unread = spec.Parse(files)
+	d.docs, d.unread = spec.ParseBy(files, parallel.Each)
+	d.canonical = canonicalOf(d.docs)
 	for _, doc := range d.docs {
 		d.named[doc.Key().Namespace] = true
 	}
 	return s.change(ctx, wish{
 		named: d.named, bases: req.Bases, message: req.Message, dryRun: req.DryRun,
-		key: req.IdempotencyKey,
+		key: req.IdempotencyKey, detail: req.Detail,
 		hash: operationHash(callOf(ctx).principal, &ztv1.ApplyRequest{
 			Files: req.Files, Merge: req.Merge, Message: req.Message, Shadow: req.Shadow,
 		}),
@@ -47,11 +49,22 @@ func (s *Server) Apply(ctx context.Context, req *ztv1.ApplyRequest) (*ztv1.Apply
 
 // draft is what files say.
 type draft struct {
-	docs   []*spec.Document
-	unread spec.Problems   // of reading them
-	named  map[string]bool // their namespaces
-	merge  bool            // remove nothing
-	shadow bool            // propose
+	docs      []*spec.Document
+	canonical [][]byte        // of docs
+	unread    spec.Problems   // of reading them
+	named     map[string]bool // their namespaces
+	merge     bool            // remove nothing
+	shadow    bool            // propose
+}
+
+func canonicalOf(docs []*spec.Document) [][]byte {
+	out := make([][]byte, len(docs))
+	parallel.Chunks(len(docs), worthAProcessor, func(from, to int) {
+		for i := from; i < to; i++ {
+			out[i] = spec.Canonical(docs[i])
+		}
+	})
+	return out
 }
 
 // planFiles validates a draft against a state, as a whole: references, names,
@@ -64,7 +77,7 @@ func (s *Server) planFiles(st *state.State, d draft) (*plan, error) {
 		return nil, err
 	}
 	now := s.cfg.Now()
-	puts, deletes := diff(old, d, now)
+	puts, deletes := diff(st, old, d, now)
 	next, sound, problems := validate(st, old, d, documentsOf(puts), deletes)
 	if problems = spec.Join(d.unread, problems, taken(st, old, d.docs, now)); len(problems) > 0 {
 		return nil, invalid(problems)
@@ -108,11 +121,7 @@ func validate(st *state.State, old *view.View, d draft, puts []*spec.Document, d
 // compilesInShadow runs the compiler dry for every workload that would judge by
 // what is proposed beside what is enforced.
 func compilesInShadow(enforced, proposed *view.View, p *plan) error {
-	changed := make([]spec.Key, 0, len(p.changes))
-	for _, c := range p.changes {
-		changed = append(changed, spec.Key{Kind: c.Kind, Namespace: c.Namespace, Name: c.Name})
-	}
-	for _, ref := range proposed.Index.Touched(enforced.Index, changed) {
+	for _, ref := range proposed.Index.Touched(enforced.Index, p.changed) {
 		if _, ok := enforced.Index.Workload(ref); !ok {
 			continue // it has no proxies yet
 		}
@@ -248,15 +257,13 @@ func merged(v *view.View, fromFiles []*spec.Document) []*spec.Document {
 
 // diff is what a draft changes: it is the whole truth for every namespace that it
 // names, unless it is merged in.
-func diff(old *view.View, d draft, now time.Time) (puts []put, deletes []spec.Key) {
+func diff(st *state.State, old *view.View, d draft, now time.Time) (puts []put, deletes []spec.Key) {
 	wanted := make(map[spec.Key]bool, len(d.docs))
-	for _, doc := range d.docs {
+	for i, doc := range d.docs {
 		k := doc.Key()
 		wanted[k] = true
-		canonical := spec.Canonical(doc)
-		before, ok := old.Document(k)
-		if !ok || !bytes.Equal(spec.Canonical(before), canonical) {
-			puts = append(puts, put{doc, canonical})
+		if !stands(st, old, k, d.canonical[i]) {
+			puts = append(puts, put{doc, d.canonical[i]})
 		}
 	}
 	if !d.merge {
@@ -271,4 +278,15 @@ func diff(old *view.View, d draft, now time.Time) (puts []put, deletes []spec.Ke
 	slices.SortFunc(puts, func(a, b put) int { return a.Key().Compare(b.Key()) })
 	slices.SortFunc(deletes, spec.Key.Compare)
 	return puts, deletes
+}
+
+// stands tells whether a document is stored as it is now. Another version may have
+// written other bytes of the same.
+func stands(st *state.State, old *view.View, k spec.Key, canonical []byte) bool {
+	stored, ok := st.Document(state.Key(k))
+	if !ok || bytes.Equal(stored.Bytes, canonical) {
+		return ok
+	}
+	before, ok := old.Document(k)
+	return ok && bytes.Equal(spec.Canonical(before), canonical)
 }

@@ -22,7 +22,7 @@ func (s *Server) Block(ctx context.Context, req *ztv1.BlockRequest) (*ztv1.Block
 	}
 	resp, err := s.change(ctx, wish{
 		named: map[string]bool{req.Namespace: true}, message: req.Block.GetReason(), dryRun: req.DryRun,
-		key:  req.IdempotencyKey,
+		key: req.IdempotencyKey, detail: ztv1.Detail_DETAIL_NAMES,
 		hash: operationHash(callOf(ctx).principal, &ztv1.BlockRequest{Namespace: req.Namespace, Name: req.Name, Block: req.Block}),
 		plan: func(st *state.State) (*plan, error) { return s.planBlock(st, b) },
 	})
@@ -116,7 +116,7 @@ func (s *Server) planBlock(st *state.State, b block) (*plan, error) {
 func (s *Server) Unblock(ctx context.Context, req *ztv1.UnblockRequest) (*ztv1.UnblockResponse, error) {
 	resp, err := s.change(ctx, wish{
 		named: map[string]bool{req.Namespace: true}, message: "unblock " + req.Namespace + "/" + req.Name,
-		key:  req.IdempotencyKey,
+		key: req.IdempotencyKey, detail: ztv1.Detail_DETAIL_NAMES,
 		hash: operationHash(callOf(ctx).principal, &ztv1.UnblockRequest{Namespace: req.Namespace, Name: req.Name}),
 		plan: func(st *state.State) (*plan, error) {
 			return s.planUnblock(st, spec.Key{Kind: spec.KindBlock, Namespace: req.Namespace, Name: req.Name})

@@ -24,6 +24,7 @@ type wish struct {
 	hash    []byte            // operationHash
 	message string
 	dryRun  bool
+	detail  ztv1.Detail // of the answer
 	// plan finds out what the wish comes to. It is asked again when the state
 	// has moved on.
 	plan func(*state.State) (*plan, error)
@@ -71,7 +72,7 @@ func (s *Server) change(ctx context.Context, w wish) (*ztv1.ApplyResponse, error
 		if len(result.Changed.Keys) > 0 {
 			s.metrics.applies.Inc()
 		}
-		resp := o.plan.response(result.After, w.named)
+		resp := o.plan.response(result.After, w)
 		resp.Revision = result.Revision
 		return resp, nil
 	}
@@ -103,7 +104,7 @@ func (s *Server) judge(ctx context.Context, st *state.State, w wish) answer {
 	case err != nil:
 		a.err = err
 	case w.dryRun || p.empty():
-		a.resp = p.response(st, w.named)
+		a.resp = p.response(st, w)
 	default:
 		a.plan = p
 	}
@@ -166,7 +167,7 @@ func (s *Server) replay(ctx context.Context, st *state.State, w wish) (*ztv1.App
 		return resp, nil // no longer kept; or it changed no document, and the revision is another's
 	}
 	var err error
-	if resp.Changes, err = changesOf(r); err != nil {
+	if resp.Changes, err = changesOf(r.GetChanges(), w.detail); err != nil {
 		return nil, err
 	}
 	resp.Affected, err = s.affected(st, outcome.Revision)

@@ -130,7 +130,7 @@ func (s *Server) ListRevisions(ctx context.Context, req *ztv1.ListRevisionsReque
 		if len(resp.Revisions) == min(size, most) {
 			break
 		}
-		rev, err := revisionOf(r)
+		rev, err := revisionOf(r, req.Detail)
 		if err != nil {
 			return nil, err
 		}
@@ -142,17 +142,22 @@ func (s *Server) ListRevisions(ctx context.Context, req *ztv1.ListRevisionsReque
 	return resp, nil
 }
 
-func revisionOf(r *logv1.Revision) (*ztv1.Revision, error) {
-	changes, err := changesOf(r)
+func revisionOf(r *logv1.Revision, detail ztv1.Detail) (*ztv1.Revision, error) {
+	changes, err := changesOf(r.GetChanges(), detail)
 	if err != nil {
 		return nil, err
 	}
 	return &ztv1.Revision{Revision: r.Revision, When: r.When, Who: r.Who, Message: r.Message, Changes: changes}, nil
 }
 
-func changesOf(r *logv1.Revision) ([]*ztv1.Change, error) {
-	var out []*ztv1.Change
-	for _, c := range r.GetChanges() {
+func changesOf(changes []*logv1.Change, detail ztv1.Detail) ([]*ztv1.Change, error) {
+	out := make([]*ztv1.Change, 0, len(changes))
+	for _, c := range changes {
+		k := view.KeyOf(c.GetKey())
+		if n := named(k, len(c.GetBefore()) > 0, len(c.GetAfter()) > 0); !shows(detail, n.Action) {
+			out = append(out, n)
+			continue
+		}
 		before, err := decodeIfAny(c.GetBefore())
 		if err != nil {
 			return nil, err
@@ -161,7 +166,7 @@ func changesOf(r *logv1.Revision) ([]*ztv1.Change, error) {
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, change(view.KeyOf(c.GetKey()), before, after))
+		out = append(out, change(k, before, after, detail))
 	}
 	return out, nil
 }
@@ -187,12 +192,13 @@ func (s *Server) WatchDocuments(req *ztv1.WatchDocumentsRequest, stream ztv1.Adm
 		}
 		for r := range missed {
 			last = r.Revision
-			rev, err := revisionOf(r)
+			asked := &logv1.Revision{Revision: r.Revision, When: r.When, Who: r.Who, Message: r.Message, Changes: matching(r.Changes, req)}
+			if len(asked.Changes) == 0 {
+				continue
+			}
+			rev, err := revisionOf(asked, req.Detail)
 			if err != nil {
 				return err
-			}
-			if rev.Changes = matching(rev.Changes, req); len(rev.Changes) == 0 {
-				continue
 			}
 			if err := stream.Send(&ztv1.WatchDocumentsResponse{Revision: rev}); err != nil {
 				return err
@@ -202,10 +208,10 @@ func (s *Server) WatchDocuments(req *ztv1.WatchDocumentsRequest, stream ztv1.Adm
 	})
 }
 
-func matching(changes []*ztv1.Change, req *ztv1.WatchDocumentsRequest) []*ztv1.Change {
-	var out []*ztv1.Change
+func matching(changes []*logv1.Change, req *ztv1.WatchDocumentsRequest) []*logv1.Change {
+	var out []*logv1.Change
 	for _, c := range changes {
-		if (req.Kind == "" || req.Kind == c.Kind) && (req.Namespace == "" || req.Namespace == c.Namespace) {
+		if (req.Kind == "" || req.Kind == c.Key.GetKind()) && (req.Namespace == "" || req.Namespace == c.Key.GetNamespace()) {
 			out = append(out, c)
 		}
 	}

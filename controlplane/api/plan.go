@@ -2,13 +2,13 @@ package api
 
 import (
 	"errors"
-	"runtime"
+	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/ztmesh/ztmesh/controlplane/parallel"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
@@ -23,9 +23,10 @@ type plan struct {
 	retired  []*logv1.Retired // names of the workloads among deletes
 	ends     []string         // namespaces whose proposal ends
 	proposal *logv1.Propose   // instead of all of these
-	changes  []*ztv1.Change
+	changed  []spec.Key       // of puts and deletes
 	affected []*ztv1.InstanceRef
 	warnings []*ztv1.Problem
+	old      *view.View // what it was made on
 	next     *view.View // what puts and deletes lead to
 	sound    bool       // next has passed spec.Check as a whole
 }
@@ -42,12 +43,16 @@ func (p *plan) namespaces() map[string]bool {
 	return out
 }
 
-// empty tells whether nothing is to be agreed on.
-func (p *plan) empty() bool { return len(p.changes)+len(p.ends) == 0 && p.proposal == nil }
+// worthAProcessor is how many documents are worth waking another processor for.
+const worthAProcessor = 64
 
-func (p *plan) response(st *state.State, named map[string]bool) *ztv1.ApplyResponse {
+// empty tells whether nothing is to be agreed on.
+func (p *plan) empty() bool { return len(p.changed)+len(p.ends) == 0 && p.proposal == nil }
+
+// response is what the caller is told when st holds what the wish came to.
+func (p *plan) response(st *state.State, w wish) *ztv1.ApplyResponse {
 	return &ztv1.ApplyResponse{
-		Revision: st.Revision(), Changes: p.changes, Affected: p.affected, Bases: bases(st, named), Warnings: p.warnings,
+		Revision: st.Revision(), Changes: p.changes(w.detail), Affected: p.affected, Bases: bases(st, w.named), Warnings: p.warnings,
 	}
 }
 
@@ -83,15 +88,14 @@ func documentsOf(puts []put) []*spec.Document {
 // assemble is the plan that leads from one view to the next by puts and deletes.
 // The compiler is run dry for every workload that they touch.
 func (s *Server) assemble(st *state.State, old, next *view.View, puts []put, deletes []spec.Key) (*plan, error) {
-	p := &plan{next: next}
+	p := &plan{old: old, next: next, changed: make([]spec.Key, 0, len(puts)+len(deletes))}
 	now := s.cfg.Now()
-	changed := make([]spec.Key, 0, len(puts)+len(deletes))
 	for _, d := range puts {
 		k := d.Key()
-		changed = append(changed, k)
+		p.changed = append(p.changed, k)
 		p.puts = append(p.puts, &logv1.Put{Key: logKey(k), Document: d.canonical})
 	}
-	changed = append(changed, deletes...)
+	p.changed = append(p.changed, deletes...)
 	var life time.Duration // of certificates of late; found once
 	for _, k := range deletes {
 		p.deletes = append(p.deletes, logKey(k))
@@ -105,8 +109,8 @@ func (s *Server) assemble(st *state.State, old, next *view.View, puts []put, del
 		until := now.Add(max(life, old.Index.Settings(ref).SVIDTTL) + retiredMargin)
 		p.retired = append(p.retired, &logv1.Retired{Workload: ref.String(), Until: timestamppb.New(until)})
 	}
-	p.changes = changesBetween(old, next, changed)
-	refs, err := touched(old, next, changed, now)
+	old, next = lift(old, now), lift(next, now)
+	refs, err := view.Affected(old, next, next.Index.Touched(old.Index, p.changed), enrolled(st))
 	if err != nil {
 		return nil, notCompiled(err)
 	}
@@ -114,37 +118,18 @@ func (s *Server) assemble(st *state.State, old, next *view.View, puts []put, del
 	return p, nil
 }
 
-// changesBetween shows documents before and after, on all processors.
-func changesBetween(old, next *view.View, changed []spec.Key) []*ztv1.Change {
-	const each = 256 // is worth a goroutine
-	out := make([]*ztv1.Change, len(changed))
-	some := func(from int) {
-		for i, k := range changed[from:min(from+each, len(changed))] {
-			before, _ := old.Document(k)
-			after, _ := next.Document(k)
-			out[from+i] = change(k, before, after)
+// changes shows the documents that change, in as much detail as is asked for.
+func (p *plan) changes(detail ztv1.Detail) []*ztv1.Change {
+	out := make([]*ztv1.Change, len(p.changed))
+	parallel.Chunks(len(out), worthAProcessor, func(from, to int) {
+		for i := from; i < to; i++ {
+			k := p.changed[i]
+			before, _ := p.old.Document(k)
+			after, _ := p.next.Document(k)
+			out[i] = change(k, before, after, detail)
 		}
-	}
-	if len(changed) <= each {
-		some(0)
-		return out
-	}
-	var workers errgroup.Group
-	workers.SetLimit(runtime.GOMAXPROCS(0))
-	for from := 0; from < len(changed); from += each {
-		workers.Go(func() error {
-			some(from)
-			return nil
-		})
-	}
-	_ = workers.Wait() // they have no errors
+	})
 	return out
-}
-
-// touched are the workloads whose configuration differs between two views at a
-// moment.
-func touched(old, next *view.View, changed []spec.Key, now time.Time) ([]spec.Ref, error) {
-	return view.Affected(lift(old, now), lift(next, now), changed)
 }
 
 // lift is a view without what has ended at now, which is what the compiler takes.
@@ -209,19 +194,52 @@ func logKey(k spec.Key) *logv1.Key {
 }
 
 // change shows one document before and after; nil is not there.
-func change(k spec.Key, before, after *spec.Document) *ztv1.Change {
-	c := &ztv1.Change{Action: "change", Kind: k.Kind, Namespace: k.Namespace, Name: k.Name}
+func change(k spec.Key, before, after *spec.Document, detail ztv1.Detail) *ztv1.Change {
+	c := named(k, before != nil, after != nil)
+	if !shows(detail, c.Action) {
+		return c
+	}
 	if before != nil {
 		c.Before = spec.YAML(before)
-	} else {
-		c.Action = "add"
 	}
 	if after != nil {
 		c.After = spec.YAML(after)
-	} else {
+	}
+	return c
+}
+
+// named is a change of a document that was there before, or is after, or both.
+func named(k spec.Key, before, after bool) *ztv1.Change {
+	c := &ztv1.Change{Action: "change", Kind: k.Kind, Namespace: k.Namespace, Name: k.Name}
+	switch {
+	case !before:
+		c.Action = "add"
+	case !after:
 		c.Action = "remove"
 	}
 	return c
+}
+
+// shows tells whether the document is shown of what is changed so.
+func shows(detail ztv1.Detail, action string) bool {
+	switch detail {
+	case ztv1.Detail_DETAIL_NAMES:
+		return false
+	case ztv1.Detail_DETAIL_DIFFERENCES:
+		return action == "change"
+	default:
+		return true
+	}
+}
+
+// enrolled tells whether a workload has instances in a state.
+func enrolled(st *state.State) func(spec.Ref) bool {
+	return func(ref spec.Ref) bool {
+		for range st.InstancesOf(ref.String()) {
+			return true
+		}
+		return false
+	}
 }
 
 // instancesOf are the enrolled instances of these workloads, sorted.
@@ -260,7 +278,10 @@ func affectedBetween(st *state.State, before, at *view.View, r *logv1.Revision) 
 	for _, c := range r.Changes {
 		changed = append(changed, view.KeyOf(c.Key))
 	}
-	refs, err := touched(before, at, changed, r.When.AsTime())
+	old, next := lift(before, r.When.AsTime()), lift(at, r.When.AsTime())
+	refs := next.Index.Touched(old.Index, changed)
+	refs = slices.DeleteFunc(refs, func(ref spec.Ref) bool { return !enrolled(st)(ref) })
+	refs, err := view.Affected(old, next, refs, enrolled(st))
 	if err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func (s *Server) Rollback(ctx context.Context, req *ztv1.RollbackRequest) (*ztv1
 	}
 	resp, err := s.change(ctx, wish{
 		named: named, bases: bases, message: message, dryRun: req.DryRun,
-		key: req.IdempotencyKey,
+		key: req.IdempotencyKey, detail: req.Detail,
 		// Which namespaces have changed since is not what was asked for: by a retry it
 		// may be more of them.
 		hash: operationHash(callOf(ctx).principal, &ztv1.RollbackRequest{
@@ -118,6 +118,7 @@ func (s *Server) planRollback(st *state.State, revision uint64, named map[string
 			}
 		}
 	}
+	d.canonical = canonicalOf(d.docs)
 	return s.planFiles(st, d)
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,6 +28,17 @@ type File struct {
 // the rest: they include those that have problems, as far as they have an
 // identity, so that references to them are not reported as well.
 func Parse(files []File) ([]*Document, Problems) {
+	return ParseBy(files, func(n int, do func(i int)) {
+		for i := range n {
+			do(i)
+		}
+	})
+}
+
+// ParseBy is Parse with its work in parts: each(n, do) calls do with every number
+// below n, in any order and at the same time if it likes, and returns when all calls
+// have. What ParseBy returns does not depend on how.
+func ParseBy(files []File, each func(n int, do func(i int))) ([]*Document, Problems) {
 	total := 0
 	for _, f := range files {
 		if total += len(f.Content); total > maxTotal {
@@ -36,21 +48,124 @@ func Parse(files []File) ([]*Document, Problems) {
 			}}
 		}
 	}
-	r := &reader{paths: map[string]string{}, first: map[Key]*Document{}}
-	for _, f := range files {
-		r.file(f)
+	b := &book{first: map[Key]*Document{}, each: each}
+	for i, f := range files {
+		b.file(i, f)
 	}
-	return r.documents, r.problems.capped()
+	b.read()
+	return b.documents, b.problems.capped()
 }
 
-// reader is the state of one Parse.
-type reader struct {
-	name      string // of the file being read
-	count     int    // of documents seen, good or bad
+// How much of the text is read at a time: work for a few processors, and little of
+// it in vain where the reading stops at a problem.
+const (
+	partPages = 32
+	waveParts = 64
+	waveBytes = 2 << 20
+)
+
+// book is the state of one ParseBy: the pages that wait to be read, and what those
+// before them say.
+type book struct {
+	each      func(n int, do func(i int))
+	waiting   []page
+	bytes     int // of the pages that wait
+	count     int // of documents seen, good or bad
 	documents []*Document
 	first     map[Key]*Document
 	problems  Problems
-	paths     map[string]string // each path once: documents share them
+	closed    int // the rest of the file of this number is not read; counts from 1
+}
+
+// page is a piece of a file, and what it says.
+type page struct {
+	piece
+	reader
+	file int  // its number
+	last bool // the rest of the file is not to be read
+}
+
+// file puts the pieces of a file among the pages that wait.
+func (b *book) file(number int, f File) {
+	if looksUTF16(f.Content) {
+		p := page{file: number, reader: reader{name: f.Name}, last: true}
+		p.add(codeUTF16, 1, 1, "", "", "this is UTF-16 or UTF-32")
+		b.waiting = append(b.waiting, p)
+		return
+	}
+	pieces(f.Content, func(p piece) bool {
+		b.waiting = append(b.waiting, page{piece: p, file: number, reader: reader{name: f.Name}})
+		if b.bytes += len(p.text); b.bytes >= waveBytes || len(b.waiting) == waveParts*partPages {
+			b.read()
+		}
+		return !b.ended(number)
+	})
+}
+
+// ended tells that no more of a file is to be read.
+func (b *book) ended(number int) bool { return b.problems.full() || b.closed == number+1 }
+
+// read reads the pages that wait, and takes in what they say in their order.
+func (b *book) read() {
+	parts := slices.Collect(slices.Chunk(b.waiting, partPages))
+	b.each(len(parts), func(i int) {
+		paths := map[string]string{}
+		for n := range parts[i] {
+			parts[i][n].read(paths)
+		}
+	})
+	for i := range b.waiting {
+		if p := &b.waiting[i]; !b.ended(p.file) {
+			b.take(p)
+		}
+	}
+	clear(b.waiting)
+	b.waiting, b.bytes = b.waiting[:0], 0
+}
+
+// take takes in what a page says.
+func (b *book) take(p *page) {
+	if p.text != nil {
+		b.count++
+	}
+	if b.count > maxDocuments && len(p.text) <= maxDocument {
+		p.doc, p.problems, p.last = nil, nil, true
+		p.add(codeTooManyDocuments, p.line, 1, "", "", fmt.Sprintf("this is document %d", b.count))
+	}
+	b.problems = append(b.problems, p.problems...)
+	if p.last {
+		b.closed = p.file + 1
+	}
+	d := p.doc
+	if d == nil {
+		return
+	}
+	if first := b.first[d.Key()]; first != nil {
+		file, line, _ := first.At("")
+		b.problems = append(b.problems, d.problem(codeDuplicateDocument, "", "",
+			"%s stands already in %s, line %d", d.Key(), file, line))
+		return
+	}
+	b.first[d.Key()] = d
+	b.documents = append(b.documents, d)
+}
+
+// read reads a page unless it breaks a limit. It is the last of its file then: its
+// size is no accident.
+func (p *page) read(paths map[string]string) {
+	if p.text == nil {
+		return
+	}
+	p.paths = paths
+	p.last = !p.bounded(p.piece)
+}
+
+// reader reads one page.
+type reader struct {
+	name     string // of the file
+	doc      *Document
+	problems Problems
+	paths    map[string]string // each path once: documents share them
 }
 
 // add reports a problem of the file at line and column.
@@ -60,29 +175,13 @@ func (r *reader) add(code string, line, column int, path, hint, message string) 
 	}
 }
 
-func (r *reader) file(f File) {
-	r.name = f.Name
-	if r.problems.full() {
-		return
-	}
-	if looksUTF16(f.Content) {
-		r.add(codeUTF16, 1, 1, "", "", "this is UTF-16 or UTF-32")
-		return
-	}
-	pieces(f.Content, func(p piece) bool { return r.bounded(p) && !r.problems.full() })
-}
-
-// bounded reads a piece unless it breaks a limit. It is false when the rest of
-// the file is not to be read: its sizes are no accident.
+// bounded reads a piece unless it breaks a limit.
 func (r *reader) bounded(p piece) bool {
-	r.count++
 	if len(p.text) > maxDocument {
 		r.add(codeDocumentTooLarge, p.line, 1, "", "", fmt.Sprintf("the document is larger than %d bytes", maxDocument))
 		return false
 	}
 	switch marks, nesting := weigh(p.text); {
-	case r.count > maxDocuments:
-		r.add(codeTooManyDocuments, p.line, 1, "", "", fmt.Sprintf("this is document %d", r.count))
 	case marks > maxMarks:
 		r.add(codeTooManyValues, p.line, 1, "", "", fmt.Sprintf("the document has %d lines and separators", marks))
 	case nesting > maxParseDepth:
@@ -112,21 +211,9 @@ func (r *reader) piece(p piece) {
 		r.add(codeNotYAML, p.line+max(line-1, 0), 0, "", "", message)
 		return
 	}
-	if root == nil {
-		return
+	if root != nil {
+		r.doc = r.document(root, p.line-1)
 	}
-	d := r.document(root, p.line-1)
-	if d == nil {
-		return
-	}
-	if first := r.first[d.Key()]; first != nil {
-		file, line, _ := first.At("")
-		r.problems = append(r.problems, d.problem(codeDuplicateDocument, "", "",
-			"%s stands already in %s, line %d", d.Key(), file, line))
-		return
-	}
-	r.first[d.Key()] = d
-	r.documents = append(r.documents, d)
 }
 
 // maxParseDepth bounds brackets before the YAML library recurses into them. It

@@ -14,6 +14,7 @@ import (
 	iradix "github.com/hashicorp/go-immutable-radix/v2"
 
 	"github.com/ztmesh/ztmesh/controlplane/compile"
+	"github.com/ztmesh/ztmesh/controlplane/parallel"
 	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
@@ -148,18 +149,27 @@ func (e *CompileError) Problem() spec.Problem {
 	}
 }
 
-// Affected are the workloads whose configuration differs between two views,
-// sorted; changed are the keys in which the views differ. It compiles what the
-// change touches, before and after, and nothing else.
-func Affected(old, next *View, changed []spec.Key) ([]spec.Ref, error) {
-	var out []spec.Ref
-	for _, ref := range next.Index.Touched(old.Index, changed) {
-		after, err := next.config(ref)
-		if err != nil {
-			return nil, err
+// Affected are those of the touched workloads that are asked for and whose
+// configuration differs between two views, sorted as touched is. All of touched are
+// compiled in next, and a workload that does not compile there is the error.
+func Affected(old, next *View, touched []spec.Ref, ask func(spec.Ref) bool) ([]spec.Ref, error) {
+	const worthAProcessor = 16
+	differ, errs := make([]bool, len(touched)), make([]error, len(touched))
+	parallel.Chunks(len(touched), worthAProcessor, func(from, to int) {
+		for i := from; i < to; i++ {
+			var after *xds.Config
+			if after, errs[i] = next.config(touched[i]); errs[i] == nil && ask(touched[i]) {
+				before, err := old.config(touched[i])
+				differ[i] = err != nil || !reflect.DeepEqual(before, after)
+			}
 		}
-		before, err := old.config(ref)
-		if err != nil || !reflect.DeepEqual(before, after) {
+	})
+	var out []spec.Ref
+	for i, ref := range touched {
+		if errs[i] != nil {
+			return nil, errs[i]
+		}
+		if differ[i] {
 			out = append(out, ref)
 		}
 	}

@@ -26,6 +26,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Detail is how much of the documents that change an answer shows.
+type Detail int32
+
+const (
+	// As DETAIL_ALL.
+	Detail_DETAIL_UNSPECIFIED Detail = 0
+	// Each document before and after.
+	Detail_DETAIL_ALL Detail = 1
+	// Before and after of each that is changed; of those added and removed the name.
+	Detail_DETAIL_DIFFERENCES Detail = 2
+	// The names.
+	Detail_DETAIL_NAMES Detail = 3
+)
+
+// Enum value maps for Detail.
+var (
+	Detail_name = map[int32]string{
+		0: "DETAIL_UNSPECIFIED",
+		1: "DETAIL_ALL",
+		2: "DETAIL_DIFFERENCES",
+		3: "DETAIL_NAMES",
+	}
+	Detail_value = map[string]int32{
+		"DETAIL_UNSPECIFIED": 0,
+		"DETAIL_ALL":         1,
+		"DETAIL_DIFFERENCES": 2,
+		"DETAIL_NAMES":       3,
+	}
+)
+
+func (x Detail) Enum() *Detail {
+	p := new(Detail)
+	*p = x
+	return p
+}
+
+func (x Detail) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Detail) Descriptor() protoreflect.EnumDescriptor {
+	return file_zt_v1alpha1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (Detail) Type() protoreflect.EnumType {
+	return &file_zt_v1alpha1_admin_proto_enumTypes[0]
+}
+
+func (x Detail) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Detail.Descriptor instead.
+func (Detail) EnumDescriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{0}
+}
+
 // File is YAML or JSON as the user wrote it.
 type File struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -96,7 +153,10 @@ type ApplyRequest struct {
 	// Propose instead of apply: no verdict changes, and the proxies report the
 	// requests whose verdict the files would change. An apply of the namespace, or
 	// EndShadow, ends it.
-	Shadow        bool `protobuf:"varint,7,opt,name=shadow,proto3" json:"shadow,omitempty"`
+	Shadow bool `protobuf:"varint,7,opt,name=shadow,proto3" json:"shadow,omitempty"`
+	// How much of the documents that change the answer shows. Of many thousands, all
+	// of them are a large part of the work.
+	Detail        Detail `protobuf:"varint,8,opt,name=detail,proto3,enum=zt.v1alpha1.Detail" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -178,6 +238,13 @@ func (x *ApplyRequest) GetShadow() bool {
 		return x.Shadow
 	}
 	return false
+}
+
+func (x *ApplyRequest) GetDetail() Detail {
+	if x != nil {
+		return x.Detail
+	}
+	return Detail_DETAIL_UNSPECIFIED
 }
 
 type ApplyResponse struct {
@@ -268,7 +335,8 @@ type Change struct {
 	Kind      string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	Namespace string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name      string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
-	// The document as YAML before and after; empty where it does not exist.
+	// The document as YAML before and after; empty where it does not exist, or was
+	// not asked for.
 	Before        string `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
 	After         string `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1083,9 +1151,11 @@ type WatchDocumentsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Changes after this revision are sent. 0: from now on. A revision that is no
 	// longer kept is OUT_OF_RANGE: list, then watch from the list's revision.
-	FromRevision  uint64 `protobuf:"varint,1,opt,name=from_revision,json=fromRevision,proto3" json:"from_revision,omitempty"`
-	Kind          string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
-	Namespace     string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	FromRevision uint64 `protobuf:"varint,1,opt,name=from_revision,json=fromRevision,proto3" json:"from_revision,omitempty"`
+	Kind         string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Namespace    string `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// How much of the documents that change is shown.
+	Detail        Detail `protobuf:"varint,4,opt,name=detail,proto3,enum=zt.v1alpha1.Detail" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1139,6 +1209,13 @@ func (x *WatchDocumentsRequest) GetNamespace() string {
 		return x.Namespace
 	}
 	return ""
+}
+
+func (x *WatchDocumentsRequest) GetDetail() Detail {
+	if x != nil {
+		return x.Detail
+	}
+	return Detail_DETAIL_UNSPECIFIED
 }
 
 type WatchDocumentsResponse struct {
@@ -1280,7 +1357,9 @@ type ListRevisionsRequest struct {
 	// Answer from this server's own state, however old.
 	Stale bool `protobuf:"varint,3,opt,name=stale,proto3" json:"stale,omitempty"`
 	// Say how far each has got; then at most 100.
-	Receipts      bool `protobuf:"varint,4,opt,name=receipts,proto3" json:"receipts,omitempty"`
+	Receipts bool `protobuf:"varint,4,opt,name=receipts,proto3" json:"receipts,omitempty"`
+	// How much of the documents that each has changed the answer shows.
+	Detail        Detail `protobuf:"varint,5,opt,name=detail,proto3,enum=zt.v1alpha1.Detail" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1341,6 +1420,13 @@ func (x *ListRevisionsRequest) GetReceipts() bool {
 		return x.Receipts
 	}
 	return false
+}
+
+func (x *ListRevisionsRequest) GetDetail() Detail {
+	if x != nil {
+		return x.Detail
+	}
+	return Detail_DETAIL_UNSPECIFIED
 }
 
 type ListRevisionsResponse struct {
@@ -1409,7 +1495,9 @@ type RollbackRequest struct {
 	// At most one rollback with this key takes effect; a retry gets its answer.
 	IdempotencyKey string `protobuf:"bytes,5,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	// Free text, kept with the revision. Default: "rollback to revision N".
-	Message       string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	// As in ApplyRequest.
+	Detail        Detail `protobuf:"varint,7,opt,name=detail,proto3,enum=zt.v1alpha1.Detail" json:"detail,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1484,6 +1572,13 @@ func (x *RollbackRequest) GetMessage() string {
 		return x.Message
 	}
 	return ""
+}
+
+func (x *RollbackRequest) GetDetail() Detail {
+	if x != nil {
+		return x.Detail
+	}
+	return Detail_DETAIL_UNSPECIFIED
 }
 
 type RollbackResponse struct {
@@ -6073,7 +6168,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x17zt/v1alpha1/admin.proto\x12\vzt.v1alpha1\x1a\x1bbuf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15zt/log/v1/audit.proto\x1a\x16zt/v1alpha1/spec.proto\"4\n" +
 	"\x04File\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\acontent\x18\x02 \x01(\fR\acontent\"\xd6\x02\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\"\x8d\x03\n" +
 	"\fApplyRequest\x122\n" +
 	"\x05files\x18\x01 \x03(\v2\x11.zt.v1alpha1.FileB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x05files\x12\x14\n" +
 	"\x05merge\x18\x02 \x01(\bR\x05merge\x12\x17\n" +
@@ -6081,7 +6176,8 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05bases\x18\x04 \x03(\v2$.zt.v1alpha1.ApplyRequest.BasesEntryR\x05bases\x121\n" +
 	"\x0fidempotency_key\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\x12\"\n" +
 	"\amessage\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\amessage\x12\x16\n" +
-	"\x06shadow\x18\a \x01(\bR\x06shadow\x1a8\n" +
+	"\x06shadow\x18\a \x01(\bR\x06shadow\x125\n" +
+	"\x06detail\x18\b \x01(\x0e2\x13.zt.v1alpha1.DetailB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06detail\x1a8\n" +
 	"\n" +
 	"BasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -6157,11 +6253,12 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\tstaleness\x18\x05 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\x1a=\n" +
 	"\x0fNamespacesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"n\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xa5\x01\n" +
 	"\x15WatchDocumentsRequest\x12#\n" +
 	"\rfrom_revision\x18\x01 \x01(\x04R\ffromRevision\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1c\n" +
-	"\tnamespace\x18\x03 \x01(\tR\tnamespace\"K\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x125\n" +
+	"\x06detail\x18\x04 \x01(\x0e2\x13.zt.v1alpha1.DetailB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06detail\"K\n" +
 	"\x16WatchDocumentsResponse\x121\n" +
 	"\brevision\x18\x01 \x01(\v2\x15.zt.v1alpha1.RevisionR\brevision\"\xe7\x01\n" +
 	"\bRevision\x12\x1a\n" +
@@ -6170,15 +6267,16 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x03who\x18\x03 \x01(\tR\x03who\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12-\n" +
 	"\achanges\x18\x05 \x03(\v2\x13.zt.v1alpha1.ChangeR\achanges\x124\n" +
-	"\areceipt\x18\x06 \x01(\v2\x1a.zt.v1alpha1.ReceiptCountsR\areceipt\"}\n" +
+	"\areceipt\x18\x06 \x01(\v2\x1a.zt.v1alpha1.ReceiptCountsR\areceipt\"\xb4\x01\n" +
 	"\x14ListRevisionsRequest\x12\x1b\n" +
 	"\tpage_size\x18\x01 \x01(\rR\bpageSize\x12\x16\n" +
 	"\x06before\x18\x02 \x01(\x04R\x06before\x12\x14\n" +
 	"\x05stale\x18\x03 \x01(\bR\x05stale\x12\x1a\n" +
-	"\breceipts\x18\x04 \x01(\bR\breceipts\"\x82\x01\n" +
+	"\breceipts\x18\x04 \x01(\bR\breceipts\x125\n" +
+	"\x06detail\x18\x05 \x01(\x0e2\x13.zt.v1alpha1.DetailB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06detail\"\x82\x01\n" +
 	"\x15ListRevisionsResponse\x123\n" +
 	"\trevisions\x18\x01 \x03(\v2\x15.zt.v1alpha1.RevisionR\trevisions\x124\n" +
-	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xc9\x02\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\x80\x03\n" +
 	"\x0fRollbackRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x121\n" +
 	"\n" +
@@ -6187,7 +6285,8 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12=\n" +
 	"\x05bases\x18\x04 \x03(\v2'.zt.v1alpha1.RollbackRequest.BasesEntryR\x05bases\x121\n" +
 	"\x0fidempotency_key\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x0eidempotencyKey\x12\"\n" +
-	"\amessage\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\amessage\x1a8\n" +
+	"\amessage\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\amessage\x125\n" +
+	"\x06detail\x18\a \x01(\x0e2\x13.zt.v1alpha1.DetailB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06detail\x1a8\n" +
 	"\n" +
 	"BasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -6520,7 +6619,13 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x15\n" +
 	"\x06let_go\x18\x02 \x01(\x04R\x05letGo\x12\x1e\n" +
 	"\vlet_go_hash\x18\x03 \x01(\tR\tletGoHash\x12\x14\n" +
-	"\x05lines\x18\x04 \x03(\fR\x05lines2\x9e\x1e\n" +
+	"\x05lines\x18\x04 \x03(\fR\x05lines*Z\n" +
+	"\x06Detail\x12\x16\n" +
+	"\x12DETAIL_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"DETAIL_ALL\x10\x01\x12\x16\n" +
+	"\x12DETAIL_DIFFERENCES\x10\x02\x12\x10\n" +
+	"\fDETAIL_NAMES\x10\x032\x9e\x1e\n" +
 	"\fAdminService\x12Z\n" +
 	"\x05Apply\x12\x19.zt.v1alpha1.ApplyRequest\x1a\x1a.zt.v1alpha1.ApplyResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1alpha1/apply\x12\x87\x01\n" +
 	"\vGetDocument\x12\x1f.zt.v1alpha1.GetDocumentRequest\x1a .zt.v1alpha1.GetDocumentResponse\"5\x82\xd3\xe4\x93\x02/\x12-/v1alpha1/documents/{kind}/{namespace}/{name}\x12s\n" +
@@ -6572,269 +6677,275 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_admin_proto_rawDescData
 }
 
+var file_zt_v1alpha1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
 var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
-	(*File)(nil),                       // 0: zt.v1alpha1.File
-	(*ApplyRequest)(nil),               // 1: zt.v1alpha1.ApplyRequest
-	(*ApplyResponse)(nil),              // 2: zt.v1alpha1.ApplyResponse
-	(*Change)(nil),                     // 3: zt.v1alpha1.Change
-	(*InstanceRef)(nil),                // 4: zt.v1alpha1.InstanceRef
-	(*Problem)(nil),                    // 5: zt.v1alpha1.Problem
-	(*Problems)(nil),                   // 6: zt.v1alpha1.Problems
-	(*OutcomeUnknown)(nil),             // 7: zt.v1alpha1.OutcomeUnknown
-	(*NothingChanged)(nil),             // 8: zt.v1alpha1.NothingChanged
-	(*Staleness)(nil),                  // 9: zt.v1alpha1.Staleness
-	(*StaleBase)(nil),                  // 10: zt.v1alpha1.StaleBase
-	(*GetDocumentRequest)(nil),         // 11: zt.v1alpha1.GetDocumentRequest
-	(*GetDocumentResponse)(nil),        // 12: zt.v1alpha1.GetDocumentResponse
-	(*StoredDocument)(nil),             // 13: zt.v1alpha1.StoredDocument
-	(*ListDocumentsRequest)(nil),       // 14: zt.v1alpha1.ListDocumentsRequest
-	(*ListDocumentsResponse)(nil),      // 15: zt.v1alpha1.ListDocumentsResponse
-	(*WatchDocumentsRequest)(nil),      // 16: zt.v1alpha1.WatchDocumentsRequest
-	(*WatchDocumentsResponse)(nil),     // 17: zt.v1alpha1.WatchDocumentsResponse
-	(*Revision)(nil),                   // 18: zt.v1alpha1.Revision
-	(*ListRevisionsRequest)(nil),       // 19: zt.v1alpha1.ListRevisionsRequest
-	(*ListRevisionsResponse)(nil),      // 20: zt.v1alpha1.ListRevisionsResponse
-	(*RollbackRequest)(nil),            // 21: zt.v1alpha1.RollbackRequest
-	(*RollbackResponse)(nil),           // 22: zt.v1alpha1.RollbackResponse
-	(*GetStatusRequest)(nil),           // 23: zt.v1alpha1.GetStatusRequest
-	(*GetStatusResponse)(nil),          // 24: zt.v1alpha1.GetStatusResponse
-	(*Proxy)(nil),                      // 25: zt.v1alpha1.Proxy
-	(*Nack)(nil),                       // 26: zt.v1alpha1.Nack
-	(*WatchReceiptRequest)(nil),        // 27: zt.v1alpha1.WatchReceiptRequest
-	(*WatchReceiptResponse)(nil),       // 28: zt.v1alpha1.WatchReceiptResponse
-	(*ReceiptCounts)(nil),              // 29: zt.v1alpha1.ReceiptCounts
-	(*ProxyReceipt)(nil),               // 30: zt.v1alpha1.ProxyReceipt
-	(*CanRequest)(nil),                 // 31: zt.v1alpha1.CanRequest
-	(*CanResponse)(nil),                // 32: zt.v1alpha1.CanResponse
-	(*BlockRequest)(nil),               // 33: zt.v1alpha1.BlockRequest
-	(*BlockResponse)(nil),              // 34: zt.v1alpha1.BlockResponse
-	(*UnblockRequest)(nil),             // 35: zt.v1alpha1.UnblockRequest
-	(*UnblockResponse)(nil),            // 36: zt.v1alpha1.UnblockResponse
-	(*GetShadowRequest)(nil),           // 37: zt.v1alpha1.GetShadowRequest
-	(*GetShadowResponse)(nil),          // 38: zt.v1alpha1.GetShadowResponse
-	(*Proposal)(nil),                   // 39: zt.v1alpha1.Proposal
-	(*ShadowDifference)(nil),           // 40: zt.v1alpha1.ShadowDifference
-	(*EndShadowRequest)(nil),           // 41: zt.v1alpha1.EndShadowRequest
-	(*EndShadowResponse)(nil),          // 42: zt.v1alpha1.EndShadowResponse
-	(*CreateTokenRequest)(nil),         // 43: zt.v1alpha1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),        // 44: zt.v1alpha1.CreateTokenResponse
-	(*TokenInfo)(nil),                  // 45: zt.v1alpha1.TokenInfo
-	(*ListTokensRequest)(nil),          // 46: zt.v1alpha1.ListTokensRequest
-	(*ListTokensResponse)(nil),         // 47: zt.v1alpha1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),         // 48: zt.v1alpha1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),        // 49: zt.v1alpha1.DeleteTokenResponse
-	(*DeregisterInstanceRequest)(nil),  // 50: zt.v1alpha1.DeregisterInstanceRequest
-	(*DeregisterInstanceResponse)(nil), // 51: zt.v1alpha1.DeregisterInstanceResponse
-	(*ListMembersRequest)(nil),         // 52: zt.v1alpha1.ListMembersRequest
-	(*ListMembersResponse)(nil),        // 53: zt.v1alpha1.ListMembersResponse
-	(*Member)(nil),                     // 54: zt.v1alpha1.Member
-	(*RemoveMemberRequest)(nil),        // 55: zt.v1alpha1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 56: zt.v1alpha1.RemoveMemberResponse
-	(*PromoteMemberRequest)(nil),       // 57: zt.v1alpha1.PromoteMemberRequest
-	(*PromoteMemberResponse)(nil),      // 58: zt.v1alpha1.PromoteMemberResponse
-	(*DemoteMemberRequest)(nil),        // 59: zt.v1alpha1.DemoteMemberRequest
-	(*DemoteMemberResponse)(nil),       // 60: zt.v1alpha1.DemoteMemberResponse
-	(*TransferLeadershipRequest)(nil),  // 61: zt.v1alpha1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 62: zt.v1alpha1.TransferLeadershipResponse
-	(*GetKeysRequest)(nil),             // 63: zt.v1alpha1.GetKeysRequest
-	(*GetKeysResponse)(nil),            // 64: zt.v1alpha1.GetKeysResponse
-	(*ServerKeys)(nil),                 // 65: zt.v1alpha1.ServerKeys
-	(*RotateKeyRequest)(nil),           // 66: zt.v1alpha1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),          // 67: zt.v1alpha1.RotateKeyResponse
-	(*DropKeyRequest)(nil),             // 68: zt.v1alpha1.DropKeyRequest
-	(*DropKeyResponse)(nil),            // 69: zt.v1alpha1.DropKeyResponse
-	(*ListAdminsRequest)(nil),          // 70: zt.v1alpha1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),         // 71: zt.v1alpha1.ListAdminsResponse
-	(*AdminInfo)(nil),                  // 72: zt.v1alpha1.AdminInfo
-	(*AddAdminRequest)(nil),            // 73: zt.v1alpha1.AddAdminRequest
-	(*AddAdminResponse)(nil),           // 74: zt.v1alpha1.AddAdminResponse
-	(*RemoveAdminRequest)(nil),         // 75: zt.v1alpha1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 76: zt.v1alpha1.RemoveAdminResponse
-	(*BackupRequest)(nil),              // 77: zt.v1alpha1.BackupRequest
-	(*BackupResponse)(nil),             // 78: zt.v1alpha1.BackupResponse
-	(*GetServerInfoRequest)(nil),       // 79: zt.v1alpha1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),      // 80: zt.v1alpha1.GetServerInfoResponse
-	(*ListAuditRequest)(nil),           // 81: zt.v1alpha1.ListAuditRequest
-	(*ListAuditResponse)(nil),          // 82: zt.v1alpha1.ListAuditResponse
-	(*ReadAuditRequest)(nil),           // 83: zt.v1alpha1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),          // 84: zt.v1alpha1.ReadAuditResponse
-	(*AuditStatus)(nil),                // 85: zt.v1alpha1.AuditStatus
-	(*AuditRange)(nil),                 // 86: zt.v1alpha1.AuditRange
-	(*ReadJournalRequest)(nil),         // 87: zt.v1alpha1.ReadJournalRequest
-	(*ReadJournalResponse)(nil),        // 88: zt.v1alpha1.ReadJournalResponse
-	(*AcceptJournalRequest)(nil),       // 89: zt.v1alpha1.AcceptJournalRequest
-	(*AcceptJournalResponse)(nil),      // 90: zt.v1alpha1.AcceptJournalResponse
-	(*ReadRefusalsRequest)(nil),        // 91: zt.v1alpha1.ReadRefusalsRequest
-	(*ReadRefusalsResponse)(nil),       // 92: zt.v1alpha1.ReadRefusalsResponse
-	nil,                                // 93: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 94: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 95: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 96: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	nil,                                // 97: zt.v1alpha1.RollbackRequest.BasesEntry
-	nil,                                // 98: zt.v1alpha1.RollbackResponse.BasesEntry
-	nil,                                // 99: zt.v1alpha1.CanRequest.HeadersEntry
-	(*durationpb.Duration)(nil),        // 100: google.protobuf.Duration
-	(*Document)(nil),                   // 101: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 102: google.protobuf.Timestamp
-	(*User)(nil),                       // 103: zt.v1alpha1.User
-	(*Block)(nil),                      // 104: zt.v1alpha1.Block
-	(*v1.AuditRecord)(nil),             // 105: zt.log.v1.AuditRecord
-	(*v1.AuditHead)(nil),               // 106: zt.log.v1.AuditHead
-	(*v1.JournalAnchor)(nil),           // 107: zt.log.v1.JournalAnchor
+	(Detail)(0),                        // 0: zt.v1alpha1.Detail
+	(*File)(nil),                       // 1: zt.v1alpha1.File
+	(*ApplyRequest)(nil),               // 2: zt.v1alpha1.ApplyRequest
+	(*ApplyResponse)(nil),              // 3: zt.v1alpha1.ApplyResponse
+	(*Change)(nil),                     // 4: zt.v1alpha1.Change
+	(*InstanceRef)(nil),                // 5: zt.v1alpha1.InstanceRef
+	(*Problem)(nil),                    // 6: zt.v1alpha1.Problem
+	(*Problems)(nil),                   // 7: zt.v1alpha1.Problems
+	(*OutcomeUnknown)(nil),             // 8: zt.v1alpha1.OutcomeUnknown
+	(*NothingChanged)(nil),             // 9: zt.v1alpha1.NothingChanged
+	(*Staleness)(nil),                  // 10: zt.v1alpha1.Staleness
+	(*StaleBase)(nil),                  // 11: zt.v1alpha1.StaleBase
+	(*GetDocumentRequest)(nil),         // 12: zt.v1alpha1.GetDocumentRequest
+	(*GetDocumentResponse)(nil),        // 13: zt.v1alpha1.GetDocumentResponse
+	(*StoredDocument)(nil),             // 14: zt.v1alpha1.StoredDocument
+	(*ListDocumentsRequest)(nil),       // 15: zt.v1alpha1.ListDocumentsRequest
+	(*ListDocumentsResponse)(nil),      // 16: zt.v1alpha1.ListDocumentsResponse
+	(*WatchDocumentsRequest)(nil),      // 17: zt.v1alpha1.WatchDocumentsRequest
+	(*WatchDocumentsResponse)(nil),     // 18: zt.v1alpha1.WatchDocumentsResponse
+	(*Revision)(nil),                   // 19: zt.v1alpha1.Revision
+	(*ListRevisionsRequest)(nil),       // 20: zt.v1alpha1.ListRevisionsRequest
+	(*ListRevisionsResponse)(nil),      // 21: zt.v1alpha1.ListRevisionsResponse
+	(*RollbackRequest)(nil),            // 22: zt.v1alpha1.RollbackRequest
+	(*RollbackResponse)(nil),           // 23: zt.v1alpha1.RollbackResponse
+	(*GetStatusRequest)(nil),           // 24: zt.v1alpha1.GetStatusRequest
+	(*GetStatusResponse)(nil),          // 25: zt.v1alpha1.GetStatusResponse
+	(*Proxy)(nil),                      // 26: zt.v1alpha1.Proxy
+	(*Nack)(nil),                       // 27: zt.v1alpha1.Nack
+	(*WatchReceiptRequest)(nil),        // 28: zt.v1alpha1.WatchReceiptRequest
+	(*WatchReceiptResponse)(nil),       // 29: zt.v1alpha1.WatchReceiptResponse
+	(*ReceiptCounts)(nil),              // 30: zt.v1alpha1.ReceiptCounts
+	(*ProxyReceipt)(nil),               // 31: zt.v1alpha1.ProxyReceipt
+	(*CanRequest)(nil),                 // 32: zt.v1alpha1.CanRequest
+	(*CanResponse)(nil),                // 33: zt.v1alpha1.CanResponse
+	(*BlockRequest)(nil),               // 34: zt.v1alpha1.BlockRequest
+	(*BlockResponse)(nil),              // 35: zt.v1alpha1.BlockResponse
+	(*UnblockRequest)(nil),             // 36: zt.v1alpha1.UnblockRequest
+	(*UnblockResponse)(nil),            // 37: zt.v1alpha1.UnblockResponse
+	(*GetShadowRequest)(nil),           // 38: zt.v1alpha1.GetShadowRequest
+	(*GetShadowResponse)(nil),          // 39: zt.v1alpha1.GetShadowResponse
+	(*Proposal)(nil),                   // 40: zt.v1alpha1.Proposal
+	(*ShadowDifference)(nil),           // 41: zt.v1alpha1.ShadowDifference
+	(*EndShadowRequest)(nil),           // 42: zt.v1alpha1.EndShadowRequest
+	(*EndShadowResponse)(nil),          // 43: zt.v1alpha1.EndShadowResponse
+	(*CreateTokenRequest)(nil),         // 44: zt.v1alpha1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 45: zt.v1alpha1.CreateTokenResponse
+	(*TokenInfo)(nil),                  // 46: zt.v1alpha1.TokenInfo
+	(*ListTokensRequest)(nil),          // 47: zt.v1alpha1.ListTokensRequest
+	(*ListTokensResponse)(nil),         // 48: zt.v1alpha1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),         // 49: zt.v1alpha1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),        // 50: zt.v1alpha1.DeleteTokenResponse
+	(*DeregisterInstanceRequest)(nil),  // 51: zt.v1alpha1.DeregisterInstanceRequest
+	(*DeregisterInstanceResponse)(nil), // 52: zt.v1alpha1.DeregisterInstanceResponse
+	(*ListMembersRequest)(nil),         // 53: zt.v1alpha1.ListMembersRequest
+	(*ListMembersResponse)(nil),        // 54: zt.v1alpha1.ListMembersResponse
+	(*Member)(nil),                     // 55: zt.v1alpha1.Member
+	(*RemoveMemberRequest)(nil),        // 56: zt.v1alpha1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 57: zt.v1alpha1.RemoveMemberResponse
+	(*PromoteMemberRequest)(nil),       // 58: zt.v1alpha1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 59: zt.v1alpha1.PromoteMemberResponse
+	(*DemoteMemberRequest)(nil),        // 60: zt.v1alpha1.DemoteMemberRequest
+	(*DemoteMemberResponse)(nil),       // 61: zt.v1alpha1.DemoteMemberResponse
+	(*TransferLeadershipRequest)(nil),  // 62: zt.v1alpha1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 63: zt.v1alpha1.TransferLeadershipResponse
+	(*GetKeysRequest)(nil),             // 64: zt.v1alpha1.GetKeysRequest
+	(*GetKeysResponse)(nil),            // 65: zt.v1alpha1.GetKeysResponse
+	(*ServerKeys)(nil),                 // 66: zt.v1alpha1.ServerKeys
+	(*RotateKeyRequest)(nil),           // 67: zt.v1alpha1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),          // 68: zt.v1alpha1.RotateKeyResponse
+	(*DropKeyRequest)(nil),             // 69: zt.v1alpha1.DropKeyRequest
+	(*DropKeyResponse)(nil),            // 70: zt.v1alpha1.DropKeyResponse
+	(*ListAdminsRequest)(nil),          // 71: zt.v1alpha1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),         // 72: zt.v1alpha1.ListAdminsResponse
+	(*AdminInfo)(nil),                  // 73: zt.v1alpha1.AdminInfo
+	(*AddAdminRequest)(nil),            // 74: zt.v1alpha1.AddAdminRequest
+	(*AddAdminResponse)(nil),           // 75: zt.v1alpha1.AddAdminResponse
+	(*RemoveAdminRequest)(nil),         // 76: zt.v1alpha1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 77: zt.v1alpha1.RemoveAdminResponse
+	(*BackupRequest)(nil),              // 78: zt.v1alpha1.BackupRequest
+	(*BackupResponse)(nil),             // 79: zt.v1alpha1.BackupResponse
+	(*GetServerInfoRequest)(nil),       // 80: zt.v1alpha1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 81: zt.v1alpha1.GetServerInfoResponse
+	(*ListAuditRequest)(nil),           // 82: zt.v1alpha1.ListAuditRequest
+	(*ListAuditResponse)(nil),          // 83: zt.v1alpha1.ListAuditResponse
+	(*ReadAuditRequest)(nil),           // 84: zt.v1alpha1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),          // 85: zt.v1alpha1.ReadAuditResponse
+	(*AuditStatus)(nil),                // 86: zt.v1alpha1.AuditStatus
+	(*AuditRange)(nil),                 // 87: zt.v1alpha1.AuditRange
+	(*ReadJournalRequest)(nil),         // 88: zt.v1alpha1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),        // 89: zt.v1alpha1.ReadJournalResponse
+	(*AcceptJournalRequest)(nil),       // 90: zt.v1alpha1.AcceptJournalRequest
+	(*AcceptJournalResponse)(nil),      // 91: zt.v1alpha1.AcceptJournalResponse
+	(*ReadRefusalsRequest)(nil),        // 92: zt.v1alpha1.ReadRefusalsRequest
+	(*ReadRefusalsResponse)(nil),       // 93: zt.v1alpha1.ReadRefusalsResponse
+	nil,                                // 94: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 95: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 96: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 97: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 98: zt.v1alpha1.RollbackRequest.BasesEntry
+	nil,                                // 99: zt.v1alpha1.RollbackResponse.BasesEntry
+	nil,                                // 100: zt.v1alpha1.CanRequest.HeadersEntry
+	(*durationpb.Duration)(nil),        // 101: google.protobuf.Duration
+	(*Document)(nil),                   // 102: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 103: google.protobuf.Timestamp
+	(*User)(nil),                       // 104: zt.v1alpha1.User
+	(*Block)(nil),                      // 105: zt.v1alpha1.Block
+	(*v1.AuditRecord)(nil),             // 106: zt.log.v1.AuditRecord
+	(*v1.AuditHead)(nil),               // 107: zt.log.v1.AuditHead
+	(*v1.JournalAnchor)(nil),           // 108: zt.log.v1.JournalAnchor
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
-	0,   // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	93,  // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
-	3,   // 2: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
-	4,   // 3: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	94,  // 4: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
-	5,   // 5: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
-	5,   // 6: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	100, // 7: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
-	95,  // 8: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
-	13,  // 9: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
-	9,   // 10: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	101, // 11: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
-	13,  // 12: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	96,  // 13: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	9,   // 14: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	18,  // 15: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	102, // 16: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
-	3,   // 17: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
-	29,  // 18: zt.v1alpha1.Revision.receipt:type_name -> zt.v1alpha1.ReceiptCounts
-	18,  // 19: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
-	9,   // 20: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	97,  // 21: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
-	3,   // 22: zt.v1alpha1.RollbackResponse.changes:type_name -> zt.v1alpha1.Change
-	4,   // 23: zt.v1alpha1.RollbackResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	98,  // 24: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
-	5,   // 25: zt.v1alpha1.RollbackResponse.warnings:type_name -> zt.v1alpha1.Problem
-	54,  // 26: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
-	25,  // 27: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	9,   // 28: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	26,  // 29: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	102, // 30: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	102, // 31: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	102, // 32: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
-	30,  // 33: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
-	29,  // 34: zt.v1alpha1.WatchReceiptResponse.counts:type_name -> zt.v1alpha1.ReceiptCounts
-	102, // 35: zt.v1alpha1.WatchReceiptResponse.committed:type_name -> google.protobuf.Timestamp
-	102, // 36: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
-	26,  // 37: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	102, // 38: zt.v1alpha1.ProxyReceipt.sent_at:type_name -> google.protobuf.Timestamp
-	102, // 39: zt.v1alpha1.ProxyReceipt.acked_at:type_name -> google.protobuf.Timestamp
-	102, // 40: zt.v1alpha1.ProxyReceipt.enforced_at:type_name -> google.protobuf.Timestamp
-	103, // 41: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
-	102, // 42: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
-	99,  // 43: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
-	9,   // 44: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	104, // 45: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
-	4,   // 46: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	4,   // 47: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	39,  // 48: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
-	40,  // 49: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	9,   // 50: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	102, // 51: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
-	102, // 52: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
-	102, // 53: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
-	100, // 54: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	45,  // 55: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	102, // 56: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
-	45,  // 57: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
-	9,   // 58: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	54,  // 59: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
-	9,   // 60: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	100, // 61: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
-	102, // 62: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
-	65,  // 63: zt.v1alpha1.GetKeysResponse.servers:type_name -> zt.v1alpha1.ServerKeys
-	65,  // 64: zt.v1alpha1.RotateKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
-	65,  // 65: zt.v1alpha1.DropKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
-	72,  // 66: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
-	9,   // 67: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	102, // 68: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
-	72,  // 69: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
-	102, // 70: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	105, // 71: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
-	85,  // 72: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
-	106, // 73: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
-	86,  // 74: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
-	107, // 75: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
-	1,   // 76: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
-	11,  // 77: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
-	14,  // 78: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
-	16,  // 79: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
-	19,  // 80: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
-	21,  // 81: zt.v1alpha1.AdminService.Rollback:input_type -> zt.v1alpha1.RollbackRequest
-	23,  // 82: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
-	27,  // 83: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
-	31,  // 84: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
-	43,  // 85: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
-	46,  // 86: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
-	48,  // 87: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
-	50,  // 88: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
-	52,  // 89: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
-	55,  // 90: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
-	57,  // 91: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
-	59,  // 92: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
-	61,  // 93: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
-	63,  // 94: zt.v1alpha1.AdminService.GetKeys:input_type -> zt.v1alpha1.GetKeysRequest
-	66,  // 95: zt.v1alpha1.AdminService.RotateKey:input_type -> zt.v1alpha1.RotateKeyRequest
-	68,  // 96: zt.v1alpha1.AdminService.DropKey:input_type -> zt.v1alpha1.DropKeyRequest
-	70,  // 97: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
-	73,  // 98: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
-	75,  // 99: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
-	33,  // 100: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
-	35,  // 101: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
-	37,  // 102: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
-	41,  // 103: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
-	77,  // 104: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
-	81,  // 105: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
-	83,  // 106: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
-	87,  // 107: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
-	89,  // 108: zt.v1alpha1.AdminService.AcceptJournal:input_type -> zt.v1alpha1.AcceptJournalRequest
-	91,  // 109: zt.v1alpha1.AdminService.ReadRefusals:input_type -> zt.v1alpha1.ReadRefusalsRequest
-	79,  // 110: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	2,   // 111: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	12,  // 112: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	15,  // 113: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	17,  // 114: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	20,  // 115: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	22,  // 116: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
-	24,  // 117: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	28,  // 118: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	32,  // 119: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	44,  // 120: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	47,  // 121: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	49,  // 122: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	51,  // 123: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	53,  // 124: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	56,  // 125: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	58,  // 126: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
-	60,  // 127: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
-	62,  // 128: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
-	64,  // 129: zt.v1alpha1.AdminService.GetKeys:output_type -> zt.v1alpha1.GetKeysResponse
-	67,  // 130: zt.v1alpha1.AdminService.RotateKey:output_type -> zt.v1alpha1.RotateKeyResponse
-	69,  // 131: zt.v1alpha1.AdminService.DropKey:output_type -> zt.v1alpha1.DropKeyResponse
-	71,  // 132: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	74,  // 133: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	76,  // 134: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	34,  // 135: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
-	36,  // 136: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
-	38,  // 137: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
-	42,  // 138: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
-	78,  // 139: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
-	82,  // 140: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
-	84,  // 141: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
-	88,  // 142: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
-	90,  // 143: zt.v1alpha1.AdminService.AcceptJournal:output_type -> zt.v1alpha1.AcceptJournalResponse
-	92,  // 144: zt.v1alpha1.AdminService.ReadRefusals:output_type -> zt.v1alpha1.ReadRefusalsResponse
-	80,  // 145: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	111, // [111:146] is the sub-list for method output_type
-	76,  // [76:111] is the sub-list for method input_type
-	76,  // [76:76] is the sub-list for extension type_name
-	76,  // [76:76] is the sub-list for extension extendee
-	0,   // [0:76] is the sub-list for field type_name
+	1,   // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
+	94,  // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	0,   // 2: zt.v1alpha1.ApplyRequest.detail:type_name -> zt.v1alpha1.Detail
+	4,   // 3: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
+	5,   // 4: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	95,  // 5: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	6,   // 6: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
+	6,   // 7: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
+	101, // 8: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
+	96,  // 9: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	14,  // 10: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
+	10,  // 11: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	102, // 12: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	14,  // 13: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
+	97,  // 14: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	10,  // 15: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	0,   // 16: zt.v1alpha1.WatchDocumentsRequest.detail:type_name -> zt.v1alpha1.Detail
+	19,  // 17: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
+	103, // 18: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	4,   // 19: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
+	30,  // 20: zt.v1alpha1.Revision.receipt:type_name -> zt.v1alpha1.ReceiptCounts
+	0,   // 21: zt.v1alpha1.ListRevisionsRequest.detail:type_name -> zt.v1alpha1.Detail
+	19,  // 22: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
+	10,  // 23: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	98,  // 24: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
+	0,   // 25: zt.v1alpha1.RollbackRequest.detail:type_name -> zt.v1alpha1.Detail
+	4,   // 26: zt.v1alpha1.RollbackResponse.changes:type_name -> zt.v1alpha1.Change
+	5,   // 27: zt.v1alpha1.RollbackResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	99,  // 28: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
+	6,   // 29: zt.v1alpha1.RollbackResponse.warnings:type_name -> zt.v1alpha1.Problem
+	55,  // 30: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
+	26,  // 31: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	10,  // 32: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	27,  // 33: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
+	103, // 34: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	103, // 35: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	103, // 36: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	31,  // 37: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
+	30,  // 38: zt.v1alpha1.WatchReceiptResponse.counts:type_name -> zt.v1alpha1.ReceiptCounts
+	103, // 39: zt.v1alpha1.WatchReceiptResponse.committed:type_name -> google.protobuf.Timestamp
+	103, // 40: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	27,  // 41: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
+	103, // 42: zt.v1alpha1.ProxyReceipt.sent_at:type_name -> google.protobuf.Timestamp
+	103, // 43: zt.v1alpha1.ProxyReceipt.acked_at:type_name -> google.protobuf.Timestamp
+	103, // 44: zt.v1alpha1.ProxyReceipt.enforced_at:type_name -> google.protobuf.Timestamp
+	104, // 45: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	103, // 46: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	100, // 47: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	10,  // 48: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	105, // 49: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	5,   // 50: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	5,   // 51: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	40,  // 52: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
+	41,  // 53: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	10,  // 54: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	103, // 55: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	103, // 56: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	103, // 57: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	101, // 58: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	46,  // 59: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
+	103, // 60: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	46,  // 61: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
+	10,  // 62: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	55,  // 63: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
+	10,  // 64: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	101, // 65: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
+	103, // 66: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
+	66,  // 67: zt.v1alpha1.GetKeysResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	66,  // 68: zt.v1alpha1.RotateKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	66,  // 69: zt.v1alpha1.DropKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	73,  // 70: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
+	10,  // 71: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	103, // 72: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	73,  // 73: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
+	103, // 74: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	106, // 75: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
+	86,  // 76: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
+	107, // 77: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
+	87,  // 78: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
+	108, // 79: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
+	2,   // 80: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
+	12,  // 81: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
+	15,  // 82: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
+	17,  // 83: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
+	20,  // 84: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
+	22,  // 85: zt.v1alpha1.AdminService.Rollback:input_type -> zt.v1alpha1.RollbackRequest
+	24,  // 86: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
+	28,  // 87: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
+	32,  // 88: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
+	44,  // 89: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
+	47,  // 90: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
+	49,  // 91: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
+	51,  // 92: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
+	53,  // 93: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
+	56,  // 94: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
+	58,  // 95: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
+	60,  // 96: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
+	62,  // 97: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
+	64,  // 98: zt.v1alpha1.AdminService.GetKeys:input_type -> zt.v1alpha1.GetKeysRequest
+	67,  // 99: zt.v1alpha1.AdminService.RotateKey:input_type -> zt.v1alpha1.RotateKeyRequest
+	69,  // 100: zt.v1alpha1.AdminService.DropKey:input_type -> zt.v1alpha1.DropKeyRequest
+	71,  // 101: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
+	74,  // 102: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
+	76,  // 103: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
+	34,  // 104: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
+	36,  // 105: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
+	38,  // 106: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
+	42,  // 107: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
+	78,  // 108: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
+	82,  // 109: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
+	84,  // 110: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
+	88,  // 111: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
+	90,  // 112: zt.v1alpha1.AdminService.AcceptJournal:input_type -> zt.v1alpha1.AcceptJournalRequest
+	92,  // 113: zt.v1alpha1.AdminService.ReadRefusals:input_type -> zt.v1alpha1.ReadRefusalsRequest
+	80,  // 114: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	3,   // 115: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	13,  // 116: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	16,  // 117: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	18,  // 118: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	21,  // 119: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	23,  // 120: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
+	25,  // 121: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	29,  // 122: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	33,  // 123: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	45,  // 124: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	48,  // 125: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	50,  // 126: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	52,  // 127: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	54,  // 128: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	57,  // 129: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	59,  // 130: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
+	61,  // 131: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
+	63,  // 132: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
+	65,  // 133: zt.v1alpha1.AdminService.GetKeys:output_type -> zt.v1alpha1.GetKeysResponse
+	68,  // 134: zt.v1alpha1.AdminService.RotateKey:output_type -> zt.v1alpha1.RotateKeyResponse
+	70,  // 135: zt.v1alpha1.AdminService.DropKey:output_type -> zt.v1alpha1.DropKeyResponse
+	72,  // 136: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	75,  // 137: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	77,  // 138: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	35,  // 139: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	37,  // 140: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	39,  // 141: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	43,  // 142: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	79,  // 143: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
+	83,  // 144: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
+	85,  // 145: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
+	89,  // 146: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
+	91,  // 147: zt.v1alpha1.AdminService.AcceptJournal:output_type -> zt.v1alpha1.AcceptJournalResponse
+	93,  // 148: zt.v1alpha1.AdminService.ReadRefusals:output_type -> zt.v1alpha1.ReadRefusalsResponse
+	81,  // 149: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	115, // [115:150] is the sub-list for method output_type
+	80,  // [80:115] is the sub-list for method input_type
+	80,  // [80:80] is the sub-list for extension type_name
+	80,  // [80:80] is the sub-list for extension extendee
+	0,   // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_admin_proto_init() }
@@ -6849,13 +6960,14 @@ func file_zt_v1alpha1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
-			NumEnums:      0,
+			NumEnums:      1,
 			NumMessages:   100,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_zt_v1alpha1_admin_proto_goTypes,
 		DependencyIndexes: file_zt_v1alpha1_admin_proto_depIdxs,
+		EnumInfos:         file_zt_v1alpha1_admin_proto_enumTypes,
 		MessageInfos:      file_zt_v1alpha1_admin_proto_msgTypes,
 	}.Build()
 	File_zt_v1alpha1_admin_proto = out.File
