@@ -70,8 +70,13 @@ type File interface {
 	Sync() error
 }
 
-// maxPending is how many bytes wait in memory while the disk is full.
-const maxPending = 64 << 20
+// maxPending is how many bytes wait in memory while the disk is full, and flushAt how
+// many do otherwise: a write for each record would make each sync of the log, which is
+// on the same file system, carry one of this file, too.
+const (
+	maxPending = 64 << 20
+	flushAt    = 64 << 10
+)
 
 // DamageError is returned when a record is not what was written.
 type DamageError struct {
@@ -104,7 +109,8 @@ type Log struct {
 	segments []*segment        // by first record; the last one may be written
 	active   File              // the last segment; nil: the next record begins a new one
 	written  int64             // bytes of the active segment that are in its file
-	pending  []byte            // frames, or what is left of one, that the disk had no room for
+	pending  []byte            // frames, or what is left of one, that are not in the file yet
+	full     bool              // since the disk had no room for them
 	dirty    []File            // not synced: ended segments, to be closed, then the active one
 	head     Head              // of the chain, also where its records are not here
 	anchor   Head              // what precedes it was let go
@@ -189,6 +195,9 @@ func (l *Log) append(a *state.Audit) error {
 	s.size += int64(len(l.pending) - before)
 	s.last, s.hash, s.newest = sequence, a.Hash, a.Record.GetWhen().AsTime()
 	l.head = Head{sequence, a.Hash}
+	if len(l.pending) < flushAt && !l.full {
+		return nil // the log makes it again, should the process end now
+	}
 	return l.flush()
 }
 
@@ -226,8 +235,11 @@ func (l *Log) nameOf(sequence uint64) string {
 func (l *Log) room(a *state.Audit) error {
 	sequence := a.Record.GetSequence()
 	if n := len(l.segments); n > 0 && l.active != nil {
-		if s := l.segments[n-1]; s.last == sequence-1 && s.size < l.cfg.SegmentBytes || len(l.pending) > 0 {
-			return nil // while frames wait, they and this one belong together
+		if s := l.segments[n-1]; s.last == sequence-1 && s.size < l.cfg.SegmentBytes {
+			return nil
+		}
+		if err := l.flush(); err != nil || len(l.pending) > 0 {
+			return err // while frames wait for room, they and this one belong together
 		}
 	}
 	s := &segment{name: segmentName(sequence), first: sequence, last: sequence - 1, previous: a.Record.GetPrevious()}
@@ -252,12 +264,13 @@ func (l *Log) flush() error {
 		switch {
 		case err == nil:
 		case full(err) && len(l.pending) <= maxPending:
+			l.full = true
 			return nil
 		default:
 			return fmt.Errorf("audit segment: %w", err)
 		}
 	}
-	l.pending = nil
+	l.pending, l.full = l.pending[:0], false
 	return nil
 }
 
@@ -268,10 +281,10 @@ func full(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err,
 func (l *Log) Full() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.err == nil && len(l.pending) > 0 {
+	if l.err == nil && l.full {
 		l.err = l.flush() // there may be room again
 	}
-	return len(l.pending) > 0
+	return l.full
 }
 
 // Sync returns when all that was appended before the call is durable; afterwards

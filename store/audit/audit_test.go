@@ -359,6 +359,16 @@ func TestTornTail(t *testing.T) {
 			t.Fatal(err)
 		}
 		appendAll(t, l, records[6:])
+		if lost%2 == 0 { // by turns with what was still in memory
+			if err := l.Read(1, func(*state.Audit) error { return nil }); err != nil { // writes it
+				t.Fatal(err)
+			}
+		} else {
+			crash(l)
+			l = open(t, Config{Dir: dir, Files: disk{}}, headOf(records, 4))
+			appendAll(t, l, records[4:])
+			wantRange(t, l, 1, 12)
+		}
 		crash(l)
 		if err := cut(filepath.Join(dir, segmentName(1)), lost); err != nil {
 			t.Fatal(err)

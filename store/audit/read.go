@@ -61,6 +61,9 @@ func (l *Log) ReadBack(before uint64, fn func(*state.Audit) bool) error {
 func (l *Log) snapshot() []segment {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.err == nil {
+		l.err = l.flush()
+	}
 	out := make([]segment, 0, len(l.segments))
 	for _, s := range l.segments {
 		if s.last >= s.first {
