@@ -35,6 +35,7 @@ func (d dataDir) raft() string         { return d.path("raft") }
 func (d dataDir) peers() string        { return d.path("peers.json") }
 func (d dataDir) reseed() string       { return d.path("reseed") }
 func (d dataDir) recovery() string     { return d.path("recover") }
+func (d dataDir) diverged() string     { return d.path("diverged.json") }
 func (d dataDir) addresses() string    { return d.path("addresses.json") }
 
 // DefaultKEK is the source of a server's key-encryption key where none is named: a
@@ -143,7 +144,7 @@ func (d dataDir) setAside(now time.Time) (moved, error) {
 	}
 	defer lock.Close()
 	for _, file := range []string{
-		d.identityFile(), d.raft(), d.dataKeys(), d.intermediate(), d.roots(), d.sealedRoot(), d.journal(), d.peers(), d.reseed(), d.recovery(),
+		d.identityFile(), d.raft(), d.dataKeys(), d.intermediate(), d.roots(), d.sealedRoot(), d.journal(), d.peers(), d.reseed(), d.recovery(), d.diverged(),
 	} {
 		if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
 			continue

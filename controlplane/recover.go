@@ -127,6 +127,9 @@ func openStopped(cfg Config) (*Server, *store.Offline, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	if err := s.dir.checkDiverged(); err != nil {
+		return nil, nil, err
+	}
 	log, err := store.ReadOffline(store.Config{
 		ID: s.id, Dir: s.dir.raft(), Cipher: s.data, Logger: s.cfg.Logger, Now: s.cfg.Now, Format: s.cfg.Format, Audit: s.cfg.Audit,
 	})

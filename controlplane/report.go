@@ -75,6 +75,7 @@ func reportOf(self string, s *store.Store, now time.Time) *ztv1.GetReportRespons
 	return &ztv1.GetReportResponse{
 		Server: self, Version: Version, Format: s.Format(), Now: timestamppb.New(now), Leader: leader,
 		LastIndex: index, LastTerm: term, AppliedIndex: st.Index(), Revision: st.Revision(), When: timestamppb.New(st.When()),
+		Hashes: hashesOf(s), HashKind: state.HashKind,
 	}
 }
 

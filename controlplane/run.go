@@ -78,10 +78,11 @@ func (l listeners) close() {
 // without fails. It hands leadership over before it goes.
 //
 // An error that wraps store.ErrUnreadable says that this server's log is lost or
-// damaged: it can only come back as another member, see Reseed.
+// damaged, one that wraps store.ErrDiverged that its state is not that of the others: it
+// can only come back as another member, see Reseed.
 func (s *Server) Run(ctx context.Context) error {
 	err := s.run(ctx)
-	if errors.Is(err, store.ErrUnreadable) {
+	if errors.Is(err, store.ErrUnreadable) || errors.Is(err, store.ErrDiverged) {
 		return fmt.Errorf("%w\nthis server must not vote with what it has; to put a new member in its place: ztd reseed --data-dir %s", err, string(s.dir))
 	}
 	return err
@@ -93,6 +94,9 @@ func (s *Server) run(ctx context.Context) error {
 		return err
 	}
 	defer lock.Close()
+	if err := s.dir.checkDiverged(); err != nil {
+		return err
+	}
 	l, err := s.listen()
 	if err != nil {
 		return err
@@ -322,6 +326,8 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	g.Go(func() error {
 		return watchLiveness(ctx, s.cfg.Liveness.withDefaults(), agreedOn, held, s.cfg.Logger, s.cfg.Now)
 	})
+	compared := newHashMetrics(s.metrics)
+	g.Go(func() error { return s.watchHashes(ctx, others, rule.Check, compared) })
 	g.Go(func() error { return watchClock(ctx, &s.clock, others, rule.Check, s.cfg.Logger) })
 	g.Go(func() error {
 		p := &pilot{rule: rule, store: agreedOn, others: others, remove: door.RemoveDead, log: s.cfg.Logger, now: s.cfg.Now}

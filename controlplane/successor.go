@@ -124,6 +124,9 @@ func (r *successor) finish() (kept string, err error) {
 		return kept, err
 	}
 	failpoint.Hit("controlplane.successor.named")
+	if err := os.Remove(r.d.diverged()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return kept, err
+	}
 	// agreed goes first: what is left without it is of no use, and make sees that.
 	if err := os.Remove(r.agreed()); err != nil {
 		return kept, err

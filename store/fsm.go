@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 
@@ -33,6 +35,7 @@ type fsm struct {
 	format uint32 // the newest that this server reads
 	hooks  fsmHooks
 	broken error // only in raft's goroutine
+	hashes hashes
 
 	mu       sync.Mutex            // guards what follows; never held while calling out
 	watchers map[*watcher]struct{} // each gets every change; see Watch
@@ -85,6 +88,7 @@ func (f *fsm) Apply(l *raft.Log) any {
 		f.hooks.fail(err)
 		return err
 	}
+	f.hashes.note(f.state.Load(), next)
 	if seeded == "late-publish" {
 		go f.publish(next, l.Index, result.Changed)
 		return result
@@ -111,6 +115,9 @@ func apply(s *state.State, l *raft.Log, format uint32) (*state.State, state.Resu
 	if e.GetFormat() > format {
 		err := fmt.Errorf("%w: it is of format %d", state.ErrUnknownEntry, e.GetFormat())
 		return nil, state.Result{}, errTooOld(fmt.Errorf("entry %d: %w", l.Index, err), format)
+	}
+	if forgotten, is := strings.CutPrefix(seeded, "lost-delete:"); is && e.GetApply() != nil {
+		e.GetApply().Deletes = slices.DeleteFunc(e.GetApply().GetDeletes(), func(k *logv1.Key) bool { return k.GetName() == forgotten })
 	}
 	next, result := state.Apply(s, l.Index, e)
 	if errors.Is(result.Err, state.ErrUnknownEntry) {
@@ -158,7 +165,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if f.broken != nil {
 		return nil, f.broken
 	}
-	return &snapshot{s: f.state.Load(), audit: f.hooks.audit, done: f.hooks.snapshot}, nil
+	return &snapshot{s: f.state.Load(), audit: f.hooks.audit, done: f.hooks.snapshot, fail: f.hooks.fail}, nil
 }
 
 // Restore replaces the state by that of a leader which this server is too far
@@ -183,6 +190,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		f.hooks.fail(err)
 		return err
 	}
+	f.hashes.forget()
 	changed := state.Diff(f.state.Load(), s)
 	if seeded == "silent-restore" {
 		changed = state.Changes{}
@@ -197,6 +205,7 @@ type snapshot struct {
 	s     *state.State
 	audit recorder
 	done  func()
+	fail  func(error) // the state is not what it was
 }
 
 func auditHead(s *state.State) audit.Head {
@@ -209,6 +218,10 @@ func auditHead(s *state.State) audit.Head {
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 	failpoint.Hit("store.snapshot.begun")
 	if err := s.audit.Sync(); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	if err := s.s.Check(); err != nil {
+		s.fail(fmt.Errorf("%w: this server stops before it writes that down; its log is whole, start it again, and test its memory", err))
 		return errors.Join(err, sink.Cancel())
 	}
 	w := bufio.NewWriterSize(halves{sink}, 256<<10)

@@ -73,6 +73,9 @@ var (
 	// ErrAuditDamaged is returned by Open when an audit record is not what was
 	// written; the error names the first one.
 	ErrAuditDamaged = errors.New("audit log is damaged")
+	// ErrDiverged is what a caller stops with who finds, by HashAt, that the state here is not
+	// that of the other servers. The server must be seeded anew from them.
+	ErrDiverged = errors.New("the state of this server is not that of the others")
 	// ErrUnreadable is returned by Open when log or snapshot are damaged. The
 	// server must be seeded anew from its peers: it must not vote with what it has.
 	ErrUnreadable = errors.New("data directory is not readable")

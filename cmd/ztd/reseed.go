@@ -50,8 +50,8 @@ data directory and kept. The server must not run. Interrupted, it can be run aga
 	return cmd
 }
 
-// serve runs a server until it ends. One whose log is lost or damaged is reseeded and
-// runs on, once, if the configuration says so.
+// serve runs a server until it ends. One whose log is lost or damaged, or whose state
+// is not that of the others, is reseeded and runs on, once, if the configuration says so.
 func serve(ctx context.Context, c config, log *slog.Logger) error {
 	for tried := false; ; tried = true {
 		s, err := controlplane.New(c.server(log))
@@ -59,10 +59,10 @@ func serve(ctx context.Context, c config, log *slog.Logger) error {
 			return err
 		}
 		err = s.Run(ctx)
-		if !c.Reseed || tried || ctx.Err() != nil || !errors.Is(err, store.ErrUnreadable) {
+		if !c.Reseed || tried || ctx.Err() != nil || !errors.Is(err, store.ErrUnreadable) && !errors.Is(err, store.ErrDiverged) {
 			return err
 		}
-		log.Error("log lost or damaged: this server is put in its place as a new member", "error", err)
+		log.Error("log lost or damaged, or state diverged: a new member is put in the place of this server", "error", err)
 		done, rerr := controlplane.Reseed(ctx, c.server(log), nil)
 		if rerr != nil {
 			return errors.Join(err, rerr)

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
 	"google.golang.org/protobuf/proto"
 
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
@@ -157,7 +156,7 @@ func sameMessage[M interface {
 }
 
 // diff returns the keys whose values differ or that only one tree has, sorted.
-func diff[T any](a, b *iradix.Tree[T], same func(T, T) bool) []string {
+func diff[T any](a, b *tree[T], same func(T, T) bool) []string {
 	if a == b {
 		return nil
 	}

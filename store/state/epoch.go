@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	iradix "github.com/hashicorp/go-immutable-radix/v2"
-
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 )
 
@@ -40,8 +38,8 @@ func (s *State) applyRestored(op *logv1.Restored) Result {
 		return Result{Err: fmt.Errorf("%w: restored to a server of before", ErrInvalid)}
 	}
 	s.epoch, s.epochID = s.epoch+1, op.GetEpochId()
-	s.tokens = iradix.New[*logv1.Token]()
-	s.servers, _, _ = iradix.New[*logv1.Server]().Insert([]byte(op.GetServer().GetId()), op.GetServer())
+	s.tokens = s.tokens.empty()
+	s.servers, _, _ = s.servers.empty().Insert([]byte(op.GetServer().GetId()), op.GetServer())
 	return Result{Changed: Changes{Tokens: true, Servers: true, Trust: true}}
 }
 

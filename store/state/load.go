@@ -18,19 +18,19 @@ type loader struct {
 	section int    // of the record added last; sections only go up
 	last    []byte // its key; within a section keys only go up
 
-	documents    *iradix.Txn[*Document]
-	tokens       *iradix.Txn[*logv1.Token]
-	instances    *iradix.Txn[*logv1.Instance]
+	documents    *txn[*Document]
+	tokens       *txn[*logv1.Token]
+	instances    *txn[*logv1.Instance]
 	members      *iradix.Txn[struct{}]
-	admins       *iradix.Txn[*logv1.Admin]
-	servers      *iradix.Txn[*logv1.Server]
-	retired      *iradix.Txn[*logv1.Retired]
+	admins       *txn[*logv1.Admin]
+	servers      *txn[*logv1.Server]
+	retired      *txn[*logv1.Retired]
 	retiredEnd   *iradix.Txn[string]
-	proposals    *iradix.Txn[*logv1.Proposal]
-	anchors      *iradix.Txn[*logv1.JournalAnchor]
-	namespaces   *iradix.Txn[uint64]
-	history      *iradix.Txn[*logv1.Revision]
-	outcomes     *iradix.Txn[*logv1.Outcome]
+	proposals    *txn[*logv1.Proposal]
+	anchors      *txn[*logv1.JournalAnchor]
+	namespaces   *txn[uint64]
+	history      *txn[*logv1.Revision]
+	outcomes     *txn[*logv1.Outcome]
 	outcomeOrder *iradix.Txn[string]
 
 	newest map[Key][]byte // the bytes of each document in the newest revision seen

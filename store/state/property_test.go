@@ -177,6 +177,8 @@ func checkStep(t *rapid.T, s, next *state.State, r state.Result) {
 		t.Fatalf("revision %d → %d with changes %v", s.Revision(), next.Revision(), r.Changed.Keys)
 	case next.Revision() > s.Revision() && next.Revision() != next.Index():
 		t.Fatal("the revision is not the index")
+	case next.Hash() == s.Hash():
+		t.Fatal("another index, and the same hash")
 	case !r.Replayed && r.Revision != next.Revision():
 		t.Fatalf("answer %d, revision %d", r.Revision, next.Revision())
 	}
@@ -221,6 +223,10 @@ func checkRetired(t *rapid.T, s, next *state.State, e *logv1.Entry, r state.Resu
 
 // checkState checks what holds in every state.
 func checkState(t *rapid.T, s *state.State) {
+	again, err := state.Read(bytes.NewReader(snapshotBytes(t, s)))
+	if err != nil || again.Hash() != s.Hash() || s.Check() != nil {
+		t.Fatalf("hash %x, and %x of what was read again; %v, %v", s.Hash(), again.Hash(), err, s.Check())
+	}
 	newest := map[string]uint64{}
 	for d := range s.Documents("", "") {
 		newest[d.Key.Namespace] = max(newest[d.Key.Namespace], d.Revision)

@@ -31,16 +31,7 @@ var marshal = proto.MarshalOptions{Deterministic: true}
 // and the SHA-256 of all that precedes it. Equal states give equal bytes.
 func (s *State) WriteTo(w io.Writer) (int64, error) {
 	sw := &snapshotWriter{w: w, sum: sha256.New()}
-	header := &logv1.Header{
-		Format: s.format(), Index: s.index, Revision: s.revision, When: timestamppb.New(s.when),
-		TrustDomain: s.trustDomain, ClusterId: s.clusterID, Roots: s.roots, SealedRootKey: s.sealedRootKey,
-		Epoch: s.epoch, EpochId: s.epochID,
-		Audit: s.auditHead(), RetiredKeys: s.retiredKeys,
-	}
-	if s.lineage != lineageOf(s.revision) {
-		header.Lineage = s.lineage[:]
-	}
-	sw.put(&logv1.Record{Record: &logv1.Record_Header{Header: header}})
+	sw.put(&logv1.Record{Record: &logv1.Record_Header{Header: s.header()}})
 	for d := range values(s.documents) {
 		put := &logv1.Put{Key: d.Key.proto(), Document: d.Bytes}
 		sw.put(&logv1.Record{Record: &logv1.Record_Document{Document: &logv1.StoredDocument{Put: put, Revision: d.Revision}}})
@@ -78,6 +69,20 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	}
 	sw.put(&logv1.Record{Record: &logv1.Record_End{End: &logv1.End{Records: sw.records, Sha256: sw.sum.Sum(nil)}}})
 	return sw.n, sw.err
+}
+
+// header is the first record of a snapshot.
+func (s *State) header() *logv1.Header {
+	header := &logv1.Header{
+		Format: s.format(), Index: s.index, Revision: s.revision, When: timestamppb.New(s.when),
+		TrustDomain: s.trustDomain, ClusterId: s.clusterID, Roots: s.roots, SealedRootKey: s.sealedRootKey,
+		Epoch: s.epoch, EpochId: s.epochID,
+		Audit: s.auditHead(), RetiredKeys: s.retiredKeys,
+	}
+	if s.lineage != lineageOf(s.revision) {
+		header.Lineage = s.lineage[:]
+	}
+	return header
 }
 
 // format is the oldest that a reader of the snapshot must know.

@@ -77,44 +77,44 @@ type State struct {
 	epochID       string // "" in the first epoch
 	retiredKeys   []string
 
-	documents  *iradix.Tree[*Document] // by Key.radix
-	namespaces *iradix.Tree[uint64]    // name → the revision that last changed it
-	tokens     *iradix.Tree[*logv1.Token]
-	instances  *iradix.Tree[*logv1.Instance]
+	documents  *tree[*Document] // by Key.radix
+	namespaces *tree[uint64]    // name → the revision that last changed it
+	tokens     *tree[*logv1.Token]
+	instances  *tree[*logv1.Instance]
 	members    *iradix.Tree[struct{}] // workload NUL instance id
-	admins     *iradix.Tree[*logv1.Admin]
-	servers    *iradix.Tree[*logv1.Server]
-	retired    *iradix.Tree[*logv1.Retired]       // by workload; some have ended
-	retiredEnd *iradix.Tree[string]               // until, then workload → workload: the first to end first
-	proposals  *iradix.Tree[*logv1.Proposal]      // by namespace
-	anchors    *iradix.Tree[*logv1.JournalAnchor] // by server
+	admins     *tree[*logv1.Admin]
+	servers    *tree[*logv1.Server]
+	retired    *tree[*logv1.Retired]       // by workload; some have ended
+	retiredEnd *iradix.Tree[string]        // until, then workload → workload: the first to end first
+	proposals  *tree[*logv1.Proposal]      // by namespace
+	anchors    *tree[*logv1.JournalAnchor] // by server
 
 	auditSequence uint64 // of the newest record of the audit chain
 	auditHash     []byte // its hash
 
-	history      *iradix.Tree[*logv1.Revision] // by big-endian revision
+	history      *tree[*logv1.Revision] // by big-endian revision
 	historyBytes int
-	outcomes     *iradix.Tree[*logv1.Outcome] // by idempotency key
-	outcomeOrder *iradix.Tree[string]         // when, then key → key: oldest first
+	outcomes     *tree[*logv1.Outcome] // by idempotency key
+	outcomeOrder *iradix.Tree[string]  // when, then key → key: oldest first
 }
 
 // New returns the state before the first entry.
 func New() *State {
 	return &State{
 		when:         time.Unix(0, 0).UTC(),
-		documents:    iradix.New[*Document](),
-		namespaces:   iradix.New[uint64](),
-		tokens:       iradix.New[*logv1.Token](),
-		instances:    iradix.New[*logv1.Instance](),
+		documents:    newTree(encodeDocument),
+		namespaces:   newTree(encodeNumber),
+		tokens:       newTree(encodeMessage[*logv1.Token]),
+		instances:    newTree(encodeMessage[*logv1.Instance]),
 		members:      iradix.New[struct{}](),
-		admins:       iradix.New[*logv1.Admin](),
-		servers:      iradix.New[*logv1.Server](),
-		retired:      iradix.New[*logv1.Retired](),
+		admins:       newTree(encodeMessage[*logv1.Admin]),
+		servers:      newTree(encodeMessage[*logv1.Server]),
+		retired:      newTree(encodeMessage[*logv1.Retired]),
 		retiredEnd:   iradix.New[string](),
-		proposals:    iradix.New[*logv1.Proposal](),
-		anchors:      iradix.New[*logv1.JournalAnchor](),
-		history:      iradix.New[*logv1.Revision](),
-		outcomes:     iradix.New[*logv1.Outcome](),
+		proposals:    newTree(encodeMessage[*logv1.Proposal]),
+		anchors:      newTree(encodeMessage[*logv1.JournalAnchor]),
+		history:      newTree(encodeMessage[*logv1.Revision]),
+		outcomes:     newTree(encodeMessage[*logv1.Outcome]),
 		outcomeOrder: iradix.New[string](),
 	}
 }
@@ -329,8 +329,11 @@ func (s *State) Outcome(key string) (*logv1.Outcome, bool) {
 	return o, true
 }
 
+// rooted is a tree, with a digest or without.
+type rooted[T any] interface{ Root() *iradix.Node[T] }
+
 // values returns the values of a tree in the order of their keys.
-func values[T any](t *iradix.Tree[T]) iter.Seq[T] {
+func values[T any](t rooted[T]) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		it := t.Root().Iterator()
 		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {

@@ -25,7 +25,8 @@ type Cluster struct {
 	Servers []*Server
 	IDs     []string // of the servers
 	Admin   *Credential
-	Ports   []Ports // of the servers
+	Ports   []Ports  // of the servers
+	Tags    []string // more build tags
 }
 
 // Ports are where one server is reached.
@@ -38,7 +39,7 @@ type Ports struct {
 
 // Build makes the programs, from the root of the module, with failpoints in them.
 func (c *Cluster) Build(ctx context.Context, root string, programs ...string) error {
-	args := []string{"build", "-tags", "failpoints", "-o", c.Bin + "/"}
+	args := []string{"build", "-tags", strings.Join(append([]string{"failpoints"}, c.Tags...), ","), "-o", c.Bin + "/"}
 	for _, p := range programs {
 		args = append(args, "./cmd/"+p)
 	}

@@ -66,7 +66,7 @@ type run struct {
 }
 
 // begin starts three servers, built with more tags.
-func begin(t *testing.T) *run {
+func begin(t *testing.T, tags ...string) *run {
 	t.Helper()
 	dir := t.TempDir()
 	block, err := zttest.NewBlock()
@@ -74,7 +74,7 @@ func begin(t *testing.T) *run {
 		t.Fatal(err)
 	}
 	r := &run{
-		Cluster: &fleet.Cluster{Site: &fleet.Site{Bin: filepath.Join(dir, "bin"), Dir: dir, Env: fleet.Environment()}}, t: t, block: block,
+		Cluster: &fleet.Cluster{Site: &fleet.Site{Bin: filepath.Join(dir, "bin"), Dir: dir, Env: fleet.Environment()}, Tags: tags}, t: t, block: block,
 	}
 	t.Cleanup(func() {
 		for _, s := range r.Servers {
@@ -118,6 +118,26 @@ func (r *run) apply(n int, yaml string) uint64 {
 		return err
 	}))
 	return revision
+}
+
+// replace makes all documents of the namespaces those of yaml, at a server, once.
+func (r *run) replace(n int, yaml string) error {
+	_, err := r.API(n).Apply(r.ctx(), &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: "f.yaml", Content: []byte(yaml)}}})
+	return err
+}
+
+// lead makes a server the leader.
+func (r *run) lead(n int) error {
+	return fleet.Until(r.ctx(), "another leader", func(ctx context.Context) error {
+		if _, err := r.API(n).TransferLeadership(ctx, &ztv1.TransferLeadershipRequest{Id: r.IDs[n]}); err != nil {
+			return err
+		}
+		leader, err := r.Leader(ctx)
+		if err == nil && leader != n {
+			err = fmt.Errorf("%d leads", leader)
+		}
+		return err
+	})
 }
 
 // agent starts an agent with its Envoy.

@@ -878,9 +878,13 @@ type GetReportResponse struct {
 	LastIndex uint64 `protobuf:"varint,6,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
 	LastTerm  uint64 `protobuf:"varint,7,opt,name=last_term,json=lastTerm,proto3" json:"last_term,omitempty"`
 	// Index, revision and time of the state that it has applied.
-	AppliedIndex  uint64                 `protobuf:"varint,8,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
-	Revision      uint64                 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
-	When          *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=when,proto3" json:"when,omitempty"`
+	AppliedIndex uint64                 `protobuf:"varint,8,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	Revision     uint64                 `protobuf:"varint,9,opt,name=revision,proto3" json:"revision,omitempty"`
+	When         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=when,proto3" json:"when,omitempty"`
+	// Hashes of its state: after the newest entry, and at past checkpoints, which all
+	// servers have in common. Those of another kind are not compared.
+	Hashes        []*StateHash `protobuf:"bytes,20,rep,name=hashes,proto3" json:"hashes,omitempty"`
+	HashKind      uint32       `protobuf:"varint,21,opt,name=hash_kind,json=hashKind,proto3" json:"hash_kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -985,6 +989,72 @@ func (x *GetReportResponse) GetWhen() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *GetReportResponse) GetHashes() []*StateHash {
+	if x != nil {
+		return x.Hashes
+	}
+	return nil
+}
+
+func (x *GetReportResponse) GetHashKind() uint32 {
+	if x != nil {
+		return x.HashKind
+	}
+	return 0
+}
+
+type StateHash struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StateHash) Reset() {
+	*x = StateHash{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StateHash) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StateHash) ProtoMessage() {}
+
+func (x *StateHash) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StateHash.ProtoReflect.Descriptor instead.
+func (*StateHash) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *StateHash) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *StateHash) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
 type FetchAuditRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
@@ -995,7 +1065,7 @@ type FetchAuditRequest struct {
 
 func (x *FetchAuditRequest) Reset() {
 	*x = FetchAuditRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1077,7 @@ func (x *FetchAuditRequest) String() string {
 func (*FetchAuditRequest) ProtoMessage() {}
 
 func (x *FetchAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1090,7 @@ func (x *FetchAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchAuditRequest.ProtoReflect.Descriptor instead.
 func (*FetchAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{16}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *FetchAuditRequest) GetFirst() uint64 {
@@ -1049,7 +1119,7 @@ type FetchAuditResponse struct {
 
 func (x *FetchAuditResponse) Reset() {
 	*x = FetchAuditResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1131,7 @@ func (x *FetchAuditResponse) String() string {
 func (*FetchAuditResponse) ProtoMessage() {}
 
 func (x *FetchAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1144,7 @@ func (x *FetchAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchAuditResponse.ProtoReflect.Descriptor instead.
 func (*FetchAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{17}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FetchAuditResponse) GetLetGo() uint64 {
@@ -1109,7 +1179,7 @@ type AnchorJournalRequest struct {
 
 func (x *AnchorJournalRequest) Reset() {
 	*x = AnchorJournalRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1191,7 @@ func (x *AnchorJournalRequest) String() string {
 func (*AnchorJournalRequest) ProtoMessage() {}
 
 func (x *AnchorJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1204,7 @@ func (x *AnchorJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorJournalRequest.ProtoReflect.Descriptor instead.
 func (*AnchorJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{18}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AnchorJournalRequest) GetLines() uint64 {
@@ -1187,7 +1257,7 @@ type AnchorJournalResponse struct {
 
 func (x *AnchorJournalResponse) Reset() {
 	*x = AnchorJournalResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1199,7 +1269,7 @@ func (x *AnchorJournalResponse) String() string {
 func (*AnchorJournalResponse) ProtoMessage() {}
 
 func (x *AnchorJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1212,7 +1282,7 @@ func (x *AnchorJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorJournalResponse.ProtoReflect.Descriptor instead.
 func (*AnchorJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{19}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 type GetKeyReportRequest struct {
@@ -1225,7 +1295,7 @@ type GetKeyReportRequest struct {
 
 func (x *GetKeyReportRequest) Reset() {
 	*x = GetKeyReportRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1307,7 @@ func (x *GetKeyReportRequest) String() string {
 func (*GetKeyReportRequest) ProtoMessage() {}
 
 func (x *GetKeyReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1320,7 @@ func (x *GetKeyReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyReportRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyReportRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{20}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetKeyReportRequest) GetReload() bool {
@@ -1269,7 +1339,7 @@ type GetKeyReportResponse struct {
 
 func (x *GetKeyReportResponse) Reset() {
 	*x = GetKeyReportResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1351,7 @@ func (x *GetKeyReportResponse) String() string {
 func (*GetKeyReportResponse) ProtoMessage() {}
 
 func (x *GetKeyReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1364,7 @@ func (x *GetKeyReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyReportResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyReportResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{21}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetKeyReportResponse) GetKeys() *ServerKeys {
@@ -1315,7 +1385,7 @@ type TakeKeyRequest struct {
 
 func (x *TakeKeyRequest) Reset() {
 	*x = TakeKeyRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1397,7 @@ func (x *TakeKeyRequest) String() string {
 func (*TakeKeyRequest) ProtoMessage() {}
 
 func (x *TakeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1410,7 @@ func (x *TakeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeKeyRequest.ProtoReflect.Descriptor instead.
 func (*TakeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{22}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TakeKeyRequest) GetKeyId() string {
@@ -1367,7 +1437,7 @@ type TakeKeyResponse struct {
 
 func (x *TakeKeyResponse) Reset() {
 	*x = TakeKeyResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +1449,7 @@ func (x *TakeKeyResponse) String() string {
 func (*TakeKeyResponse) ProtoMessage() {}
 
 func (x *TakeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1392,7 +1462,7 @@ func (x *TakeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeKeyResponse.ProtoReflect.Descriptor instead.
 func (*TakeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{23}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TakeKeyResponse) GetKeys() *ServerKeys {
@@ -1411,7 +1481,7 @@ type ForgetKeyRequest struct {
 
 func (x *ForgetKeyRequest) Reset() {
 	*x = ForgetKeyRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1493,7 @@ func (x *ForgetKeyRequest) String() string {
 func (*ForgetKeyRequest) ProtoMessage() {}
 
 func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1506,7 @@ func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetKeyRequest.ProtoReflect.Descriptor instead.
 func (*ForgetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{24}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ForgetKeyRequest) GetKeyId() string {
@@ -1456,7 +1526,7 @@ type ForgetKeyResponse struct {
 
 func (x *ForgetKeyResponse) Reset() {
 	*x = ForgetKeyResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1468,7 +1538,7 @@ func (x *ForgetKeyResponse) String() string {
 func (*ForgetKeyResponse) ProtoMessage() {}
 
 func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1481,7 +1551,7 @@ func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetKeyResponse.ProtoReflect.Descriptor instead.
 func (*ForgetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{25}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ForgetKeyResponse) GetKeys() *ServerKeys {
@@ -1546,7 +1616,7 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x04kind\x18\x04 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\"\x16\n" +
 	"\x14RecordAccessResponse\"\x12\n" +
-	"\x10GetReportRequest\"\xd0\x02\n" +
+	"\x10GetReportRequest\"\x9d\x03\n" +
 	"\x11GetReportResponse\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
@@ -1559,7 +1629,12 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\rapplied_index\x18\b \x01(\x04R\fappliedIndex\x12\x1a\n" +
 	"\brevision\x18\t \x01(\x04R\brevision\x12.\n" +
 	"\x04when\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x04when\"=\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04when\x12.\n" +
+	"\x06hashes\x18\x14 \x03(\v2\x16.zt.v1alpha1.StateHashR\x06hashes\x12\x1b\n" +
+	"\thash_kind\x18\x15 \x01(\rR\bhashKind\"5\n" +
+	"\tStateHash\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\"=\n" +
 	"\x11FetchAuditRequest\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\x04R\x04last\"E\n" +
@@ -1615,7 +1690,7 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
 	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
@@ -1633,64 +1708,66 @@ var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*RecordAccessResponse)(nil),    // 13: zt.v1alpha1.RecordAccessResponse
 	(*GetReportRequest)(nil),        // 14: zt.v1alpha1.GetReportRequest
 	(*GetReportResponse)(nil),       // 15: zt.v1alpha1.GetReportResponse
-	(*FetchAuditRequest)(nil),       // 16: zt.v1alpha1.FetchAuditRequest
-	(*FetchAuditResponse)(nil),      // 17: zt.v1alpha1.FetchAuditResponse
-	(*AnchorJournalRequest)(nil),    // 18: zt.v1alpha1.AnchorJournalRequest
-	(*AnchorJournalResponse)(nil),   // 19: zt.v1alpha1.AnchorJournalResponse
-	(*GetKeyReportRequest)(nil),     // 20: zt.v1alpha1.GetKeyReportRequest
-	(*GetKeyReportResponse)(nil),    // 21: zt.v1alpha1.GetKeyReportResponse
-	(*TakeKeyRequest)(nil),          // 22: zt.v1alpha1.TakeKeyRequest
-	(*TakeKeyResponse)(nil),         // 23: zt.v1alpha1.TakeKeyResponse
-	(*ForgetKeyRequest)(nil),        // 24: zt.v1alpha1.ForgetKeyRequest
-	(*ForgetKeyResponse)(nil),       // 25: zt.v1alpha1.ForgetKeyResponse
-	(*Proxy)(nil),                   // 26: zt.v1alpha1.Proxy
-	(*timestamppb.Timestamp)(nil),   // 27: google.protobuf.Timestamp
-	(*ShadowDifference)(nil),        // 28: zt.v1alpha1.ShadowDifference
-	(*ServerKeys)(nil),              // 29: zt.v1alpha1.ServerKeys
+	(*StateHash)(nil),               // 16: zt.v1alpha1.StateHash
+	(*FetchAuditRequest)(nil),       // 17: zt.v1alpha1.FetchAuditRequest
+	(*FetchAuditResponse)(nil),      // 18: zt.v1alpha1.FetchAuditResponse
+	(*AnchorJournalRequest)(nil),    // 19: zt.v1alpha1.AnchorJournalRequest
+	(*AnchorJournalResponse)(nil),   // 20: zt.v1alpha1.AnchorJournalResponse
+	(*GetKeyReportRequest)(nil),     // 21: zt.v1alpha1.GetKeyReportRequest
+	(*GetKeyReportResponse)(nil),    // 22: zt.v1alpha1.GetKeyReportResponse
+	(*TakeKeyRequest)(nil),          // 23: zt.v1alpha1.TakeKeyRequest
+	(*TakeKeyResponse)(nil),         // 24: zt.v1alpha1.TakeKeyResponse
+	(*ForgetKeyRequest)(nil),        // 25: zt.v1alpha1.ForgetKeyRequest
+	(*ForgetKeyResponse)(nil),       // 26: zt.v1alpha1.ForgetKeyResponse
+	(*Proxy)(nil),                   // 27: zt.v1alpha1.Proxy
+	(*timestamppb.Timestamp)(nil),   // 28: google.protobuf.Timestamp
+	(*ShadowDifference)(nil),        // 29: zt.v1alpha1.ShadowDifference
+	(*ServerKeys)(nil),              // 30: zt.v1alpha1.ServerKeys
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
 	4,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	26, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	27, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
 	7,  // 2: zt.v1alpha1.WatchProxiesResponse.held:type_name -> zt.v1alpha1.HeldProxy
-	26, // 3: zt.v1alpha1.HeldProxy.proxy:type_name -> zt.v1alpha1.Proxy
+	27, // 3: zt.v1alpha1.HeldProxy.proxy:type_name -> zt.v1alpha1.Proxy
 	8,  // 4: zt.v1alpha1.HeldProxy.sent:type_name -> zt.v1alpha1.Progress
 	8,  // 5: zt.v1alpha1.HeldProxy.acked:type_name -> zt.v1alpha1.Progress
 	8,  // 6: zt.v1alpha1.HeldProxy.enforced:type_name -> zt.v1alpha1.Progress
 	9,  // 7: zt.v1alpha1.Progress.spans:type_name -> zt.v1alpha1.ProgressSpan
-	27, // 8: zt.v1alpha1.ProgressSpan.from:type_name -> google.protobuf.Timestamp
-	28, // 9: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	27, // 10: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
-	27, // 11: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
-	29, // 12: zt.v1alpha1.GetKeyReportResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	29, // 13: zt.v1alpha1.TakeKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	29, // 14: zt.v1alpha1.ForgetKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	0,  // 15: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	2,  // 16: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
-	5,  // 17: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	10, // 18: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
-	12, // 19: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
-	14, // 20: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
-	16, // 21: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
-	18, // 22: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
-	20, // 23: zt.v1alpha1.PeerService.GetKeyReport:input_type -> zt.v1alpha1.GetKeyReportRequest
-	22, // 24: zt.v1alpha1.PeerService.TakeKey:input_type -> zt.v1alpha1.TakeKeyRequest
-	24, // 25: zt.v1alpha1.PeerService.ForgetKey:input_type -> zt.v1alpha1.ForgetKeyRequest
-	1,  // 26: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	3,  // 27: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
-	6,  // 28: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	11, // 29: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	13, // 30: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
-	15, // 31: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
-	17, // 32: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
-	19, // 33: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
-	21, // 34: zt.v1alpha1.PeerService.GetKeyReport:output_type -> zt.v1alpha1.GetKeyReportResponse
-	23, // 35: zt.v1alpha1.PeerService.TakeKey:output_type -> zt.v1alpha1.TakeKeyResponse
-	25, // 36: zt.v1alpha1.PeerService.ForgetKey:output_type -> zt.v1alpha1.ForgetKeyResponse
-	26, // [26:37] is the sub-list for method output_type
-	15, // [15:26] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	28, // 8: zt.v1alpha1.ProgressSpan.from:type_name -> google.protobuf.Timestamp
+	29, // 9: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	28, // 10: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
+	28, // 11: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
+	16, // 12: zt.v1alpha1.GetReportResponse.hashes:type_name -> zt.v1alpha1.StateHash
+	30, // 13: zt.v1alpha1.GetKeyReportResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	30, // 14: zt.v1alpha1.TakeKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	30, // 15: zt.v1alpha1.ForgetKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	0,  // 16: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
+	2,  // 17: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
+	5,  // 18: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	10, // 19: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	12, // 20: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
+	14, // 21: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
+	17, // 22: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
+	19, // 23: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
+	21, // 24: zt.v1alpha1.PeerService.GetKeyReport:input_type -> zt.v1alpha1.GetKeyReportRequest
+	23, // 25: zt.v1alpha1.PeerService.TakeKey:input_type -> zt.v1alpha1.TakeKeyRequest
+	25, // 26: zt.v1alpha1.PeerService.ForgetKey:input_type -> zt.v1alpha1.ForgetKeyRequest
+	1,  // 27: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	3,  // 28: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
+	6,  // 29: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	11, // 30: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	13, // 31: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	15, // 32: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
+	18, // 33: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
+	20, // 34: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
+	22, // 35: zt.v1alpha1.PeerService.GetKeyReport:output_type -> zt.v1alpha1.GetKeyReportResponse
+	24, // 36: zt.v1alpha1.PeerService.TakeKey:output_type -> zt.v1alpha1.TakeKeyResponse
+	26, // 37: zt.v1alpha1.PeerService.ForgetKey:output_type -> zt.v1alpha1.ForgetKeyResponse
+	27, // [27:38] is the sub-list for method output_type
+	16, // [16:27] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_peer_proto_init() }
@@ -1705,7 +1782,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
