@@ -108,6 +108,7 @@ type place struct {
 
 var places = []place{
 	{dependency: "github.com/hashicorp/raft", row: "store"},
+	{dependency: "github.com/vishvananda/netlink", row: "agent"},
 	{dependency: "github.com/anishathalye/porcupine", row: "store"},
 	{dependency: "github.com/envoyproxy/go-control-plane/pkg/server", row: "xds/serve"},
 	{dependency: "github.com/spiffe/spire-api-sdk", row: "identity"},

@@ -113,7 +113,11 @@ func (a *Agent) serve(ctx context.Context, envoy *supervisor) error {
 	last, end := context.WithCancel(context.WithoutCancel(ctx))
 	defer end()
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.secrets.serve(last, listener) })
+	connected := newConnections(&connections{
+		workload: h.Workload, closed: a.envoy.closedGates, cut: cutConnection, log: a.log, now: a.now,
+	})
+	g.Go(func() error { return a.secrets.serve(last, listener, connected) })
+	g.Go(func() error { return untilDone(last, connected.run) })
 	if envoy != nil {
 		g.Go(func() error { return envoy.run(last) })
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc"
 
 	"github.com/ztmesh/ztmesh/identity"
@@ -54,10 +55,11 @@ func (s *secrets) publish(h *holding) error {
 	return nil
 }
 
-// serve answers on l until ctx ends.
-func (s *secrets) serve(ctx context.Context, l net.Listener) error {
+// serve answers on l until ctx ends, and hears of connections.
+func (s *secrets) serve(ctx context.Context, l net.Listener, c *connections) error {
 	server := grpc.NewServer(grpc.Creds(peerCredentials()), grpc.ConnectionTimeout(10*time.Second))
 	s.fleet.RegisterSecrets(server)
+	accesslogv3.RegisterAccessLogServiceServer(server, c)
 	stop := context.AfterFunc(ctx, func() {
 		s.fleet.Close()
 		server.Stop()

@@ -9,6 +9,7 @@ import (
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	"github.com/ztmesh/ztmesh/store/state"
+	"github.com/ztmesh/ztmesh/xds"
 )
 
 const (
@@ -62,7 +63,7 @@ func (g gates) update(old, next *policy.Index, changed []spec.Key, was, now time
 	}
 }
 
-func gateKey(p policy.Pair) string { return policy.GateKey(p.Service, p.Port, p.SourceID) }
+func gateKey(p policy.Pair) string { return xds.GateKey(p.Service.String(), p.Port, p.SourceID) }
 
 func isHTTP(ix *policy.Index, p policy.Pair) bool {
 	w, ok := ix.Workload(p.Service)

@@ -16,6 +16,7 @@ import (
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store/state"
+	"github.com/ztmesh/ztmesh/xds"
 )
 
 var gateStart = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -207,7 +208,7 @@ func (m meaning) closed(now time.Time) gates {
 			if out[service] == nil {
 				out[service] = map[string]time.Time{}
 			}
-			out[service][policy.GateKey(p.Service, p.Port, p.SourceID)] = w.closed
+			out[service][xds.GateKey(p.Service.String(), p.Port, p.SourceID)] = w.closed
 		}
 	}
 	return out
@@ -309,7 +310,7 @@ spec: {from: {workloads: [web]}, to: {services: [orders]}}
 	grant := []spec.Key{docs[2].Key()}
 	given := policy.New("shop.example", docs)
 	taken := given.With(nil, grant)
-	key := policy.GateKey(spec.Ref{Namespace: "shop", Name: "orders"}, "http", "spiffe://shop.example/ns/shop/sa/web")
+	key := xds.GateKey("shop/orders", "http", "spiffe://shop.example/ns/shop/sa/web")
 	hold := given.Mesh().MaxConnectionAge + gateMargin
 
 	g := gates{}

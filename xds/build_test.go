@@ -453,3 +453,22 @@ func BenchmarkBuild(b *testing.B) {
 		}
 	}
 }
+
+// TestGateKey pins the keys: servers of two versions must agree on them, and a
+// key that changed would open what is closed.
+func TestGateKey(t *testing.T) {
+	const web = "spiffe://shop.example/ns/shop/sa/web"
+	if got := xds.GateKey("shop/orders", "http", web); got != "zt.efad8251ad435fc9ec20bcb305b03ee1" {
+		t.Errorf("got %s", got)
+	}
+	seen := map[string]bool{}
+	for _, key := range []string{
+		xds.GateKey("shop/orders", "http", web), xds.GateKey("shop/orders", "http2", web), xds.GateKey("shop/orders", "http", web+"2"),
+		xds.GateKey("sho/porders", "http", web),
+	} {
+		if seen[key] || !strings.HasPrefix(key, "zt.") {
+			t.Errorf("key %s is not of its own", key)
+		}
+		seen[key] = true
+	}
+}

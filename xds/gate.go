@@ -1,6 +1,10 @@
 package xds
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
@@ -83,4 +87,34 @@ func (b *builder) discovered(missing proto.Message, typeURL string) *corev3.Exte
 // extensionResource makes m an ECDS resource of that name.
 func (b *builder) extensionResource(name string, m proto.Message) {
 	b.add(name, &corev3.TypedExtensionConfig{Name: name, TypedConfig: b.any(m)})
+}
+
+// GateKey is the runtime key of the gate that lets source, a SPIFFE ID, connect
+// to a port of a workload, "shop/orders". It is a hash of the three, so no two gates share a key and
+// one pair has the same key for ever, on every server.
+func GateKey(workload, port, source string) string {
+	return GateKeys(workload, port, []string{source})[0]
+}
+
+// GateKeys is the GateKey of each of sources.
+func GateKeys(workload, port string, sources []string) []string {
+	const prefix, hashed = "zt.", 16
+	const size = len(prefix) + 2*hashed
+	hashing := []byte(workload + "\x00" + port + "\x00")
+	common := len(hashing)
+	var text strings.Builder // all keys are one piece of memory
+	text.Grow(size * len(sources))
+	for _, source := range sources {
+		hashing = append(hashing[:common], source...)
+		sum := sha256.Sum256(hashing)
+		var digits [2 * hashed]byte
+		hex.Encode(digits[:], sum[:hashed])
+		text.WriteString(prefix)
+		text.Write(digits[:])
+	}
+	keys := make([]string, len(sources))
+	for i := range keys {
+		keys[i] = text.String()[i*size : (i+1)*size]
+	}
+	return keys
 }

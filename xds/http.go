@@ -154,11 +154,15 @@ func (b *builder) accessLog(kind string) []*accesslogv3.AccessLog {
 		fields["matched"] = structpb.NewStringValue("%DYNAMIC_METADATA(envoy.filters.http.rbac:" + RBACStatPrefix + "enforced_effective_policy_id)%")
 		fields["requestId"] = structpb.NewStringValue("%REQ(X-REQUEST-ID)%")
 	}
+	filter := &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_NotHealthCheckFilter{
+		NotHealthCheckFilter: &accesslogv3.NotHealthCheckFilter{},
+	}}
+	if kind == "tcp" {
+		filter = atEnd()
+	}
 	return []*accesslogv3.AccessLog{{
-		Name: "envoy.access_loggers.stdout",
-		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_NotHealthCheckFilter{
-			NotHealthCheckFilter: &accesslogv3.NotHealthCheckFilter{},
-		}},
+		Name:   "envoy.access_loggers.stdout",
+		Filter: filter,
 		ConfigType: &accesslogv3.AccessLog_TypedConfig{TypedConfig: b.any(&streamlogv3.StdoutAccessLog{
 			AccessLogFormat: &streamlogv3.StdoutAccessLog_LogFormat{LogFormat: &corev3.SubstitutionFormatString{
 				Format: &corev3.SubstitutionFormatString_JsonFormat{JsonFormat: &structpb.Struct{Fields: fields}},

@@ -199,7 +199,8 @@ func (b *builder) inboundTCP(in *Inbound) *listenerv3.Filter {
 		UpstreamConnectMode:             mode,
 		MaxEarlyDataBytes:               wrapperspb.UInt32(bufferLimit),
 		MaxDownstreamConnectionDuration: durationpb.New(b.c.MaxConnectionAge),
-		AccessLog:                       b.accessLog("tcp"),
+		AccessLog:                       append(b.accessLog("tcp"), b.connectionLog()...),
+		AccessLogOptions:                b.connectionLogOptions(),
 	})
 }
 

@@ -168,7 +168,7 @@ func gate(ref spec.Ref, port string, callers []string) []xds.GateEntry {
 	if len(callers) == 0 {
 		return nil
 	}
-	keys := policy.GateKeys(ref, port, callers)
+	keys := xds.GateKeys(ref.String(), port, callers)
 	entries := make([]xds.GateEntry, len(callers))
 	for i, id := range callers {
 		entries[i] = xds.GateEntry{ID: id, Key: keys[i]}

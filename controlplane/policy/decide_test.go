@@ -170,23 +170,3 @@ spec:
 		}
 	}
 }
-
-// TestGateKey pins the keys: servers of two versions must agree on them, and a
-// key that changed would open what is closed.
-func TestGateKey(t *testing.T) {
-	orders := spec.Ref{Namespace: "shop", Name: "orders"}
-	const web = "spiffe://shop.example/ns/shop/sa/web"
-	if got := policy.GateKey(orders, "http", web); got != "zt.efad8251ad435fc9ec20bcb305b03ee1" {
-		t.Errorf("got %s", got)
-	}
-	seen := map[string]bool{}
-	for _, key := range []string{
-		policy.GateKey(orders, "http", web), policy.GateKey(orders, "http2", web), policy.GateKey(orders, "http", web+"2"),
-		policy.GateKey(spec.Ref{Namespace: "sho", Name: "porders"}, "http", web),
-	} {
-		if seen[key] || !strings.HasPrefix(key, "zt.") {
-			t.Errorf("key %s is not of its own", key)
-		}
-		seen[key] = true
-	}
-}

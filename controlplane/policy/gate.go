@@ -1,44 +1,12 @@
 package policy
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 )
-
-// GateKey is the runtime key of the gate that lets source, a SPIFFE ID, connect
-// to a port of dest. It is a hash of the three, so no two gates share a key and
-// one pair has the same key for ever, on every server.
-func GateKey(dest spec.Ref, port, source string) string {
-	return GateKeys(dest, port, []string{source})[0]
-}
-
-// GateKeys is the GateKey of each of sources.
-func GateKeys(dest spec.Ref, port string, sources []string) []string {
-	const prefix, hashed = "zt.", 16
-	const size = len(prefix) + 2*hashed
-	hashing := []byte(dest.String() + "\x00" + port + "\x00")
-	common := len(hashing)
-	var text strings.Builder // all keys are one piece of memory
-	text.Grow(size * len(sources))
-	for _, source := range sources {
-		hashing = append(hashing[:common], source...)
-		sum := sha256.Sum256(hashing)
-		var digits [2 * hashed]byte
-		hex.Encode(digits[:], sum[:hashed])
-		text.WriteString(prefix)
-		text.Write(digits[:])
-	}
-	keys := make([]string, len(sources))
-	for i := range keys {
-		keys[i] = text.String()[i*size : (i+1)*size]
-	}
-	return keys
-}
 
 // Callers is every SPIFFE ID that may connect to a port of the workload ref,
 // sorted: the gate of the port. These are the declared workloads that an enforced
