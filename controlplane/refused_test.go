@@ -184,7 +184,7 @@ func TestWrongTokensCostNoEntry(t *testing.T) {
 		for range 40 {
 			_, req := c.enrolment(token, "shop/web")
 			wg.Go(func() {
-				if _, err := node.Enrol(ctx, req); status.Code(err) != codes.PermissionDenied {
+				if err := enrolled(ctx, node, req); status.Code(err) != codes.PermissionDenied {
 					t.Errorf("got %v", err)
 				}
 			})
