@@ -31,7 +31,9 @@ func TestScript(t *testing.T) {
 		RequireExplicitExec: true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
-			return nil
+			golden, err := filepath.Abs(filepath.Join("..", "..", "controlplane", "testdata"))
+			env.Setenv("GOLDEN", golden)
+			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"taken": taken, "ready": ready, "interrupt": interrupt, "private": private,
