@@ -64,8 +64,8 @@ func (c *Cluster) Begin(ctx context.Context, trustDomain string, servers []*Serv
 		if err := s.Start(c.Site); err != nil {
 			return err
 		}
-		c.Servers = append(c.Servers, s)
 		if err := s.Ready(ctx); err != nil {
+			s.Kill()
 			return err
 		}
 		if n == 0 {
@@ -74,20 +74,26 @@ func (c *Cluster) Begin(ctx context.Context, trustDomain string, servers []*Serv
 				return err
 			}
 		}
-		id, err := c.ID(s)
-		if err != nil {
-			return err
-		}
-		ports, err := c.connect(s)
-		if err != nil {
-			return err
-		}
-		c.IDs, c.Ports = append(c.IDs, id), append(c.Ports, ports)
-		if err := c.Together(ctx); err != nil {
+		if err := c.Adopt(ctx, s); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// Adopt takes a server that is ready among those of the cluster, as the last, and waits
+// until all vote. Admin must be known.
+func (c *Cluster) Adopt(ctx context.Context, s *Server) error {
+	id, err := c.ID(s)
+	if err != nil {
+		return err
+	}
+	ports, err := c.connect(s)
+	if err != nil {
+		return err
+	}
+	c.Servers, c.IDs, c.Ports = append(c.Servers, s), append(c.IDs, id), append(c.Ports, ports)
+	return c.Together(ctx)
 }
 
 func (c *Cluster) connect(s *Server) (p Ports, err error) {
