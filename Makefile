@@ -125,6 +125,11 @@ crash: ## Kill real servers at every failpoint, N times; SEED replays
 netsplit: ## Cut links between real servers, N rounds of each fault; SEED replays
 	ZT_ROUNDS='$(ROUNDS)' ZT_SEED='$(SEED)' $(GO) test -tags system -count 1 -timeout 0 -v $(TESTFLAGS) ./controlplane/zttest/netsplit
 
+KILLS = $(if $(filter file,$(origin N)),100,$(N))
+.PHONY: kill-leader
+kill-leader: envoy ## Kill the leader N times under requests through real Envoys
+	ZT_KILLS='$(KILLS)' $(GO) test -tags system -count 1 -timeout 0 -v $(TESTFLAGS) ./controlplane/zttest/killleader
+
 # How many times a disk goes wrong: as often in memory, and in MINUTES under real servers.
 .PHONY: disk
 disk: ## Cut power, break and fill disks, N times in memory and under real servers; SEED replays
