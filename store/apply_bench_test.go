@@ -1,15 +1,9 @@
 package store_test
 
 import (
-	"context"
 	"fmt"
-	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -138,11 +132,7 @@ func BenchmarkLarge(b *testing.B) {
 	for n := range 300 {
 		before = append(before, mustApply(b, leader, small(n)))
 	}
-	workloads := largeWorkloads
-	if n, err := strconv.Atoi(os.Getenv("ZT_WORKLOADS")); err == nil {
-		workloads = n // on a machine that is too busy for all of them
-	}
-	content := string(largeSpec(workloads))
+	content := string(largeSpec(benchWorkloads()))
 	fmt.Printf("large spec: %d MB applied in %v on three servers\n", len(content)/1_000_000, mustApply(b, leader, request(false, content)).Round(time.Millisecond))
 	runtime.GC()
 	var mem runtime.MemStats
@@ -165,46 +155,10 @@ func BenchmarkLarge(b *testing.B) {
 	figure("grant-in-large-state-over-small", float64(quantile(after, .5))/float64(quantile(before, .5)), "x", "<=", 3)
 	figure("apply-stall-by-snapshots", (quantile(during, 1)-quantile(after, 1)).Seconds()*1000, "ms", "<=", 100)
 
-	dir := m.Others(leader)[0]
-	restart(b, dir)
+	other := m.Others(leader)[0]
+	bin := build(b)
+	other.Stop()
+	figure("restart-with-large-state", runReal(b, bin, other).ready.Seconds(), "s", "<=", 5)
 	for b.Loop() { // everything is measured once
 	}
-}
-
-// restart stops a server and runs the real ztd on its directory until it is ready.
-func restart(b *testing.B, s *mesh.Server) {
-	b.Helper()
-	ztd := filepath.Join(b.TempDir(), "ztd")
-	if out, err := exec.Command("go", "build", "-trimpath", "-o", ztd, "../cmd/ztd").CombinedOutput(); err != nil {
-		b.Fatalf("%v: %s", err, out)
-	}
-	address := s.Addresses()
-	s.Stop()
-	start := time.Now()
-	cmd := exec.CommandContext(context.WithoutCancel(b.Context()), ztd, "run", "--data-dir", s.Dir,
-		"--admin-listen", address.Admin, "--node-listen", address.Node, "--cluster-listen", address.Cluster, "--local-listen", address.Local)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := cmd.Process.Kill(); err != nil {
-			b.Error(err)
-		}
-		_ = cmd.Wait() // it was killed
-	})
-	for {
-		resp, err := http.Get("http://" + address.Local + "/readyz")
-		if err == nil {
-			resp.Body.Close()
-			if resp.StatusCode == http.StatusOK {
-				break
-			}
-		}
-		if time.Since(start) > time.Minute {
-			b.Fatalf("not ready: %v", err)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-	figure("restart-with-large-state", time.Since(start).Seconds(), "s", "<=", 5)
 }

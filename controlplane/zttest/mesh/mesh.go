@@ -85,6 +85,21 @@ func New(t testing.TB, c Config) *Mesh {
 	return m
 }
 
+// Contexts writes a contexts file of the first admin's that names servers, for ztctl.
+func (m *Mesh) Contexts(servers ...*Server) (path string) {
+	m.t.Helper()
+	x := m.admin
+	x.Servers = nil
+	for _, s := range servers {
+		x.Servers = append(x.Servers, s.Addresses().Admin)
+	}
+	all := &identity.Contexts{}
+	all.Put(x)
+	path = filepath.Join(m.t.TempDir(), "contexts.yaml")
+	m.check(identity.SaveContexts(path, all))
+	return path
+}
+
 // Together returns when all servers run, have the vote that they are to have, and
 // each of them hears all others, so that it can speak for every proxy.
 func (m *Mesh) Together() {
