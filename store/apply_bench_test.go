@@ -11,6 +11,7 @@ import (
 
 	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/stats"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store"
 )
@@ -21,15 +22,9 @@ func figure(name string, value float64, unit, sign string, limit float64) {
 	fmt.Printf("figure %s %.3g %s goal %s %g %s\n", name, value, unit, sign, limit, met)
 }
 
-// quantile is the value below which so much of d lies.
-func quantile(d []time.Duration, q float64) time.Duration {
-	d = slices.Sorted(slices.Values(d))
-	return d[min(int(q*float64(len(d))), len(d)-1)]
-}
-
 func spread(d []time.Duration) string {
-	return fmt.Sprintf("%v [%v, %v], p99 %v", quantile(d, .5).Round(time.Microsecond), quantile(d, .25).Round(time.Microsecond),
-		quantile(d, .75).Round(time.Microsecond), quantile(d, .99).Round(time.Microsecond))
+	return fmt.Sprintf("%v [%v, %v], p99 %v", stats.Quantile(d, .5).Round(time.Microsecond), stats.Quantile(d, .25).Round(time.Microsecond),
+		stats.Quantile(d, .75).Round(time.Microsecond), stats.Quantile(d, .99).Round(time.Microsecond))
 }
 
 func request(merge bool, yaml string) *ztv1.ApplyRequest {
@@ -78,7 +73,9 @@ func BenchmarkApply(b *testing.B) {
 					committed = append(committed, time.Since(start))
 				}
 			}
-			ratio := func(q float64) float64 { return float64(quantile(applied, q)) / float64(quantile(committed, q)) }
+			ratio := func(q float64) float64 {
+				return float64(stats.Quantile(applied, q)) / float64(stats.Quantile(committed, q))
+			}
 			fmt.Printf("apply on %d servers: %s; bare raft: %s; %d of each\n", servers, spread(applied), spread(committed), n)
 			figure(fmt.Sprintf("apply-over-bare-raft-p50-of-%d", servers), ratio(.5), "x", "<=", 2)
 			figure(fmt.Sprintf("apply-over-bare-raft-p99-of-%d", servers), ratio(.99), "x", "<=", 3)
@@ -151,9 +148,9 @@ func BenchmarkLarge(b *testing.B) {
 		}
 	}
 	fmt.Printf("one grant: small state %s; large state %s; with snapshots %s, longest %v, %d applies, %v snapshots\n",
-		spread(before), spread(after), spread(during), quantile(during, 1), len(during), leader.Metric("zt_store_snapshots_total")-written)
-	figure("grant-in-large-state-over-small", float64(quantile(after, .5))/float64(quantile(before, .5)), "x", "<=", 3)
-	figure("apply-stall-by-snapshots", (quantile(during, 1)-quantile(after, 1)).Seconds()*1000, "ms", "<=", 100)
+		spread(before), spread(after), spread(during), stats.Quantile(during, 1), len(during), leader.Metric("zt_store_snapshots_total")-written)
+	figure("grant-in-large-state-over-small", float64(stats.Quantile(after, .5))/float64(stats.Quantile(before, .5)), "x", "<=", 3)
+	figure("apply-stall-by-snapshots", (stats.Quantile(during, 1)-stats.Quantile(after, 1)).Seconds()*1000, "ms", "<=", 100)
 
 	other := m.Others(leader)[0]
 	bin := build(b)

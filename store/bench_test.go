@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/ztmesh/ztmesh/controlplane/zttest/stats"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	"github.com/ztmesh/ztmesh/store/state"
 )
@@ -75,13 +75,13 @@ func benchmarkPropose(b *testing.B, figure string, size, servers int) {
 			return r.Err
 		}))
 	}
-	ratio := float64(median(theirs)) / float64(median(ours))
+	ratio := float64(stats.Median(theirs)) / float64(stats.Median(ours))
 	verdict := "met"
 	if ratio < 0.7 {
 		verdict = "short"
 	}
-	b.ReportMetric(benchEntries/median(ours).Seconds(), "proposals/s")
-	b.ReportMetric(benchEntries/median(theirs).Seconds(), "bare/s")
+	b.ReportMetric(benchEntries/stats.Median(ours).Seconds(), "proposals/s")
+	b.ReportMetric(benchEntries/stats.Median(theirs).Seconds(), "bare/s")
 	fmt.Printf("figure %s %.2f x goal >= 0.7 %s\n", figure, ratio, verdict)
 }
 
@@ -130,13 +130,13 @@ func benchmarkAudit(b *testing.B, figure string, size, servers int) {
 	if none, _ := bare.State().AuditHead(); had == 0 || none != 0 {
 		b.Fatalf("%d and %d records", had, none)
 	}
-	ratio := float64(median(ours)) / float64(median(theirs))
+	ratio := float64(stats.Median(ours)) / float64(stats.Median(theirs))
 	verdict := "met"
 	if ratio > 1.1 {
 		verdict = "short"
 	}
-	b.ReportMetric(benchEntries/median(ours).Seconds(), "proposals/s")
-	b.ReportMetric(benchEntries/median(theirs).Seconds(), "unrecorded/s")
+	b.ReportMetric(benchEntries/stats.Median(ours).Seconds(), "proposals/s")
+	b.ReportMetric(benchEntries/stats.Median(theirs).Seconds(), "unrecorded/s")
 	fmt.Printf("figure %s %.3f x goal <= 1.1 %s\n", figure, ratio, verdict)
 }
 
@@ -155,11 +155,6 @@ func round(b *testing.B, do func(i int) error) time.Duration {
 	}
 	wg.Wait()
 	return time.Since(start)
-}
-
-func median(d []time.Duration) time.Duration {
-	d = slices.Sorted(slices.Values(d))
-	return d[len(d)/2]
 }
 
 // bareRaft is servers of raft's, over TCP on loopback where there are several, with
@@ -261,10 +256,10 @@ func BenchmarkLogStore(b *testing.B) {
 				}
 			}
 			for i, name := range []string{"ours-µs", "wal-µs", "bolt-µs"} {
-				b.ReportMetric(float64(median(took[i]).Microseconds()), name)
+				b.ReportMetric(float64(stats.Median(took[i]).Microseconds()), name)
 			}
 			for i, name := range []string{"raft-wal", "raft-boltdb"} {
-				ratio := float64(median(took[i+1])) / float64(median(took[0]))
+				ratio := float64(stats.Median(took[i+1])) / float64(stats.Median(took[0]))
 				fmt.Printf("figure log-append-%d-against-%s %.2f x goal >= 1 %s\n", batch, name, ratio,
 					map[bool]string{true: "met", false: "short"}[ratio >= 1])
 			}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -33,6 +34,7 @@ type diskLog struct {
 
 	writing sync.Mutex // held by StoreLogs and DeleteRange
 	broken  error      // guarded by writing: the disk has refused
+	scratch []byte     // guarded by writing: what was written last, to be written over
 
 	mu          sync.RWMutex // guards what follows; held while reading
 	segments    []*segment   // in order; none is empty
@@ -50,6 +52,9 @@ var (
 
 // segmentSize is how much is taken at a time.
 const segmentSize = 16 << 20
+
+// maxScratch is how much memory is kept for the next write.
+const maxScratch = 1 << 20
 
 const (
 	markFile  = "acked"
@@ -369,7 +374,10 @@ func (l *diskLog) store(entries []*raft.Log, size int64) error {
 	if err != nil {
 		return err
 	}
-	b := make([]byte, 0, int64(headerSize)+size)
+	b := slices.Grow(l.scratch[:0], headerSize+int(size))
+	if cap(b) <= maxScratch {
+		l.scratch = b
+	}
 	offset := s.end()
 	if fresh {
 		b, offset = append(b, s.header()...), 0

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"text/tabwriter"
 	"time"
+
+	"github.com/ztmesh/ztmesh/controlplane/zttest/stats"
 )
 
 // measure is what one experiment has shown, in one round.
@@ -94,15 +96,7 @@ func (w *row) add(m measure) {
 		Reached: s.Reached / n, Responses: s.Responses / n, Wasted: s.Wasted, Bytes: s.Bytes / n,
 		CPU: s.CPU / time.Duration(n), Over: s.Over / time.Duration(n), RSSPerProxy: s.RSSPerProxy / int64(n),
 	}
-	w.P50, w.P99, w.Last = quantile(w.all, 0.5), quantile(w.all, 0.99), quantile(w.lasts, 0.5)
-}
-
-func quantile(d []time.Duration, q float64) time.Duration {
-	if len(d) == 0 {
-		return 0
-	}
-	d = slices.Sorted(slices.Values(d))
-	return d[min(int(q*float64(len(d))), len(d)-1)]
+	w.P50, w.P99, w.Last = stats.Quantile(w.all, 0.5), stats.Quantile(w.all, 0.99), stats.Quantile(w.lasts, 0.5)
 }
 
 // bytesPerProxy is what the control plane sent to one proxy that an experiment had to
