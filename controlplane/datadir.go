@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -143,9 +144,19 @@ func (d dataDir) setAside(now time.Time) (moved, error) {
 		return m, err
 	}
 	defer lock.Close()
-	for _, file := range []string{
-		d.identityFile(), d.raft(), d.dataKeys(), d.intermediate(), d.roots(), d.sealedRoot(), d.journal(), d.peers(), d.reseed(), d.recovery(), d.diverged(),
-	} {
+	files := []string{
+		d.identityFile(), d.raft(), d.dataKeys(), d.intermediate(), d.roots(), d.sealedRoot(), d.peers(), d.reseed(), d.recovery(), d.diverged(),
+	}
+	names, err := os.ReadDir(string(d))
+	if err != nil {
+		return m, err
+	}
+	for _, n := range names { // the journals, with their segments
+		if strings.HasPrefix(n.Name(), filepath.Base(d.journal())) || strings.HasPrefix(n.Name(), filepath.Base(d.refusals())) {
+			files = append(files, d.path(n.Name()))
+		}
+	}
+	for _, file := range files {
 		if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

@@ -1,6 +1,7 @@
 package controlplane_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"os"
@@ -103,7 +104,20 @@ func TestRecover(t *testing.T) {
 		t.Errorf("%d audit records are left, the recovery is among them: %v", n, recovered)
 	}
 
-	// A server of before joins anew by one command.
+	// A server of before joins anew by one command; if that fails, it is who it was.
+	before, err := os.ReadFile(filepath.Join(stale.Dir, "server.json"))
+	c.check(err)
+	if err := controlplane.Join(c.ctx(), controlplane.JoinConfig{
+		DataDir: stale.Dir, Server: fresh.Addresses().Node, Token: c.Token("shop/web"), Replace: true, // no server's
+	}); err == nil {
+		t.Error("a server joins by a proxy's token")
+	}
+	if left, err := os.ReadFile(filepath.Join(stale.Dir, "server.json")); err != nil || !bytes.Equal(left, before) {
+		t.Errorf("after a join that failed: %s, %v", left, err)
+	}
+	if kept, err := filepath.Glob(filepath.Join(stale.Dir, "replaced-*")); err != nil || len(kept) != 0 {
+		t.Errorf("left of a join that failed: %v, %v", kept, err)
+	}
 	c.check(controlplane.Join(c.ctx(), controlplane.JoinConfig{
 		DataDir: stale.Dir, Server: fresh.Addresses().Node, Token: c.Token(""), Replace: true,
 	}))

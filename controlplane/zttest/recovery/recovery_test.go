@@ -86,7 +86,7 @@ func begin(t *testing.T, tags ...string) *run {
 			}
 		}
 	})
-	r.check(r.Build(t.Context(), filepath.Join("..", "..", ".."), "ztd", "ztagent", "ztctl"))
+	r.check(r.Build(t.Context(), filepath.Join("..", "..", ".."), "ztd", "ztagent"))
 	var servers []*fleet.Server
 	for n := range 3 {
 		servers = append(servers, &fleet.Server{Name: fmt.Sprint("ztd-", n+1), Host: block.At(n + 1), Flags: []string{"--election-timeout", "500ms"}})
