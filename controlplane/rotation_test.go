@@ -314,3 +314,46 @@ func TestRotationByCommand(t *testing.T) {
 	t.Setenv("ZT_TEST_BOTH", string(first.Text().Reveal())+string(second.Text().Reveal()))
 	c.check(join("env:ZT_TEST_BOTH"))
 }
+
+// Keys from the environment: servers that are restarted one after the other with both
+// keys go over, and back to one.
+func TestRotationByEnvironment(t *testing.T) {
+	first, second := identity.NewKEK(), identity.NewKEK()
+	const source = "env:ZT_TEST_KEYS"
+	give := func(list ...identity.KEK) {
+		t.Helper()
+		keys, err := identity.NewKeys(list...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Setenv("ZT_TEST_KEYS", string(keys.Text().Reveal()))
+	}
+	give(first)
+	c := &cluster{mesh.New(t, mesh.Config{TrustDomain: trustDomain, KEK: source, Servers: 3, Tune: func(cfg *controlplane.Config) {
+		often(cfg)
+		cfg.KEK = source
+	}}), t}
+	c.Submit(shop)
+	rolling := func() {
+		t.Helper()
+		for _, s := range c.Servers {
+			s.Stop()
+			s.Start()
+			c.Together()
+		}
+	}
+	give(first, second) // in any order
+	rolling()
+	if from, to := c.rotate(""); from != first.ID() || to != second.ID() {
+		t.Errorf("from %s to %s", from, to)
+	}
+	give(second)
+	rolling()
+	c.drop(first.ID())
+	for _, r := range c.keys().Servers {
+		if r.Source != "env" || !slices.Equal(r.KeyIds, []string{second.ID()}) {
+			t.Errorf("%v", r)
+		}
+	}
+	c.Submit(shop + workload("shop", "after"))
+}
