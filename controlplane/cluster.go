@@ -50,7 +50,8 @@ type peer struct {
 	full      bool // its disk
 	revision  uint64
 	proxies   map[string]*ztv1.HeldProxy // by instance
-	said      *said                      // the last report; nil: none yet. It is never changed
+	cuts      map[cutKey]*ztv1.HeldCuts
+	said      *said // the last report; nil: none yet. It is never changed
 }
 
 // newCluster makes what is set of c usable.
@@ -227,7 +228,10 @@ func (c *cluster) Readable(f state.Feature) error { return c.store.Readable(f) }
 // take notes what a peer says of its proxies, and returns of which. cluster.mu is held.
 func (p *peer) take(said *ztv1.WatchProxiesResponse) (changed []string) {
 	if !said.Delta {
-		p.proxies = make(map[string]*ztv1.HeldProxy, len(said.Held))
+		p.proxies, p.cuts = make(map[string]*ztv1.HeldProxy, len(said.Held)), map[cutKey]*ztv1.HeldCuts{}
+	}
+	for _, c := range said.Cuts {
+		p.cuts[cutKey{c.Instance, c.Caller, c.Port}] = c
 	}
 	for _, x := range said.Proxies { // of an older version: as of its newest revision
 		p.proxies[x.Instance] = &ztv1.HeldProxy{

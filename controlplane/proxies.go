@@ -25,21 +25,28 @@ type proxies struct {
 	cluster *cluster
 	moved   *broadcast  // what is told of a proxy may have changed, here or elsewhere
 	full    func() bool // the disk of this server
+	now     func() time.Time
 
 	mu       sync.Mutex // guards what follows, and is never held while calling out
 	revision uint64     // what holds for the newest holds for this one
 	local    map[string]*ztv1.HeldProxy
 	tellings map[*telling]struct{}
 	agents   map[string]*agentCall // by instance: the newest
+	cuts     map[cutKey]*ztv1.HeldCuts
+	cutsOf   map[string]int // how many of these, by instance
+	swept    time.Time      // when they were looked through
 }
 
 // telling is one server that is told what changes here.
 type telling struct {
-	changed map[string]struct{} // since it was told last; guarded by proxies.mu
+	// since it was told last; guarded by proxies.mu
+	changed map[string]struct{}
+	cuts    map[cutKey]struct{}
 }
 
 func newProxies(p *proxies) *proxies {
 	p.local, p.tellings, p.agents = map[string]*ztv1.HeldProxy{}, map[*telling]struct{}{}, map[string]*agentCall{}
+	p.cuts, p.cutsOf = map[cutKey]*ztv1.HeldCuts{}, map[string]int{}
 	p.cluster.heard = p.wake
 	return p
 }
@@ -140,7 +147,7 @@ func (p *proxies) connected() map[string]bool {
 
 // Tell is api.Proxies.
 func (p *proxies) Tell(ctx context.Context, deltas bool, f func(*ztv1.WatchProxiesResponse) error) error {
-	t := &telling{changed: map[string]struct{}{}}
+	t := &telling{changed: map[string]struct{}{}, cuts: map[cutKey]struct{}{}}
 	p.mu.Lock()
 	p.tellings[t] = struct{}{}
 	p.mu.Unlock()
@@ -174,7 +181,7 @@ func (p *proxies) news(t *telling, last *ztv1.WatchProxiesResponse, deltas bool)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m.Revision = p.revision
-	if last != nil && len(t.changed) == 0 && m.Revision == last.Revision && m.DiskFull == last.DiskFull {
+	if last != nil && len(t.changed)+len(t.cuts) == 0 && m.Revision == last.Revision && m.DiskFull == last.DiskFull {
 		return nil
 	}
 	switch {
@@ -186,7 +193,15 @@ func (p *proxies) news(t *telling, last *ztv1.WatchProxiesResponse, deltas bool)
 		for _, h := range p.local {
 			m.Held = append(m.Held, h)
 		}
+		for _, c := range p.cuts {
+			m.Cuts = append(m.Cuts, c)
+		}
 	default:
+		for k := range t.cuts {
+			if c := p.cuts[k]; c != nil {
+				m.Cuts = append(m.Cuts, c)
+			}
+		}
 		for i := range t.changed {
 			if h := p.local[i]; h != nil {
 				m.Held = append(m.Held, h)
@@ -196,6 +211,7 @@ func (p *proxies) news(t *telling, last *ztv1.WatchProxiesResponse, deltas bool)
 		}
 	}
 	clear(t.changed)
+	clear(t.cuts)
 	return m
 }
 

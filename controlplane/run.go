@@ -272,6 +272,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	others := newCluster(&cluster{self: s.id, store: agreedOn, tls: peerTLS, log: s.cfg.Logger, now: s.cfg.Now, every: rule.Check})
 
 	var loop *reconciler
+	var held *proxies
 	fleet := serve.New(serve.Config{
 		Authorize:    func(ctx context.Context) (string, error) { return s.instance(ctx, agreedOn) },
 		OnConnect:    func(id string) { loop.OnConnect(id) },
@@ -284,6 +285,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 		Called: func(workload string, local uint32, authority string) (service, port string, ok bool) {
 			return loop.called(workload, local, authority)
 		},
+		Cut:    func(who decisions.Reporter, c decisions.Cut) { held.cut(who.Instance, c) },
 		Logger: s.cfg.Logger, Metrics: s.metrics, Now: s.cfg.Now,
 	})
 	resolver := newOutside(&outside{
@@ -296,7 +298,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 			return s.clock.check() == nil && s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence
 		},
 	}, s.metrics)
-	held := newProxies(&proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved, full: others.DiskFull})
+	held = newProxies(&proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved, full: others.DiskFull, now: s.cfg.Now})
 	keys := newKeeper(&keeper{s: s, store: agreedOn, others: others, every: s.cfg.KeyCheck}, s.metrics)
 	door := api.New(api.Config{
 		ServerID: s.id, Version: Version, Log: agreed{agreedOn, &s.clock}, Cluster: others, Proxies: held,

@@ -34,6 +34,7 @@ func (b *builder) inbound(in *Inbound) *listenerv3.Listener {
 	name := InboundListener(in.Name)
 	l := listener(name)
 	l.TrafficDirection = corev3.TrafficDirection_INBOUND
+	l.AccessLog = []*accesslogv3.AccessLog{b.cutLog()}
 	l.FilterChains = []*listenerv3.FilterChain{{
 		Name:                          name,
 		TransportSocket:               b.serverTLS(in),

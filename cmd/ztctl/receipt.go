@@ -217,6 +217,16 @@ func (a *app) showReceipt(r *ztv1.WatchReceiptResponse) error {
 	if err := a.columns("WORKLOAD INSTANCE STATE SENT ACKED ENFORCED WHY", rows); err != nil {
 		return err
 	}
+	for _, p := range r.Proxies {
+		for _, c := range p.Cuts {
+			fmt.Fprintf(a.out, "%s %s cut %s of %s to its port %s, the last one %s\n", p.Workload, p.Instance,
+				plural(int(c.Connections), "open connection", "open connections"), printable(c.Caller), c.Port, after(c.LastAt))
+		}
+	}
+	if r.Closed > 0 {
+		fmt.Fprintf(a.out, "%s of a caller and a port closed; none of their connections is open after %s\n",
+			plural(int(r.Closed), "pair", "pairs"), r.NoneOpenAfter.AsTime().Format(time.RFC3339))
+	}
 	if r.Omitted > 0 {
 		a.note("%d more are counted and not shown", r.Omitted)
 	}

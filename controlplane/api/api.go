@@ -103,6 +103,9 @@ type Proxies interface {
 	Of(instance string) (h *ztv1.HeldProxy, revision uint64)
 	// Unreachable are the ids of the servers that do not answer.
 	Unreachable() []string
+	// Cuts are how many open connections of a caller the proxy of an instance has cut
+	// on a port, as reported after a time, and when the last one of them ended.
+	Cuts(instance, caller, port string, since time.Time) (connections uint32, last time.Time)
 	// Changed is closed when the answers of Of may have changed since the call.
 	Changed() <-chan struct{}
 	// Tell calls f with what this server holds, and after each change again, until ctx

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ztmesh/ztmesh/controlplane/parallel"
+	"github.com/ztmesh/ztmesh/controlplane/policy"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
@@ -253,9 +254,27 @@ func instancesOf(st *state.State, refs []spec.Ref) []*ztv1.InstanceRef {
 	return out
 }
 
-// affected are the instances whose configuration a past revision changed: the
-// documents as they were are made again by undoing what came after.
+// effect is what a past revision has changed.
+type effect struct {
+	revision *logv1.Revision
+	affected []*ztv1.InstanceRef // instances whose configuration it changed
+	closed   []policy.Pair       // whom it no longer admits, sorted
+	// open is how long a connection of these may stay open.
+	open time.Duration
+}
+
+// affected are the instances whose configuration a past revision changed.
 func (s *Server) affected(st *state.State, revision uint64) ([]*ztv1.InstanceRef, error) {
+	e, err := s.effectOf(st, revision)
+	if err != nil {
+		return nil, err
+	}
+	return e.affected, nil
+}
+
+// effectOf is what a past revision has changed: the documents as they were are made
+// again by undoing what came after.
+func (s *Server) effectOf(st *state.State, revision uint64) (*effect, error) {
 	r, kept := revisionAt(st, revision)
 	if !kept {
 		return nil, noRevision(st, revision)
@@ -268,22 +287,26 @@ func (s *Server) affected(st *state.State, revision uint64) ([]*ztv1.InstanceRef
 	if err != nil {
 		return nil, err
 	}
-	return affectedBetween(st, before, at, r)
+	return effectBetween(st, before, at, r)
 }
 
-// affectedBetween is affected where the documents before and after the revision are
-// known.
-func affectedBetween(st *state.State, before, at *view.View, r *logv1.Revision) ([]*ztv1.InstanceRef, error) {
+// effectBetween is effectOf where the documents before and after are known.
+func effectBetween(st *state.State, before, at *view.View, r *logv1.Revision) (*effect, error) {
 	changed := make([]spec.Key, 0, len(r.Changes))
 	for _, c := range r.Changes {
 		changed = append(changed, view.KeyOf(c.Key))
 	}
-	old, next := lift(before, r.When.AsTime()), lift(at, r.When.AsTime())
+	when := r.When.AsTime()
+	old, next := lift(before, when), lift(at, when)
 	refs := next.Index.Touched(old.Index, changed)
 	refs = slices.DeleteFunc(refs, func(ref spec.Ref) bool { return !enrolled(st)(ref) })
 	refs, err := view.Affected(old, next, refs, enrolled(st))
 	if err != nil {
 		return nil, err
 	}
-	return instancesOf(st, refs), nil
+	e := &effect{revision: r, affected: instancesOf(st, refs), closed: at.Index.Closed(before.Index, changed, when, when)}
+	for _, p := range e.closed {
+		e.open = max(e.open, before.Index.Settings(p.Service).MaxConnectionAge, at.Index.Settings(p.Service).MaxConnectionAge)
+	}
+	return e, nil
 }

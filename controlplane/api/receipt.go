@@ -26,6 +26,8 @@ const (
 	agentsReturn = 3 * time.Second
 	// receiptPause is how long changes are gathered before a receipt is sent again.
 	receiptPause = 50 * time.Millisecond
+	// drains is how much longer than its age a connection may live.
+	drains = 5 * time.Minute
 	// maxNamed is how many proxies a receipt names, unless all are asked for.
 	maxNamed = 100
 )
@@ -52,17 +54,16 @@ func (s *Server) WatchReceipt(req *ztv1.WatchReceiptRequest, stream ztv1.AdminSe
 		return err
 	}
 	st := s.cfg.Log.State()
-	affected, err := s.affected(st, req.Revision)
+	e, err := s.effectOf(st, req.Revision)
 	if err != nil {
 		return err
 	}
-	r, _ := revisionAt(st, req.Revision)
 	patience := time.NewTimer(agentsReturn)
 	defer patience.Stop()
 	var last *ztv1.WatchReceiptResponse
 	for patient := true; ; {
 		changed := s.cfg.Proxies.Changed() // before the look, so that nothing is missed
-		receipt := s.receipt(r, affected, patient, req.All)
+		receipt := s.receipt(e, patient, req.All)
 		if !proto.Equal(last, receipt) {
 			if err := stream.Send(receipt); err != nil {
 				return err
@@ -106,13 +107,18 @@ func (s *Server) waitFor(ctx context.Context, revision uint64) error {
 
 // receipt is how far a revision has got. The agents that do not speak are waited for
 // if patient.
-func (s *Server) receipt(r *logv1.Revision, affected []*ztv1.InstanceRef, patient, all bool) *ztv1.WatchReceiptResponse {
+func (s *Server) receipt(e *effect, patient, all bool) *ztv1.WatchReceiptResponse {
+	r := e.revision
 	out := &ztv1.WatchReceiptResponse{
 		Revision: r.GetRevision(), Who: r.GetWho(), Committed: r.GetWhen(), Unreachable: s.cfg.Proxies.Unreachable(),
+		Closed: uint32(len(e.closed)),
+	}
+	if len(e.closed) > 0 {
+		out.NoneOpenAfter = timestamppb.New(r.GetWhen().AsTime().Add(e.open + drains))
 	}
 	st := s.cfg.Log.State()
 	var confirmed, open []*ztv1.ProxyReceipt
-	for _, i := range affected {
+	for _, i := range e.affected {
 		instance, enrolled := st.Instance(i.Instance)
 		if !enrolled {
 			continue // deregistered meanwhile: it is no longer expected
@@ -136,6 +142,9 @@ func (s *Server) receipt(r *logv1.Revision, affected []*ztv1.InstanceRef, patien
 			strings.Compare(a.Workload, b.Workload), strings.Compare(a.Instance, b.Instance),
 		)
 	})
+	for _, p := range named {
+		s.addCuts(p, e)
+	}
 	out.Proxies, out.Omitted = named, out.Counts.Affected-uint32(len(named))
 	return out
 }
@@ -220,11 +229,24 @@ func (s *Server) addReceipts(st *state.State, to []*ztv1.Revision, revisions []*
 		if err != nil {
 			return err
 		}
-		affected, err := affectedBetween(st, before, at, r)
+		e, err := effectBetween(st, before, at, r)
 		if err != nil {
 			return err
 		}
-		to[n].Receipt, at = s.receipt(r, affected, false, false).Counts, before
+		to[n].Receipt, at = s.receipt(e, false, false).Counts, before
 	}
 	return nil
+}
+
+// addCuts adds the connections that a proxy has cut since a revision, of those whom
+// the revision no longer admits.
+func (s *Server) addCuts(p *ztv1.ProxyReceipt, e *effect) {
+	for _, c := range e.closed {
+		if c.Service.String() != p.Workload {
+			continue
+		}
+		if n, last := s.cfg.Proxies.Cuts(p.Instance, c.SourceID, c.Port, e.revision.GetWhen().AsTime()); n > 0 {
+			p.Cuts = append(p.Cuts, &ztv1.ConnectionsCut{Caller: c.SourceID, Port: c.Port, Connections: n, LastAt: timestamppb.New(last)})
+		}
+	}
 }

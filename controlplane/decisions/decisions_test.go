@@ -24,7 +24,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ztmesh/ztmesh/controlplane/decisions"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
@@ -53,6 +55,7 @@ func receiver(identify func(context.Context) (decisions.Reporter, error)) *decis
 			}
 			return "", "", false
 		},
+		Cut:    func(decisions.Reporter, decisions.Cut) {},
 		Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Now: func() time.Time { return when },
 	})
 }
@@ -296,4 +299,49 @@ func FuzzEntry(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestCut: a connection that was open and that the gate has ended is told of, once and
+// as its proxy's; what was refused at once, or is not the proxy's to judge, is not.
+func TestCut(t *testing.T) {
+	var got []decisions.Cut
+	r := decisions.New(decisions.Config{
+		Identify: func(context.Context) (decisions.Reporter, error) {
+			return decisions.Reporter{Instance: "i", Workload: "shop/orders"}, nil
+		},
+		Called: func(workload string, local uint32, _ string) (string, string, bool) {
+			return workload, "http", local == 8080
+		},
+		Cut: func(who decisions.Reporter, c decisions.Cut) {
+			if who.Instance != "i" {
+				t.Errorf("by %v", who)
+			}
+			got = append(got, c)
+		},
+		Logger: slog.New(slog.DiscardHandler), Metrics: prometheus.NewRegistry(), Now: func() time.Time { return when },
+	})
+	connection := func(local uint32, caller, details string, sent uint64) *accesslogv3.TCPAccessLogEntry {
+		common := entry(local, "", caller, "", nil).CommonProperties
+		common.ConnectionTerminationDetails = details
+		common.StartTime, common.Duration = timestamppb.New(when), durationpb.New(time.Minute)
+		return &accesslogv3.TCPAccessLogEntry{CommonProperties: common, ConnectionProperties: &accesslogv3.ConnectionProperties{SentBytes: sent}}
+	}
+	const denied = "rbac_access_denied_matched_policy[default-deny]"
+	stream := open(t, r)
+	if err := stream.Send(&accesslogservicev3.StreamAccessLogsMessage{LogEntries: &accesslogservicev3.StreamAccessLogsMessage_TcpLogs{
+		TcpLogs: &accesslogservicev3.StreamAccessLogsMessage_TCPAccessLogEntries{LogEntry: []*accesslogv3.TCPAccessLogEntry{
+			{},
+			connection(8080, web, denied, 0), connection(8080, web, "", 1), connection(8081, web, denied, 1), connection(8080, "", denied, 1),
+			connection(8080, web, denied, 1), connection(8080, "\x1b"+strings.Repeat("ü", 10_000), denied, 1),
+		}},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.CloseAndRecv(); err != nil {
+		t.Fatal(err)
+	}
+	want := decisions.Cut{Port: "http", Caller: web, Opened: when, Closed: when.Add(time.Minute)}
+	if len(got) != 2 || got[0] != want || len(got[1].Caller) > decisions.MaxText || strings.Contains(got[1].Caller, "\x1b") {
+		t.Errorf("told of %v", got)
+	}
 }

@@ -44,7 +44,9 @@ type Config struct {
 	// Called says which port of which service a proxy of a workload judges, where it
 	// takes requests for an authority on a port of its own. False: none, and what is
 	// reported of it is not believed.
-	Called  func(workload string, local uint32, authority string) (service, port string, ok bool)
+	Called func(workload string, local uint32, authority string) (service, port string, ok bool)
+	// Cut is told of each connection that a proxy has cut.
+	Cut     func(Reporter, Cut)
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
 	Now     func() time.Time
@@ -168,6 +170,9 @@ func (r *Receiver) StreamAccessLogs(stream accesslogservicev3.AccessLogService_S
 		}
 		for _, e := range m.GetHttpLogs().GetLogEntry() {
 			r.take(who, e)
+		}
+		for _, e := range m.GetTcpLogs().GetLogEntry() {
+			r.takeCut(who, e)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
 // bank is a callee with an HTTP and a tcp port, and two callers of both. The
@@ -159,6 +161,8 @@ func TestRevocation(t *testing.T) {
 	closed("revoked")
 	others("revoked")
 
+	cutsInReceipt(t, m, in, resp.Revision)
+
 	gates := closedGates(t, in)
 	if len(gates) != 2 {
 		t.Errorf("two gates should be closed: %q", gates)
@@ -177,6 +181,39 @@ func TestRevocation(t *testing.T) {
 		return in.Raw(8080, asWeb, mesh.Request("GET", ledger, "/")).Status == 200
 	})
 	others("granted again")
+}
+
+// cutsInReceipt waits until the receipt of a revision tells of each connection that
+// openAll has opened as web: three to one port, one to the other.
+func cutsInReceipt(t *testing.T, m *mesh.Mesh, in *mesh.Instance, revision uint64) {
+	t.Helper()
+	var r *ztv1.WatchReceiptResponse
+	m.Until("the receipt tells what was cut", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), mesh.Patience)
+		defer cancel()
+		watch, err := m.Admin().WatchReceipt(ctx, &ztv1.WatchReceiptRequest{Revision: revision})
+		check(t, err)
+		r, err = watch.Recv()
+		check(t, err)
+		cut := map[string]uint32{}
+		for _, p := range r.Proxies {
+			for _, c := range p.Cuts {
+				if p.Instance != in.ID || c.Caller != "spiffe://shop.example/ns/bank/sa/web" || c.LastAt.AsTime().Before(r.Committed.AsTime()) {
+					t.Fatalf("cut: %v of %v", c, p)
+				}
+				cut[c.Port] = c.Connections
+			}
+		}
+		return cut["http"] == 3 && cut["raw"] == 1
+	})
+	for _, p := range r.Proxies {
+		for _, c := range p.Cuts {
+			t.Logf("receipt: %d connections to %s cut, the last one %v after the commit", c.Connections, c.Port, c.LastAt.AsTime().Sub(r.Committed.AsTime()))
+		}
+	}
+	if r.Closed != 2 || r.NoneOpenAfter.AsTime().Before(time.Now()) {
+		t.Errorf("%d pairs are closed, none open after %v", r.Closed, r.NoneOpenAfter.AsTime())
+	}
 }
 
 // closedGates are the keys of the closed gates that an Envoy holds, sorted.

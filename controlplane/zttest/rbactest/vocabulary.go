@@ -16,7 +16,7 @@ var vocabulary = map[protoreflect.FullName]string{
 	"envoy.config.core.v3.ExtensionConfigSource": "config_source~ default_config apply_default_config_without_warming type_urls",
 
 	// Listeners.
-	"envoy.config.listener.v3.Listener":                                                               "name address filter_chains listener_filters~ listener_filters_timeout~ continue_on_listener_filters_timeout~ traffic_direction enable_reuse_port~ per_connection_buffer_limit_bytes~",
+	"envoy.config.listener.v3.Listener":                                                               "name address filter_chains listener_filters~ listener_filters_timeout~ continue_on_listener_filters_timeout~ traffic_direction enable_reuse_port~ per_connection_buffer_limit_bytes~ access_log~",
 	"envoy.config.core.v3.Address":                                                                    "socket_address",
 	"envoy.config.core.v3.SocketAddress":                                                              "address port_value",
 	"envoy.config.core.v3.CidrRange":                                                                  "address_prefix prefix_len",

@@ -2109,8 +2109,13 @@ type WatchReceiptResponse struct {
 	// How many proxies are counted and not named.
 	Omitted uint32 `protobuf:"varint,6,opt,name=omitted,proto3" json:"omitted,omitempty"`
 	// Who made the revision, and when.
-	Who           string                 `protobuf:"bytes,7,opt,name=who,proto3" json:"who,omitempty"`
-	Committed     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=committed,proto3" json:"committed,omitempty"`
+	Who       string                 `protobuf:"bytes,7,opt,name=who,proto3" json:"who,omitempty"`
+	Committed *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=committed,proto3" json:"committed,omitempty"`
+	// How many pairs of a caller and a port it no longer admits, beside what its end by
+	// the clock alone closes; and by when, at the latest, none of their connections is
+	// open any more: the longest maxConnectionAge, and five minutes.
+	Closed        uint32                 `protobuf:"varint,9,opt,name=closed,proto3" json:"closed,omitempty"`
+	NoneOpenAfter *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=none_open_after,json=noneOpenAfter,proto3" json:"none_open_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2197,6 +2202,20 @@ func (x *WatchReceiptResponse) GetWho() string {
 func (x *WatchReceiptResponse) GetCommitted() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Committed
+	}
+	return nil
+}
+
+func (x *WatchReceiptResponse) GetClosed() uint32 {
+	if x != nil {
+		return x.Closed
+	}
+	return 0
+}
+
+func (x *WatchReceiptResponse) GetNoneOpenAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NoneOpenAfter
 	}
 	return nil
 }
@@ -2309,7 +2328,10 @@ type ProxyReceipt struct {
 	// As Proxy.differs.
 	Differs []string `protobuf:"bytes,10,rep,name=differs,proto3" json:"differs,omitempty"`
 	// The server that holds it.
-	Server        string `protobuf:"bytes,11,opt,name=server,proto3" json:"server,omitempty"`
+	Server string `protobuf:"bytes,11,opt,name=server,proto3" json:"server,omitempty"`
+	// Connections that were open and that it has cut since, by caller whom the revision
+	// no longer admits. Its Envoy reports each when it is over.
+	Cuts          []*ConnectionsCut `protobuf:"bytes,12,rep,name=cuts,proto3" json:"cuts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2421,6 +2443,84 @@ func (x *ProxyReceipt) GetServer() string {
 	return ""
 }
 
+func (x *ProxyReceipt) GetCuts() []*ConnectionsCut {
+	if x != nil {
+		return x.Cuts
+	}
+	return nil
+}
+
+// ConnectionsCut are the connections of one caller to one port that a proxy has cut.
+type ConnectionsCut struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SPIFFE ID.
+	Caller      string `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	Port        string `protobuf:"bytes,2,opt,name=port,proto3" json:"port,omitempty"`
+	Connections uint32 `protobuf:"varint,3,opt,name=connections,proto3" json:"connections,omitempty"`
+	// When the last one ended, by the proxy's clock.
+	LastAt        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_at,json=lastAt,proto3" json:"last_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectionsCut) Reset() {
+	*x = ConnectionsCut{}
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectionsCut) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectionsCut) ProtoMessage() {}
+
+func (x *ConnectionsCut) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectionsCut.ProtoReflect.Descriptor instead.
+func (*ConnectionsCut) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *ConnectionsCut) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *ConnectionsCut) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *ConnectionsCut) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *ConnectionsCut) GetLastAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastAt
+	}
+	return nil
+}
+
 type CanRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name (with `namespace`), namespace/name, or a SPIFFE ID.
@@ -2444,7 +2544,7 @@ type CanRequest struct {
 
 func (x *CanRequest) Reset() {
 	*x = CanRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2456,7 +2556,7 @@ func (x *CanRequest) String() string {
 func (*CanRequest) ProtoMessage() {}
 
 func (x *CanRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[31]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2469,7 +2569,7 @@ func (x *CanRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanRequest.ProtoReflect.Descriptor instead.
 func (*CanRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{31}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CanRequest) GetCaller() string {
@@ -2550,7 +2650,7 @@ type CanResponse struct {
 
 func (x *CanResponse) Reset() {
 	*x = CanResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2562,7 +2662,7 @@ func (x *CanResponse) String() string {
 func (*CanResponse) ProtoMessage() {}
 
 func (x *CanResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[32]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2575,7 +2675,7 @@ func (x *CanResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CanResponse.ProtoReflect.Descriptor instead.
 func (*CanResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{32}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CanResponse) GetAllowed() bool {
@@ -2642,7 +2742,7 @@ type BlockRequest struct {
 
 func (x *BlockRequest) Reset() {
 	*x = BlockRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2654,7 +2754,7 @@ func (x *BlockRequest) String() string {
 func (*BlockRequest) ProtoMessage() {}
 
 func (x *BlockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[33]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2667,7 +2767,7 @@ func (x *BlockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockRequest.ProtoReflect.Descriptor instead.
 func (*BlockRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{33}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *BlockRequest) GetNamespace() string {
@@ -2716,7 +2816,7 @@ type BlockResponse struct {
 
 func (x *BlockResponse) Reset() {
 	*x = BlockResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2728,7 +2828,7 @@ func (x *BlockResponse) String() string {
 func (*BlockResponse) ProtoMessage() {}
 
 func (x *BlockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[34]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2741,7 +2841,7 @@ func (x *BlockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlockResponse.ProtoReflect.Descriptor instead.
 func (*BlockResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{34}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *BlockResponse) GetRevision() uint64 {
@@ -2769,7 +2869,7 @@ type UnblockRequest struct {
 
 func (x *UnblockRequest) Reset() {
 	*x = UnblockRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2781,7 +2881,7 @@ func (x *UnblockRequest) String() string {
 func (*UnblockRequest) ProtoMessage() {}
 
 func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[35]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2794,7 +2894,7 @@ func (x *UnblockRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockRequest.ProtoReflect.Descriptor instead.
 func (*UnblockRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{35}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UnblockRequest) GetNamespace() string {
@@ -2828,7 +2928,7 @@ type UnblockResponse struct {
 
 func (x *UnblockResponse) Reset() {
 	*x = UnblockResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2840,7 +2940,7 @@ func (x *UnblockResponse) String() string {
 func (*UnblockResponse) ProtoMessage() {}
 
 func (x *UnblockResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[36]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2853,7 +2953,7 @@ func (x *UnblockResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnblockResponse.ProtoReflect.Descriptor instead.
 func (*UnblockResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{36}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UnblockResponse) GetRevision() uint64 {
@@ -2882,7 +2982,7 @@ type GetShadowRequest struct {
 
 func (x *GetShadowRequest) Reset() {
 	*x = GetShadowRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2894,7 +2994,7 @@ func (x *GetShadowRequest) String() string {
 func (*GetShadowRequest) ProtoMessage() {}
 
 func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[37]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2907,7 +3007,7 @@ func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShadowRequest.ProtoReflect.Descriptor instead.
 func (*GetShadowRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{37}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GetShadowRequest) GetNamespace() string {
@@ -2941,7 +3041,7 @@ type GetShadowResponse struct {
 
 func (x *GetShadowResponse) Reset() {
 	*x = GetShadowResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2953,7 +3053,7 @@ func (x *GetShadowResponse) String() string {
 func (*GetShadowResponse) ProtoMessage() {}
 
 func (x *GetShadowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[38]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2966,7 +3066,7 @@ func (x *GetShadowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShadowResponse.ProtoReflect.Descriptor instead.
 func (*GetShadowResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{38}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetShadowResponse) GetProposals() []*Proposal {
@@ -3017,7 +3117,7 @@ type Proposal struct {
 
 func (x *Proposal) Reset() {
 	*x = Proposal{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3029,7 +3129,7 @@ func (x *Proposal) String() string {
 func (*Proposal) ProtoMessage() {}
 
 func (x *Proposal) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[39]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3042,7 +3142,7 @@ func (x *Proposal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Proposal.ProtoReflect.Descriptor instead.
 func (*Proposal) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{39}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Proposal) GetNamespace() string {
@@ -3099,7 +3199,7 @@ type ShadowDifference struct {
 
 func (x *ShadowDifference) Reset() {
 	*x = ShadowDifference{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3111,7 +3211,7 @@ func (x *ShadowDifference) String() string {
 func (*ShadowDifference) ProtoMessage() {}
 
 func (x *ShadowDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[40]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3124,7 +3224,7 @@ func (x *ShadowDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowDifference.ProtoReflect.Descriptor instead.
 func (*ShadowDifference) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{40}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ShadowDifference) GetService() string {
@@ -3222,7 +3322,7 @@ type EndShadowRequest struct {
 
 func (x *EndShadowRequest) Reset() {
 	*x = EndShadowRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3234,7 +3334,7 @@ func (x *EndShadowRequest) String() string {
 func (*EndShadowRequest) ProtoMessage() {}
 
 func (x *EndShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[41]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3247,7 +3347,7 @@ func (x *EndShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndShadowRequest.ProtoReflect.Descriptor instead.
 func (*EndShadowRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{41}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *EndShadowRequest) GetNamespace() string {
@@ -3272,7 +3372,7 @@ type EndShadowResponse struct {
 
 func (x *EndShadowResponse) Reset() {
 	*x = EndShadowResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3284,7 +3384,7 @@ func (x *EndShadowResponse) String() string {
 func (*EndShadowResponse) ProtoMessage() {}
 
 func (x *EndShadowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[42]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3297,7 +3397,7 @@ func (x *EndShadowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndShadowResponse.ProtoReflect.Descriptor instead.
 func (*EndShadowResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{42}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 type CreateTokenRequest struct {
@@ -3316,7 +3416,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3328,7 +3428,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[43]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3341,7 +3441,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{43}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CreateTokenRequest) GetWorkload() string {
@@ -3383,7 +3483,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3395,7 +3495,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[44]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3408,7 +3508,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{44}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *CreateTokenResponse) GetToken() string {
@@ -3438,7 +3538,7 @@ type TokenInfo struct {
 
 func (x *TokenInfo) Reset() {
 	*x = TokenInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3450,7 +3550,7 @@ func (x *TokenInfo) String() string {
 func (*TokenInfo) ProtoMessage() {}
 
 func (x *TokenInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[45]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3463,7 +3563,7 @@ func (x *TokenInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenInfo.ProtoReflect.Descriptor instead.
 func (*TokenInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{45}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TokenInfo) GetId() string {
@@ -3511,7 +3611,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3523,7 +3623,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[46]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3536,7 +3636,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{46}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListTokensRequest) GetStale() bool {
@@ -3557,7 +3657,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3569,7 +3669,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[47]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3582,7 +3682,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{47}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListTokensResponse) GetTokens() []*TokenInfo {
@@ -3610,7 +3710,7 @@ type DeleteTokenRequest struct {
 
 func (x *DeleteTokenRequest) Reset() {
 	*x = DeleteTokenRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3622,7 +3722,7 @@ func (x *DeleteTokenRequest) String() string {
 func (*DeleteTokenRequest) ProtoMessage() {}
 
 func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[48]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3635,7 +3735,7 @@ func (x *DeleteTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTokenRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{48}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeleteTokenRequest) GetId() string {
@@ -3660,7 +3760,7 @@ type DeleteTokenResponse struct {
 
 func (x *DeleteTokenResponse) Reset() {
 	*x = DeleteTokenResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3672,7 +3772,7 @@ func (x *DeleteTokenResponse) String() string {
 func (*DeleteTokenResponse) ProtoMessage() {}
 
 func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[49]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3685,7 +3785,7 @@ func (x *DeleteTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTokenResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTokenResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{49}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
 }
 
 type DeregisterInstanceRequest struct {
@@ -3699,7 +3799,7 @@ type DeregisterInstanceRequest struct {
 
 func (x *DeregisterInstanceRequest) Reset() {
 	*x = DeregisterInstanceRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3711,7 +3811,7 @@ func (x *DeregisterInstanceRequest) String() string {
 func (*DeregisterInstanceRequest) ProtoMessage() {}
 
 func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[50]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3724,7 +3824,7 @@ func (x *DeregisterInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceRequest.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{50}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *DeregisterInstanceRequest) GetInstance() string {
@@ -3749,7 +3849,7 @@ type DeregisterInstanceResponse struct {
 
 func (x *DeregisterInstanceResponse) Reset() {
 	*x = DeregisterInstanceResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3761,7 +3861,7 @@ func (x *DeregisterInstanceResponse) String() string {
 func (*DeregisterInstanceResponse) ProtoMessage() {}
 
 func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[51]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3774,7 +3874,7 @@ func (x *DeregisterInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeregisterInstanceResponse.ProtoReflect.Descriptor instead.
 func (*DeregisterInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{51}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
 }
 
 type ListMembersRequest struct {
@@ -3787,7 +3887,7 @@ type ListMembersRequest struct {
 
 func (x *ListMembersRequest) Reset() {
 	*x = ListMembersRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3799,7 +3899,7 @@ func (x *ListMembersRequest) String() string {
 func (*ListMembersRequest) ProtoMessage() {}
 
 func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[52]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3812,7 +3912,7 @@ func (x *ListMembersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersRequest.ProtoReflect.Descriptor instead.
 func (*ListMembersRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{52}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListMembersRequest) GetStale() bool {
@@ -3833,7 +3933,7 @@ type ListMembersResponse struct {
 
 func (x *ListMembersResponse) Reset() {
 	*x = ListMembersResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3845,7 +3945,7 @@ func (x *ListMembersResponse) String() string {
 func (*ListMembersResponse) ProtoMessage() {}
 
 func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[53]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3858,7 +3958,7 @@ func (x *ListMembersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMembersResponse.ProtoReflect.Descriptor instead.
 func (*ListMembersResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{53}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListMembersResponse) GetMembers() []*Member {
@@ -3909,7 +4009,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3921,7 +4021,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[54]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3934,7 +4034,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{54}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Member) GetId() string {
@@ -4056,7 +4156,7 @@ type RemoveMemberRequest struct {
 
 func (x *RemoveMemberRequest) Reset() {
 	*x = RemoveMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4068,7 +4168,7 @@ func (x *RemoveMemberRequest) String() string {
 func (*RemoveMemberRequest) ProtoMessage() {}
 
 func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[55]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4081,7 +4181,7 @@ func (x *RemoveMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberRequest.ProtoReflect.Descriptor instead.
 func (*RemoveMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{55}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RemoveMemberRequest) GetId() string {
@@ -4113,7 +4213,7 @@ type RemoveMemberResponse struct {
 
 func (x *RemoveMemberResponse) Reset() {
 	*x = RemoveMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4125,7 +4225,7 @@ func (x *RemoveMemberResponse) String() string {
 func (*RemoveMemberResponse) ProtoMessage() {}
 
 func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[56]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4138,7 +4238,7 @@ func (x *RemoveMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMemberResponse.ProtoReflect.Descriptor instead.
 func (*RemoveMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{56}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
 }
 
 type PromoteMemberRequest struct {
@@ -4152,7 +4252,7 @@ type PromoteMemberRequest struct {
 
 func (x *PromoteMemberRequest) Reset() {
 	*x = PromoteMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4164,7 +4264,7 @@ func (x *PromoteMemberRequest) String() string {
 func (*PromoteMemberRequest) ProtoMessage() {}
 
 func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[57]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4177,7 +4277,7 @@ func (x *PromoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*PromoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{57}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PromoteMemberRequest) GetId() string {
@@ -4202,7 +4302,7 @@ type PromoteMemberResponse struct {
 
 func (x *PromoteMemberResponse) Reset() {
 	*x = PromoteMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4214,7 +4314,7 @@ func (x *PromoteMemberResponse) String() string {
 func (*PromoteMemberResponse) ProtoMessage() {}
 
 func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[58]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4227,7 +4327,7 @@ func (x *PromoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PromoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*PromoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{58}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
 }
 
 type DemoteMemberRequest struct {
@@ -4241,7 +4341,7 @@ type DemoteMemberRequest struct {
 
 func (x *DemoteMemberRequest) Reset() {
 	*x = DemoteMemberRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4253,7 +4353,7 @@ func (x *DemoteMemberRequest) String() string {
 func (*DemoteMemberRequest) ProtoMessage() {}
 
 func (x *DemoteMemberRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[59]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4266,7 +4366,7 @@ func (x *DemoteMemberRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteMemberRequest.ProtoReflect.Descriptor instead.
 func (*DemoteMemberRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{59}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DemoteMemberRequest) GetId() string {
@@ -4291,7 +4391,7 @@ type DemoteMemberResponse struct {
 
 func (x *DemoteMemberResponse) Reset() {
 	*x = DemoteMemberResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4303,7 +4403,7 @@ func (x *DemoteMemberResponse) String() string {
 func (*DemoteMemberResponse) ProtoMessage() {}
 
 func (x *DemoteMemberResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[60]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4316,7 +4416,7 @@ func (x *DemoteMemberResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteMemberResponse.ProtoReflect.Descriptor instead.
 func (*DemoteMemberResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{60}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
 }
 
 type TransferLeadershipRequest struct {
@@ -4329,7 +4429,7 @@ type TransferLeadershipRequest struct {
 
 func (x *TransferLeadershipRequest) Reset() {
 	*x = TransferLeadershipRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4341,7 +4441,7 @@ func (x *TransferLeadershipRequest) String() string {
 func (*TransferLeadershipRequest) ProtoMessage() {}
 
 func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[61]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4354,7 +4454,7 @@ func (x *TransferLeadershipRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipRequest.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{61}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *TransferLeadershipRequest) GetId() string {
@@ -4372,7 +4472,7 @@ type TransferLeadershipResponse struct {
 
 func (x *TransferLeadershipResponse) Reset() {
 	*x = TransferLeadershipResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4384,7 +4484,7 @@ func (x *TransferLeadershipResponse) String() string {
 func (*TransferLeadershipResponse) ProtoMessage() {}
 
 func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[62]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4397,7 +4497,7 @@ func (x *TransferLeadershipResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TransferLeadershipResponse.ProtoReflect.Descriptor instead.
 func (*TransferLeadershipResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{62}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{63}
 }
 
 type GetKeysRequest struct {
@@ -4408,7 +4508,7 @@ type GetKeysRequest struct {
 
 func (x *GetKeysRequest) Reset() {
 	*x = GetKeysRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4420,7 +4520,7 @@ func (x *GetKeysRequest) String() string {
 func (*GetKeysRequest) ProtoMessage() {}
 
 func (x *GetKeysRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[63]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4433,7 +4533,7 @@ func (x *GetKeysRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeysRequest.ProtoReflect.Descriptor instead.
 func (*GetKeysRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{63}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{64}
 }
 
 type GetKeysResponse struct {
@@ -4450,7 +4550,7 @@ type GetKeysResponse struct {
 
 func (x *GetKeysResponse) Reset() {
 	*x = GetKeysResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4462,7 +4562,7 @@ func (x *GetKeysResponse) String() string {
 func (*GetKeysResponse) ProtoMessage() {}
 
 func (x *GetKeysResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[64]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4475,7 +4575,7 @@ func (x *GetKeysResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeysResponse.ProtoReflect.Descriptor instead.
 func (*GetKeysResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{64}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetKeysResponse) GetCurrent() string {
@@ -4527,7 +4627,7 @@ type ServerKeys struct {
 
 func (x *ServerKeys) Reset() {
 	*x = ServerKeys{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4539,7 +4639,7 @@ func (x *ServerKeys) String() string {
 func (*ServerKeys) ProtoMessage() {}
 
 func (x *ServerKeys) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[65]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4552,7 +4652,7 @@ func (x *ServerKeys) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerKeys.ProtoReflect.Descriptor instead.
 func (*ServerKeys) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{65}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ServerKeys) GetServer() string {
@@ -4633,7 +4733,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4645,7 +4745,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[66]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4658,7 +4758,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{66}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *RotateKeyRequest) GetTo() string {
@@ -4695,7 +4795,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4707,7 +4807,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[67]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4720,7 +4820,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{67}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *RotateKeyResponse) GetFrom() string {
@@ -4757,7 +4857,7 @@ type DropKeyRequest struct {
 
 func (x *DropKeyRequest) Reset() {
 	*x = DropKeyRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4769,7 +4869,7 @@ func (x *DropKeyRequest) String() string {
 func (*DropKeyRequest) ProtoMessage() {}
 
 func (x *DropKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[68]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4782,7 +4882,7 @@ func (x *DropKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropKeyRequest.ProtoReflect.Descriptor instead.
 func (*DropKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{68}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *DropKeyRequest) GetKeyId() string {
@@ -4817,7 +4917,7 @@ type DropKeyResponse struct {
 
 func (x *DropKeyResponse) Reset() {
 	*x = DropKeyResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4829,7 +4929,7 @@ func (x *DropKeyResponse) String() string {
 func (*DropKeyResponse) ProtoMessage() {}
 
 func (x *DropKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[69]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4842,7 +4942,7 @@ func (x *DropKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropKeyResponse.ProtoReflect.Descriptor instead.
 func (*DropKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{69}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DropKeyResponse) GetServers() []*ServerKeys {
@@ -4862,7 +4962,7 @@ type ListAdminsRequest struct {
 
 func (x *ListAdminsRequest) Reset() {
 	*x = ListAdminsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4874,7 +4974,7 @@ func (x *ListAdminsRequest) String() string {
 func (*ListAdminsRequest) ProtoMessage() {}
 
 func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[70]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4887,7 +4987,7 @@ func (x *ListAdminsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsRequest.ProtoReflect.Descriptor instead.
 func (*ListAdminsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{70}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListAdminsRequest) GetStale() bool {
@@ -4908,7 +5008,7 @@ type ListAdminsResponse struct {
 
 func (x *ListAdminsResponse) Reset() {
 	*x = ListAdminsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4920,7 +5020,7 @@ func (x *ListAdminsResponse) String() string {
 func (*ListAdminsResponse) ProtoMessage() {}
 
 func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[71]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4933,7 +5033,7 @@ func (x *ListAdminsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdminsResponse.ProtoReflect.Descriptor instead.
 func (*ListAdminsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{71}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListAdminsResponse) GetAdmins() []*AdminInfo {
@@ -4963,7 +5063,7 @@ type AdminInfo struct {
 
 func (x *AdminInfo) Reset() {
 	*x = AdminInfo{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4975,7 +5075,7 @@ func (x *AdminInfo) String() string {
 func (*AdminInfo) ProtoMessage() {}
 
 func (x *AdminInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[72]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4988,7 +5088,7 @@ func (x *AdminInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminInfo.ProtoReflect.Descriptor instead.
 func (*AdminInfo) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{72}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *AdminInfo) GetName() string {
@@ -5028,7 +5128,7 @@ type AddAdminRequest struct {
 
 func (x *AddAdminRequest) Reset() {
 	*x = AddAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5040,7 +5140,7 @@ func (x *AddAdminRequest) String() string {
 func (*AddAdminRequest) ProtoMessage() {}
 
 func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[73]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5053,7 +5153,7 @@ func (x *AddAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminRequest.ProtoReflect.Descriptor instead.
 func (*AddAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{73}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *AddAdminRequest) GetName() string {
@@ -5103,7 +5203,7 @@ type AddAdminResponse struct {
 
 func (x *AddAdminResponse) Reset() {
 	*x = AddAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5115,7 +5215,7 @@ func (x *AddAdminResponse) String() string {
 func (*AddAdminResponse) ProtoMessage() {}
 
 func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[74]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5128,7 +5228,7 @@ func (x *AddAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddAdminResponse.ProtoReflect.Descriptor instead.
 func (*AddAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{74}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *AddAdminResponse) GetChain() [][]byte {
@@ -5163,7 +5263,7 @@ type RemoveAdminRequest struct {
 
 func (x *RemoveAdminRequest) Reset() {
 	*x = RemoveAdminRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5175,7 +5275,7 @@ func (x *RemoveAdminRequest) String() string {
 func (*RemoveAdminRequest) ProtoMessage() {}
 
 func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[75]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5188,7 +5288,7 @@ func (x *RemoveAdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminRequest.ProtoReflect.Descriptor instead.
 func (*RemoveAdminRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{75}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RemoveAdminRequest) GetName() string {
@@ -5213,7 +5313,7 @@ type RemoveAdminResponse struct {
 
 func (x *RemoveAdminResponse) Reset() {
 	*x = RemoveAdminResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5225,7 +5325,7 @@ func (x *RemoveAdminResponse) String() string {
 func (*RemoveAdminResponse) ProtoMessage() {}
 
 func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[76]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5238,7 +5338,7 @@ func (x *RemoveAdminResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveAdminResponse.ProtoReflect.Descriptor instead.
 func (*RemoveAdminResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{76}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{77}
 }
 
 type BackupRequest struct {
@@ -5249,7 +5349,7 @@ type BackupRequest struct {
 
 func (x *BackupRequest) Reset() {
 	*x = BackupRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5261,7 +5361,7 @@ func (x *BackupRequest) String() string {
 func (*BackupRequest) ProtoMessage() {}
 
 func (x *BackupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[77]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5274,7 +5374,7 @@ func (x *BackupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupRequest.ProtoReflect.Descriptor instead.
 func (*BackupRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{77}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{78}
 }
 
 type BackupResponse struct {
@@ -5290,7 +5390,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5302,7 +5402,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[78]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5315,7 +5415,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{78}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *BackupResponse) GetChunk() []byte {
@@ -5347,7 +5447,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5359,7 +5459,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[79]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5372,7 +5472,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{79}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{80}
 }
 
 type GetServerInfoResponse struct {
@@ -5390,7 +5490,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5402,7 +5502,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[80]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5415,7 +5515,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{80}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -5479,7 +5579,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5491,7 +5591,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[81]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5504,7 +5604,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{81}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *ListAuditRequest) GetPageSize() uint32 {
@@ -5568,7 +5668,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5580,7 +5680,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[82]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5593,7 +5693,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{82}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *ListAuditResponse) GetRecords() []*v1.AuditRecord {
@@ -5622,7 +5722,7 @@ type ReadAuditRequest struct {
 
 func (x *ReadAuditRequest) Reset() {
 	*x = ReadAuditRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5634,7 +5734,7 @@ func (x *ReadAuditRequest) String() string {
 func (*ReadAuditRequest) ProtoMessage() {}
 
 func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[83]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5647,7 +5747,7 @@ func (x *ReadAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditRequest.ProtoReflect.Descriptor instead.
 func (*ReadAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{83}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *ReadAuditRequest) GetFrom() uint64 {
@@ -5676,7 +5776,7 @@ type ReadAuditResponse struct {
 
 func (x *ReadAuditResponse) Reset() {
 	*x = ReadAuditResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5688,7 +5788,7 @@ func (x *ReadAuditResponse) String() string {
 func (*ReadAuditResponse) ProtoMessage() {}
 
 func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[84]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5701,7 +5801,7 @@ func (x *ReadAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadAuditResponse.ProtoReflect.Descriptor instead.
 func (*ReadAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{84}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ReadAuditResponse) GetStatus() *AuditStatus {
@@ -5734,7 +5834,7 @@ type AuditStatus struct {
 
 func (x *AuditStatus) Reset() {
 	*x = AuditStatus{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5746,7 +5846,7 @@ func (x *AuditStatus) String() string {
 func (*AuditStatus) ProtoMessage() {}
 
 func (x *AuditStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[85]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5759,7 +5859,7 @@ func (x *AuditStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditStatus.ProtoReflect.Descriptor instead.
 func (*AuditStatus) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{85}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *AuditStatus) GetServer() string {
@@ -5807,7 +5907,7 @@ type AuditRange struct {
 
 func (x *AuditRange) Reset() {
 	*x = AuditRange{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5819,7 +5919,7 @@ func (x *AuditRange) String() string {
 func (*AuditRange) ProtoMessage() {}
 
 func (x *AuditRange) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[86]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5832,7 +5932,7 @@ func (x *AuditRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRange.ProtoReflect.Descriptor instead.
 func (*AuditRange) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{86}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *AuditRange) GetFirst() uint64 {
@@ -5857,7 +5957,7 @@ type ReadJournalRequest struct {
 
 func (x *ReadJournalRequest) Reset() {
 	*x = ReadJournalRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5869,7 +5969,7 @@ func (x *ReadJournalRequest) String() string {
 func (*ReadJournalRequest) ProtoMessage() {}
 
 func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[87]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5882,7 +5982,7 @@ func (x *ReadJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalRequest.ProtoReflect.Descriptor instead.
 func (*ReadJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{87}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{88}
 }
 
 type ReadJournalResponse struct {
@@ -5902,7 +6002,7 @@ type ReadJournalResponse struct {
 
 func (x *ReadJournalResponse) Reset() {
 	*x = ReadJournalResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5914,7 +6014,7 @@ func (x *ReadJournalResponse) String() string {
 func (*ReadJournalResponse) ProtoMessage() {}
 
 func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[88]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5927,7 +6027,7 @@ func (x *ReadJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadJournalResponse.ProtoReflect.Descriptor instead.
 func (*ReadJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{88}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ReadJournalResponse) GetAnchor() *v1.JournalAnchor {
@@ -5975,7 +6075,7 @@ type AcceptJournalRequest struct {
 
 func (x *AcceptJournalRequest) Reset() {
 	*x = AcceptJournalRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5987,7 +6087,7 @@ func (x *AcceptJournalRequest) String() string {
 func (*AcceptJournalRequest) ProtoMessage() {}
 
 func (x *AcceptJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[89]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6000,7 +6100,7 @@ func (x *AcceptJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptJournalRequest.ProtoReflect.Descriptor instead.
 func (*AcceptJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{89}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *AcceptJournalRequest) GetServer() string {
@@ -6025,7 +6125,7 @@ type AcceptJournalResponse struct {
 
 func (x *AcceptJournalResponse) Reset() {
 	*x = AcceptJournalResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6037,7 +6137,7 @@ func (x *AcceptJournalResponse) String() string {
 func (*AcceptJournalResponse) ProtoMessage() {}
 
 func (x *AcceptJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[90]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6050,7 +6150,7 @@ func (x *AcceptJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcceptJournalResponse.ProtoReflect.Descriptor instead.
 func (*AcceptJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{90}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{91}
 }
 
 type ReadRefusalsRequest struct {
@@ -6061,7 +6161,7 @@ type ReadRefusalsRequest struct {
 
 func (x *ReadRefusalsRequest) Reset() {
 	*x = ReadRefusalsRequest{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6073,7 +6173,7 @@ func (x *ReadRefusalsRequest) String() string {
 func (*ReadRefusalsRequest) ProtoMessage() {}
 
 func (x *ReadRefusalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[91]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6086,7 +6186,7 @@ func (x *ReadRefusalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRefusalsRequest.ProtoReflect.Descriptor instead.
 func (*ReadRefusalsRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{91}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{92}
 }
 
 type ReadRefusalsResponse struct {
@@ -6105,7 +6205,7 @@ type ReadRefusalsResponse struct {
 
 func (x *ReadRefusalsResponse) Reset() {
 	*x = ReadRefusalsResponse{}
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[92]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6117,7 +6217,7 @@ func (x *ReadRefusalsResponse) String() string {
 func (*ReadRefusalsResponse) ProtoMessage() {}
 
 func (x *ReadRefusalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_admin_proto_msgTypes[92]
+	mi := &file_zt_v1alpha1_admin_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6130,7 +6230,7 @@ func (x *ReadRefusalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadRefusalsResponse.ProtoReflect.Descriptor instead.
 func (*ReadRefusalsResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{92}
+	return file_zt_v1alpha1_admin_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *ReadRefusalsResponse) GetServer() string {
@@ -6335,7 +6435,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x04when\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x04when\"C\n" +
 	"\x13WatchReceiptRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x10\n" +
-	"\x03all\x18\x02 \x01(\bR\x03all\"\xbf\x02\n" +
+	"\x03all\x18\x02 \x01(\bR\x03all\"\x9b\x03\n" +
 	"\x14WatchReceiptResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x123\n" +
@@ -6344,14 +6444,17 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x06counts\x18\x05 \x01(\v2\x1a.zt.v1alpha1.ReceiptCountsR\x06counts\x12\x18\n" +
 	"\aomitted\x18\x06 \x01(\rR\aomitted\x12\x10\n" +
 	"\x03who\x18\a \x01(\tR\x03who\x128\n" +
-	"\tcommitted\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcommitted\"\xab\x01\n" +
+	"\tcommitted\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tcommitted\x12\x16\n" +
+	"\x06closed\x18\t \x01(\rR\x06closed\x12B\n" +
+	"\x0fnone_open_after\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\rnoneOpenAfter\"\xab\x01\n" +
 	"\rReceiptCounts\x12\x1a\n" +
 	"\baffected\x18\x01 \x01(\rR\baffected\x12 \n" +
 	"\vunconfirmed\x18\x02 \x01(\rR\vunconfirmed\x12\x12\n" +
 	"\x04sent\x18\x03 \x01(\rR\x04sent\x12\x16\n" +
 	"\x06nacked\x18\x04 \x01(\rR\x06nacked\x12\x14\n" +
 	"\x05acked\x18\x05 \x01(\rR\x05acked\x12\x1a\n" +
-	"\benforced\x18\x06 \x01(\rR\benforced\"\xb3\x03\n" +
+	"\benforced\x18\x06 \x01(\rR\benforced\"\xe4\x03\n" +
 	"\fProxyReceipt\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x1a\n" +
 	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x14\n" +
@@ -6365,7 +6468,13 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\fawaits_agent\x18\t \x01(\bR\vawaitsAgent\x12\x18\n" +
 	"\adiffers\x18\n" +
 	" \x03(\tR\adiffers\x12\x16\n" +
-	"\x06server\x18\v \x01(\tR\x06server\"\xfe\x02\n" +
+	"\x06server\x18\v \x01(\tR\x06server\x12/\n" +
+	"\x04cuts\x18\f \x03(\v2\x1b.zt.v1alpha1.ConnectionsCutR\x04cuts\"\x93\x01\n" +
+	"\x0eConnectionsCut\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\tR\x04port\x12 \n" +
+	"\vconnections\x18\x03 \x01(\rR\vconnections\x123\n" +
+	"\alast_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06lastAt\"\xfe\x02\n" +
 	"\n" +
 	"CanRequest\x12\x1f\n" +
 	"\x06caller\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06caller\x12!\n" +
@@ -6678,7 +6787,7 @@ func file_zt_v1alpha1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_zt_v1alpha1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 100)
+var file_zt_v1alpha1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 101)
 var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(Detail)(0),                        // 0: zt.v1alpha1.Detail
 	(*File)(nil),                       // 1: zt.v1alpha1.File
@@ -6712,240 +6821,244 @@ var file_zt_v1alpha1_admin_proto_goTypes = []any{
 	(*WatchReceiptResponse)(nil),       // 29: zt.v1alpha1.WatchReceiptResponse
 	(*ReceiptCounts)(nil),              // 30: zt.v1alpha1.ReceiptCounts
 	(*ProxyReceipt)(nil),               // 31: zt.v1alpha1.ProxyReceipt
-	(*CanRequest)(nil),                 // 32: zt.v1alpha1.CanRequest
-	(*CanResponse)(nil),                // 33: zt.v1alpha1.CanResponse
-	(*BlockRequest)(nil),               // 34: zt.v1alpha1.BlockRequest
-	(*BlockResponse)(nil),              // 35: zt.v1alpha1.BlockResponse
-	(*UnblockRequest)(nil),             // 36: zt.v1alpha1.UnblockRequest
-	(*UnblockResponse)(nil),            // 37: zt.v1alpha1.UnblockResponse
-	(*GetShadowRequest)(nil),           // 38: zt.v1alpha1.GetShadowRequest
-	(*GetShadowResponse)(nil),          // 39: zt.v1alpha1.GetShadowResponse
-	(*Proposal)(nil),                   // 40: zt.v1alpha1.Proposal
-	(*ShadowDifference)(nil),           // 41: zt.v1alpha1.ShadowDifference
-	(*EndShadowRequest)(nil),           // 42: zt.v1alpha1.EndShadowRequest
-	(*EndShadowResponse)(nil),          // 43: zt.v1alpha1.EndShadowResponse
-	(*CreateTokenRequest)(nil),         // 44: zt.v1alpha1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),        // 45: zt.v1alpha1.CreateTokenResponse
-	(*TokenInfo)(nil),                  // 46: zt.v1alpha1.TokenInfo
-	(*ListTokensRequest)(nil),          // 47: zt.v1alpha1.ListTokensRequest
-	(*ListTokensResponse)(nil),         // 48: zt.v1alpha1.ListTokensResponse
-	(*DeleteTokenRequest)(nil),         // 49: zt.v1alpha1.DeleteTokenRequest
-	(*DeleteTokenResponse)(nil),        // 50: zt.v1alpha1.DeleteTokenResponse
-	(*DeregisterInstanceRequest)(nil),  // 51: zt.v1alpha1.DeregisterInstanceRequest
-	(*DeregisterInstanceResponse)(nil), // 52: zt.v1alpha1.DeregisterInstanceResponse
-	(*ListMembersRequest)(nil),         // 53: zt.v1alpha1.ListMembersRequest
-	(*ListMembersResponse)(nil),        // 54: zt.v1alpha1.ListMembersResponse
-	(*Member)(nil),                     // 55: zt.v1alpha1.Member
-	(*RemoveMemberRequest)(nil),        // 56: zt.v1alpha1.RemoveMemberRequest
-	(*RemoveMemberResponse)(nil),       // 57: zt.v1alpha1.RemoveMemberResponse
-	(*PromoteMemberRequest)(nil),       // 58: zt.v1alpha1.PromoteMemberRequest
-	(*PromoteMemberResponse)(nil),      // 59: zt.v1alpha1.PromoteMemberResponse
-	(*DemoteMemberRequest)(nil),        // 60: zt.v1alpha1.DemoteMemberRequest
-	(*DemoteMemberResponse)(nil),       // 61: zt.v1alpha1.DemoteMemberResponse
-	(*TransferLeadershipRequest)(nil),  // 62: zt.v1alpha1.TransferLeadershipRequest
-	(*TransferLeadershipResponse)(nil), // 63: zt.v1alpha1.TransferLeadershipResponse
-	(*GetKeysRequest)(nil),             // 64: zt.v1alpha1.GetKeysRequest
-	(*GetKeysResponse)(nil),            // 65: zt.v1alpha1.GetKeysResponse
-	(*ServerKeys)(nil),                 // 66: zt.v1alpha1.ServerKeys
-	(*RotateKeyRequest)(nil),           // 67: zt.v1alpha1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),          // 68: zt.v1alpha1.RotateKeyResponse
-	(*DropKeyRequest)(nil),             // 69: zt.v1alpha1.DropKeyRequest
-	(*DropKeyResponse)(nil),            // 70: zt.v1alpha1.DropKeyResponse
-	(*ListAdminsRequest)(nil),          // 71: zt.v1alpha1.ListAdminsRequest
-	(*ListAdminsResponse)(nil),         // 72: zt.v1alpha1.ListAdminsResponse
-	(*AdminInfo)(nil),                  // 73: zt.v1alpha1.AdminInfo
-	(*AddAdminRequest)(nil),            // 74: zt.v1alpha1.AddAdminRequest
-	(*AddAdminResponse)(nil),           // 75: zt.v1alpha1.AddAdminResponse
-	(*RemoveAdminRequest)(nil),         // 76: zt.v1alpha1.RemoveAdminRequest
-	(*RemoveAdminResponse)(nil),        // 77: zt.v1alpha1.RemoveAdminResponse
-	(*BackupRequest)(nil),              // 78: zt.v1alpha1.BackupRequest
-	(*BackupResponse)(nil),             // 79: zt.v1alpha1.BackupResponse
-	(*GetServerInfoRequest)(nil),       // 80: zt.v1alpha1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),      // 81: zt.v1alpha1.GetServerInfoResponse
-	(*ListAuditRequest)(nil),           // 82: zt.v1alpha1.ListAuditRequest
-	(*ListAuditResponse)(nil),          // 83: zt.v1alpha1.ListAuditResponse
-	(*ReadAuditRequest)(nil),           // 84: zt.v1alpha1.ReadAuditRequest
-	(*ReadAuditResponse)(nil),          // 85: zt.v1alpha1.ReadAuditResponse
-	(*AuditStatus)(nil),                // 86: zt.v1alpha1.AuditStatus
-	(*AuditRange)(nil),                 // 87: zt.v1alpha1.AuditRange
-	(*ReadJournalRequest)(nil),         // 88: zt.v1alpha1.ReadJournalRequest
-	(*ReadJournalResponse)(nil),        // 89: zt.v1alpha1.ReadJournalResponse
-	(*AcceptJournalRequest)(nil),       // 90: zt.v1alpha1.AcceptJournalRequest
-	(*AcceptJournalResponse)(nil),      // 91: zt.v1alpha1.AcceptJournalResponse
-	(*ReadRefusalsRequest)(nil),        // 92: zt.v1alpha1.ReadRefusalsRequest
-	(*ReadRefusalsResponse)(nil),       // 93: zt.v1alpha1.ReadRefusalsResponse
-	nil,                                // 94: zt.v1alpha1.ApplyRequest.BasesEntry
-	nil,                                // 95: zt.v1alpha1.ApplyResponse.BasesEntry
-	nil,                                // 96: zt.v1alpha1.StaleBase.CurrentEntry
-	nil,                                // 97: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
-	nil,                                // 98: zt.v1alpha1.RollbackRequest.BasesEntry
-	nil,                                // 99: zt.v1alpha1.RollbackResponse.BasesEntry
-	nil,                                // 100: zt.v1alpha1.CanRequest.HeadersEntry
-	(*durationpb.Duration)(nil),        // 101: google.protobuf.Duration
-	(*Document)(nil),                   // 102: zt.v1alpha1.Document
-	(*timestamppb.Timestamp)(nil),      // 103: google.protobuf.Timestamp
-	(*User)(nil),                       // 104: zt.v1alpha1.User
-	(*Block)(nil),                      // 105: zt.v1alpha1.Block
-	(*v1.AuditRecord)(nil),             // 106: zt.log.v1.AuditRecord
-	(*v1.AuditHead)(nil),               // 107: zt.log.v1.AuditHead
-	(*v1.JournalAnchor)(nil),           // 108: zt.log.v1.JournalAnchor
+	(*ConnectionsCut)(nil),             // 32: zt.v1alpha1.ConnectionsCut
+	(*CanRequest)(nil),                 // 33: zt.v1alpha1.CanRequest
+	(*CanResponse)(nil),                // 34: zt.v1alpha1.CanResponse
+	(*BlockRequest)(nil),               // 35: zt.v1alpha1.BlockRequest
+	(*BlockResponse)(nil),              // 36: zt.v1alpha1.BlockResponse
+	(*UnblockRequest)(nil),             // 37: zt.v1alpha1.UnblockRequest
+	(*UnblockResponse)(nil),            // 38: zt.v1alpha1.UnblockResponse
+	(*GetShadowRequest)(nil),           // 39: zt.v1alpha1.GetShadowRequest
+	(*GetShadowResponse)(nil),          // 40: zt.v1alpha1.GetShadowResponse
+	(*Proposal)(nil),                   // 41: zt.v1alpha1.Proposal
+	(*ShadowDifference)(nil),           // 42: zt.v1alpha1.ShadowDifference
+	(*EndShadowRequest)(nil),           // 43: zt.v1alpha1.EndShadowRequest
+	(*EndShadowResponse)(nil),          // 44: zt.v1alpha1.EndShadowResponse
+	(*CreateTokenRequest)(nil),         // 45: zt.v1alpha1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),        // 46: zt.v1alpha1.CreateTokenResponse
+	(*TokenInfo)(nil),                  // 47: zt.v1alpha1.TokenInfo
+	(*ListTokensRequest)(nil),          // 48: zt.v1alpha1.ListTokensRequest
+	(*ListTokensResponse)(nil),         // 49: zt.v1alpha1.ListTokensResponse
+	(*DeleteTokenRequest)(nil),         // 50: zt.v1alpha1.DeleteTokenRequest
+	(*DeleteTokenResponse)(nil),        // 51: zt.v1alpha1.DeleteTokenResponse
+	(*DeregisterInstanceRequest)(nil),  // 52: zt.v1alpha1.DeregisterInstanceRequest
+	(*DeregisterInstanceResponse)(nil), // 53: zt.v1alpha1.DeregisterInstanceResponse
+	(*ListMembersRequest)(nil),         // 54: zt.v1alpha1.ListMembersRequest
+	(*ListMembersResponse)(nil),        // 55: zt.v1alpha1.ListMembersResponse
+	(*Member)(nil),                     // 56: zt.v1alpha1.Member
+	(*RemoveMemberRequest)(nil),        // 57: zt.v1alpha1.RemoveMemberRequest
+	(*RemoveMemberResponse)(nil),       // 58: zt.v1alpha1.RemoveMemberResponse
+	(*PromoteMemberRequest)(nil),       // 59: zt.v1alpha1.PromoteMemberRequest
+	(*PromoteMemberResponse)(nil),      // 60: zt.v1alpha1.PromoteMemberResponse
+	(*DemoteMemberRequest)(nil),        // 61: zt.v1alpha1.DemoteMemberRequest
+	(*DemoteMemberResponse)(nil),       // 62: zt.v1alpha1.DemoteMemberResponse
+	(*TransferLeadershipRequest)(nil),  // 63: zt.v1alpha1.TransferLeadershipRequest
+	(*TransferLeadershipResponse)(nil), // 64: zt.v1alpha1.TransferLeadershipResponse
+	(*GetKeysRequest)(nil),             // 65: zt.v1alpha1.GetKeysRequest
+	(*GetKeysResponse)(nil),            // 66: zt.v1alpha1.GetKeysResponse
+	(*ServerKeys)(nil),                 // 67: zt.v1alpha1.ServerKeys
+	(*RotateKeyRequest)(nil),           // 68: zt.v1alpha1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),          // 69: zt.v1alpha1.RotateKeyResponse
+	(*DropKeyRequest)(nil),             // 70: zt.v1alpha1.DropKeyRequest
+	(*DropKeyResponse)(nil),            // 71: zt.v1alpha1.DropKeyResponse
+	(*ListAdminsRequest)(nil),          // 72: zt.v1alpha1.ListAdminsRequest
+	(*ListAdminsResponse)(nil),         // 73: zt.v1alpha1.ListAdminsResponse
+	(*AdminInfo)(nil),                  // 74: zt.v1alpha1.AdminInfo
+	(*AddAdminRequest)(nil),            // 75: zt.v1alpha1.AddAdminRequest
+	(*AddAdminResponse)(nil),           // 76: zt.v1alpha1.AddAdminResponse
+	(*RemoveAdminRequest)(nil),         // 77: zt.v1alpha1.RemoveAdminRequest
+	(*RemoveAdminResponse)(nil),        // 78: zt.v1alpha1.RemoveAdminResponse
+	(*BackupRequest)(nil),              // 79: zt.v1alpha1.BackupRequest
+	(*BackupResponse)(nil),             // 80: zt.v1alpha1.BackupResponse
+	(*GetServerInfoRequest)(nil),       // 81: zt.v1alpha1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),      // 82: zt.v1alpha1.GetServerInfoResponse
+	(*ListAuditRequest)(nil),           // 83: zt.v1alpha1.ListAuditRequest
+	(*ListAuditResponse)(nil),          // 84: zt.v1alpha1.ListAuditResponse
+	(*ReadAuditRequest)(nil),           // 85: zt.v1alpha1.ReadAuditRequest
+	(*ReadAuditResponse)(nil),          // 86: zt.v1alpha1.ReadAuditResponse
+	(*AuditStatus)(nil),                // 87: zt.v1alpha1.AuditStatus
+	(*AuditRange)(nil),                 // 88: zt.v1alpha1.AuditRange
+	(*ReadJournalRequest)(nil),         // 89: zt.v1alpha1.ReadJournalRequest
+	(*ReadJournalResponse)(nil),        // 90: zt.v1alpha1.ReadJournalResponse
+	(*AcceptJournalRequest)(nil),       // 91: zt.v1alpha1.AcceptJournalRequest
+	(*AcceptJournalResponse)(nil),      // 92: zt.v1alpha1.AcceptJournalResponse
+	(*ReadRefusalsRequest)(nil),        // 93: zt.v1alpha1.ReadRefusalsRequest
+	(*ReadRefusalsResponse)(nil),       // 94: zt.v1alpha1.ReadRefusalsResponse
+	nil,                                // 95: zt.v1alpha1.ApplyRequest.BasesEntry
+	nil,                                // 96: zt.v1alpha1.ApplyResponse.BasesEntry
+	nil,                                // 97: zt.v1alpha1.StaleBase.CurrentEntry
+	nil,                                // 98: zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	nil,                                // 99: zt.v1alpha1.RollbackRequest.BasesEntry
+	nil,                                // 100: zt.v1alpha1.RollbackResponse.BasesEntry
+	nil,                                // 101: zt.v1alpha1.CanRequest.HeadersEntry
+	(*durationpb.Duration)(nil),        // 102: google.protobuf.Duration
+	(*Document)(nil),                   // 103: zt.v1alpha1.Document
+	(*timestamppb.Timestamp)(nil),      // 104: google.protobuf.Timestamp
+	(*User)(nil),                       // 105: zt.v1alpha1.User
+	(*Block)(nil),                      // 106: zt.v1alpha1.Block
+	(*v1.AuditRecord)(nil),             // 107: zt.log.v1.AuditRecord
+	(*v1.AuditHead)(nil),               // 108: zt.log.v1.AuditHead
+	(*v1.JournalAnchor)(nil),           // 109: zt.log.v1.JournalAnchor
 }
 var file_zt_v1alpha1_admin_proto_depIdxs = []int32{
 	1,   // 0: zt.v1alpha1.ApplyRequest.files:type_name -> zt.v1alpha1.File
-	94,  // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
+	95,  // 1: zt.v1alpha1.ApplyRequest.bases:type_name -> zt.v1alpha1.ApplyRequest.BasesEntry
 	0,   // 2: zt.v1alpha1.ApplyRequest.detail:type_name -> zt.v1alpha1.Detail
 	4,   // 3: zt.v1alpha1.ApplyResponse.changes:type_name -> zt.v1alpha1.Change
 	5,   // 4: zt.v1alpha1.ApplyResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	95,  // 5: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
+	96,  // 5: zt.v1alpha1.ApplyResponse.bases:type_name -> zt.v1alpha1.ApplyResponse.BasesEntry
 	6,   // 6: zt.v1alpha1.ApplyResponse.warnings:type_name -> zt.v1alpha1.Problem
 	6,   // 7: zt.v1alpha1.Problems.problems:type_name -> zt.v1alpha1.Problem
-	101, // 8: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
-	96,  // 9: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
+	102, // 8: zt.v1alpha1.Staleness.age:type_name -> google.protobuf.Duration
+	97,  // 9: zt.v1alpha1.StaleBase.current:type_name -> zt.v1alpha1.StaleBase.CurrentEntry
 	14,  // 10: zt.v1alpha1.GetDocumentResponse.document:type_name -> zt.v1alpha1.StoredDocument
 	10,  // 11: zt.v1alpha1.GetDocumentResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	102, // 12: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
+	103, // 12: zt.v1alpha1.StoredDocument.document:type_name -> zt.v1alpha1.Document
 	14,  // 13: zt.v1alpha1.ListDocumentsResponse.documents:type_name -> zt.v1alpha1.StoredDocument
-	97,  // 14: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
+	98,  // 14: zt.v1alpha1.ListDocumentsResponse.namespaces:type_name -> zt.v1alpha1.ListDocumentsResponse.NamespacesEntry
 	10,  // 15: zt.v1alpha1.ListDocumentsResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	0,   // 16: zt.v1alpha1.WatchDocumentsRequest.detail:type_name -> zt.v1alpha1.Detail
 	19,  // 17: zt.v1alpha1.WatchDocumentsResponse.revision:type_name -> zt.v1alpha1.Revision
-	103, // 18: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
+	104, // 18: zt.v1alpha1.Revision.when:type_name -> google.protobuf.Timestamp
 	4,   // 19: zt.v1alpha1.Revision.changes:type_name -> zt.v1alpha1.Change
 	30,  // 20: zt.v1alpha1.Revision.receipt:type_name -> zt.v1alpha1.ReceiptCounts
 	0,   // 21: zt.v1alpha1.ListRevisionsRequest.detail:type_name -> zt.v1alpha1.Detail
 	19,  // 22: zt.v1alpha1.ListRevisionsResponse.revisions:type_name -> zt.v1alpha1.Revision
 	10,  // 23: zt.v1alpha1.ListRevisionsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	98,  // 24: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
+	99,  // 24: zt.v1alpha1.RollbackRequest.bases:type_name -> zt.v1alpha1.RollbackRequest.BasesEntry
 	0,   // 25: zt.v1alpha1.RollbackRequest.detail:type_name -> zt.v1alpha1.Detail
 	4,   // 26: zt.v1alpha1.RollbackResponse.changes:type_name -> zt.v1alpha1.Change
 	5,   // 27: zt.v1alpha1.RollbackResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	99,  // 28: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
+	100, // 28: zt.v1alpha1.RollbackResponse.bases:type_name -> zt.v1alpha1.RollbackResponse.BasesEntry
 	6,   // 29: zt.v1alpha1.RollbackResponse.warnings:type_name -> zt.v1alpha1.Problem
-	55,  // 30: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
+	56,  // 30: zt.v1alpha1.GetStatusResponse.servers:type_name -> zt.v1alpha1.Member
 	26,  // 31: zt.v1alpha1.GetStatusResponse.proxies:type_name -> zt.v1alpha1.Proxy
 	10,  // 32: zt.v1alpha1.GetStatusResponse.staleness:type_name -> zt.v1alpha1.Staleness
 	27,  // 33: zt.v1alpha1.Proxy.nacks:type_name -> zt.v1alpha1.Nack
-	103, // 34: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
-	103, // 35: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
-	103, // 36: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
+	104, // 34: zt.v1alpha1.Proxy.connected_since:type_name -> google.protobuf.Timestamp
+	104, // 35: zt.v1alpha1.Proxy.acked_at:type_name -> google.protobuf.Timestamp
+	104, // 36: zt.v1alpha1.Nack.when:type_name -> google.protobuf.Timestamp
 	31,  // 37: zt.v1alpha1.WatchReceiptResponse.proxies:type_name -> zt.v1alpha1.ProxyReceipt
 	30,  // 38: zt.v1alpha1.WatchReceiptResponse.counts:type_name -> zt.v1alpha1.ReceiptCounts
-	103, // 39: zt.v1alpha1.WatchReceiptResponse.committed:type_name -> google.protobuf.Timestamp
-	103, // 40: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
-	27,  // 41: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
-	103, // 42: zt.v1alpha1.ProxyReceipt.sent_at:type_name -> google.protobuf.Timestamp
-	103, // 43: zt.v1alpha1.ProxyReceipt.acked_at:type_name -> google.protobuf.Timestamp
-	103, // 44: zt.v1alpha1.ProxyReceipt.enforced_at:type_name -> google.protobuf.Timestamp
-	104, // 45: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
-	103, // 46: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
-	100, // 47: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
-	10,  // 48: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	105, // 49: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
-	5,   // 50: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	5,   // 51: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
-	40,  // 52: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
-	41,  // 53: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	10,  // 54: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	103, // 55: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
-	103, // 56: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
-	103, // 57: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
-	101, // 58: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	46,  // 59: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
-	103, // 60: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
-	46,  // 61: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
-	10,  // 62: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	55,  // 63: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
-	10,  // 64: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	101, // 65: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
-	103, // 66: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
-	66,  // 67: zt.v1alpha1.GetKeysResponse.servers:type_name -> zt.v1alpha1.ServerKeys
-	66,  // 68: zt.v1alpha1.RotateKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
-	66,  // 69: zt.v1alpha1.DropKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
-	73,  // 70: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
-	10,  // 71: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
-	103, // 72: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
-	73,  // 73: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
-	103, // 74: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
-	106, // 75: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
-	86,  // 76: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
-	107, // 77: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
-	87,  // 78: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
-	108, // 79: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
-	2,   // 80: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
-	12,  // 81: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
-	15,  // 82: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
-	17,  // 83: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
-	20,  // 84: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
-	22,  // 85: zt.v1alpha1.AdminService.Rollback:input_type -> zt.v1alpha1.RollbackRequest
-	24,  // 86: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
-	28,  // 87: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
-	32,  // 88: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
-	44,  // 89: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
-	47,  // 90: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
-	49,  // 91: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
-	51,  // 92: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
-	53,  // 93: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
-	56,  // 94: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
-	58,  // 95: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
-	60,  // 96: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
-	62,  // 97: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
-	64,  // 98: zt.v1alpha1.AdminService.GetKeys:input_type -> zt.v1alpha1.GetKeysRequest
-	67,  // 99: zt.v1alpha1.AdminService.RotateKey:input_type -> zt.v1alpha1.RotateKeyRequest
-	69,  // 100: zt.v1alpha1.AdminService.DropKey:input_type -> zt.v1alpha1.DropKeyRequest
-	71,  // 101: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
-	74,  // 102: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
-	76,  // 103: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
-	34,  // 104: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
-	36,  // 105: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
-	38,  // 106: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
-	42,  // 107: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
-	78,  // 108: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
-	82,  // 109: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
-	84,  // 110: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
-	88,  // 111: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
-	90,  // 112: zt.v1alpha1.AdminService.AcceptJournal:input_type -> zt.v1alpha1.AcceptJournalRequest
-	92,  // 113: zt.v1alpha1.AdminService.ReadRefusals:input_type -> zt.v1alpha1.ReadRefusalsRequest
-	80,  // 114: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
-	3,   // 115: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
-	13,  // 116: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
-	16,  // 117: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
-	18,  // 118: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
-	21,  // 119: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
-	23,  // 120: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
-	25,  // 121: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
-	29,  // 122: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
-	33,  // 123: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
-	45,  // 124: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
-	48,  // 125: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
-	50,  // 126: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
-	52,  // 127: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
-	54,  // 128: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
-	57,  // 129: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
-	59,  // 130: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
-	61,  // 131: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
-	63,  // 132: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
-	65,  // 133: zt.v1alpha1.AdminService.GetKeys:output_type -> zt.v1alpha1.GetKeysResponse
-	68,  // 134: zt.v1alpha1.AdminService.RotateKey:output_type -> zt.v1alpha1.RotateKeyResponse
-	70,  // 135: zt.v1alpha1.AdminService.DropKey:output_type -> zt.v1alpha1.DropKeyResponse
-	72,  // 136: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
-	75,  // 137: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
-	77,  // 138: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
-	35,  // 139: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
-	37,  // 140: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
-	39,  // 141: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
-	43,  // 142: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
-	79,  // 143: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
-	83,  // 144: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
-	85,  // 145: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
-	89,  // 146: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
-	91,  // 147: zt.v1alpha1.AdminService.AcceptJournal:output_type -> zt.v1alpha1.AcceptJournalResponse
-	93,  // 148: zt.v1alpha1.AdminService.ReadRefusals:output_type -> zt.v1alpha1.ReadRefusalsResponse
-	81,  // 149: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
-	115, // [115:150] is the sub-list for method output_type
-	80,  // [80:115] is the sub-list for method input_type
-	80,  // [80:80] is the sub-list for extension type_name
-	80,  // [80:80] is the sub-list for extension extendee
-	0,   // [0:80] is the sub-list for field type_name
+	104, // 39: zt.v1alpha1.WatchReceiptResponse.committed:type_name -> google.protobuf.Timestamp
+	104, // 40: zt.v1alpha1.WatchReceiptResponse.none_open_after:type_name -> google.protobuf.Timestamp
+	104, // 41: zt.v1alpha1.ProxyReceipt.when:type_name -> google.protobuf.Timestamp
+	27,  // 42: zt.v1alpha1.ProxyReceipt.nacks:type_name -> zt.v1alpha1.Nack
+	104, // 43: zt.v1alpha1.ProxyReceipt.sent_at:type_name -> google.protobuf.Timestamp
+	104, // 44: zt.v1alpha1.ProxyReceipt.acked_at:type_name -> google.protobuf.Timestamp
+	104, // 45: zt.v1alpha1.ProxyReceipt.enforced_at:type_name -> google.protobuf.Timestamp
+	32,  // 46: zt.v1alpha1.ProxyReceipt.cuts:type_name -> zt.v1alpha1.ConnectionsCut
+	104, // 47: zt.v1alpha1.ConnectionsCut.last_at:type_name -> google.protobuf.Timestamp
+	105, // 48: zt.v1alpha1.CanRequest.user:type_name -> zt.v1alpha1.User
+	104, // 49: zt.v1alpha1.CanRequest.at:type_name -> google.protobuf.Timestamp
+	101, // 50: zt.v1alpha1.CanRequest.headers:type_name -> zt.v1alpha1.CanRequest.HeadersEntry
+	10,  // 51: zt.v1alpha1.CanResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	106, // 52: zt.v1alpha1.BlockRequest.block:type_name -> zt.v1alpha1.Block
+	5,   // 53: zt.v1alpha1.BlockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	5,   // 54: zt.v1alpha1.UnblockResponse.affected:type_name -> zt.v1alpha1.InstanceRef
+	41,  // 55: zt.v1alpha1.GetShadowResponse.proposals:type_name -> zt.v1alpha1.Proposal
+	42,  // 56: zt.v1alpha1.GetShadowResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	10,  // 57: zt.v1alpha1.GetShadowResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	104, // 58: zt.v1alpha1.Proposal.when:type_name -> google.protobuf.Timestamp
+	104, // 59: zt.v1alpha1.ShadowDifference.first:type_name -> google.protobuf.Timestamp
+	104, // 60: zt.v1alpha1.ShadowDifference.last:type_name -> google.protobuf.Timestamp
+	102, // 61: zt.v1alpha1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	47,  // 62: zt.v1alpha1.CreateTokenResponse.info:type_name -> zt.v1alpha1.TokenInfo
+	104, // 63: zt.v1alpha1.TokenInfo.expires:type_name -> google.protobuf.Timestamp
+	47,  // 64: zt.v1alpha1.ListTokensResponse.tokens:type_name -> zt.v1alpha1.TokenInfo
+	10,  // 65: zt.v1alpha1.ListTokensResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	56,  // 66: zt.v1alpha1.ListMembersResponse.members:type_name -> zt.v1alpha1.Member
+	10,  // 67: zt.v1alpha1.ListMembersResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	102, // 68: zt.v1alpha1.Member.clock_skew:type_name -> google.protobuf.Duration
+	104, // 69: zt.v1alpha1.Member.heard:type_name -> google.protobuf.Timestamp
+	67,  // 70: zt.v1alpha1.GetKeysResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	67,  // 71: zt.v1alpha1.RotateKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	67,  // 72: zt.v1alpha1.DropKeyResponse.servers:type_name -> zt.v1alpha1.ServerKeys
+	74,  // 73: zt.v1alpha1.ListAdminsResponse.admins:type_name -> zt.v1alpha1.AdminInfo
+	10,  // 74: zt.v1alpha1.ListAdminsResponse.staleness:type_name -> zt.v1alpha1.Staleness
+	104, // 75: zt.v1alpha1.AddAdminResponse.not_after:type_name -> google.protobuf.Timestamp
+	74,  // 76: zt.v1alpha1.GetServerInfoResponse.you:type_name -> zt.v1alpha1.AdminInfo
+	104, // 77: zt.v1alpha1.ListAuditRequest.since:type_name -> google.protobuf.Timestamp
+	107, // 78: zt.v1alpha1.ListAuditResponse.records:type_name -> zt.log.v1.AuditRecord
+	87,  // 79: zt.v1alpha1.ReadAuditResponse.status:type_name -> zt.v1alpha1.AuditStatus
+	108, // 80: zt.v1alpha1.AuditStatus.head:type_name -> zt.log.v1.AuditHead
+	88,  // 81: zt.v1alpha1.AuditStatus.missing:type_name -> zt.v1alpha1.AuditRange
+	109, // 82: zt.v1alpha1.ReadJournalResponse.anchor:type_name -> zt.log.v1.JournalAnchor
+	2,   // 83: zt.v1alpha1.AdminService.Apply:input_type -> zt.v1alpha1.ApplyRequest
+	12,  // 84: zt.v1alpha1.AdminService.GetDocument:input_type -> zt.v1alpha1.GetDocumentRequest
+	15,  // 85: zt.v1alpha1.AdminService.ListDocuments:input_type -> zt.v1alpha1.ListDocumentsRequest
+	17,  // 86: zt.v1alpha1.AdminService.WatchDocuments:input_type -> zt.v1alpha1.WatchDocumentsRequest
+	20,  // 87: zt.v1alpha1.AdminService.ListRevisions:input_type -> zt.v1alpha1.ListRevisionsRequest
+	22,  // 88: zt.v1alpha1.AdminService.Rollback:input_type -> zt.v1alpha1.RollbackRequest
+	24,  // 89: zt.v1alpha1.AdminService.GetStatus:input_type -> zt.v1alpha1.GetStatusRequest
+	28,  // 90: zt.v1alpha1.AdminService.WatchReceipt:input_type -> zt.v1alpha1.WatchReceiptRequest
+	33,  // 91: zt.v1alpha1.AdminService.Can:input_type -> zt.v1alpha1.CanRequest
+	45,  // 92: zt.v1alpha1.AdminService.CreateToken:input_type -> zt.v1alpha1.CreateTokenRequest
+	48,  // 93: zt.v1alpha1.AdminService.ListTokens:input_type -> zt.v1alpha1.ListTokensRequest
+	50,  // 94: zt.v1alpha1.AdminService.DeleteToken:input_type -> zt.v1alpha1.DeleteTokenRequest
+	52,  // 95: zt.v1alpha1.AdminService.DeregisterInstance:input_type -> zt.v1alpha1.DeregisterInstanceRequest
+	54,  // 96: zt.v1alpha1.AdminService.ListMembers:input_type -> zt.v1alpha1.ListMembersRequest
+	57,  // 97: zt.v1alpha1.AdminService.RemoveMember:input_type -> zt.v1alpha1.RemoveMemberRequest
+	59,  // 98: zt.v1alpha1.AdminService.PromoteMember:input_type -> zt.v1alpha1.PromoteMemberRequest
+	61,  // 99: zt.v1alpha1.AdminService.DemoteMember:input_type -> zt.v1alpha1.DemoteMemberRequest
+	63,  // 100: zt.v1alpha1.AdminService.TransferLeadership:input_type -> zt.v1alpha1.TransferLeadershipRequest
+	65,  // 101: zt.v1alpha1.AdminService.GetKeys:input_type -> zt.v1alpha1.GetKeysRequest
+	68,  // 102: zt.v1alpha1.AdminService.RotateKey:input_type -> zt.v1alpha1.RotateKeyRequest
+	70,  // 103: zt.v1alpha1.AdminService.DropKey:input_type -> zt.v1alpha1.DropKeyRequest
+	72,  // 104: zt.v1alpha1.AdminService.ListAdmins:input_type -> zt.v1alpha1.ListAdminsRequest
+	75,  // 105: zt.v1alpha1.AdminService.AddAdmin:input_type -> zt.v1alpha1.AddAdminRequest
+	77,  // 106: zt.v1alpha1.AdminService.RemoveAdmin:input_type -> zt.v1alpha1.RemoveAdminRequest
+	35,  // 107: zt.v1alpha1.AdminService.Block:input_type -> zt.v1alpha1.BlockRequest
+	37,  // 108: zt.v1alpha1.AdminService.Unblock:input_type -> zt.v1alpha1.UnblockRequest
+	39,  // 109: zt.v1alpha1.AdminService.GetShadow:input_type -> zt.v1alpha1.GetShadowRequest
+	43,  // 110: zt.v1alpha1.AdminService.EndShadow:input_type -> zt.v1alpha1.EndShadowRequest
+	79,  // 111: zt.v1alpha1.AdminService.Backup:input_type -> zt.v1alpha1.BackupRequest
+	83,  // 112: zt.v1alpha1.AdminService.ListAudit:input_type -> zt.v1alpha1.ListAuditRequest
+	85,  // 113: zt.v1alpha1.AdminService.ReadAudit:input_type -> zt.v1alpha1.ReadAuditRequest
+	89,  // 114: zt.v1alpha1.AdminService.ReadJournal:input_type -> zt.v1alpha1.ReadJournalRequest
+	91,  // 115: zt.v1alpha1.AdminService.AcceptJournal:input_type -> zt.v1alpha1.AcceptJournalRequest
+	93,  // 116: zt.v1alpha1.AdminService.ReadRefusals:input_type -> zt.v1alpha1.ReadRefusalsRequest
+	81,  // 117: zt.v1alpha1.AdminService.GetServerInfo:input_type -> zt.v1alpha1.GetServerInfoRequest
+	3,   // 118: zt.v1alpha1.AdminService.Apply:output_type -> zt.v1alpha1.ApplyResponse
+	13,  // 119: zt.v1alpha1.AdminService.GetDocument:output_type -> zt.v1alpha1.GetDocumentResponse
+	16,  // 120: zt.v1alpha1.AdminService.ListDocuments:output_type -> zt.v1alpha1.ListDocumentsResponse
+	18,  // 121: zt.v1alpha1.AdminService.WatchDocuments:output_type -> zt.v1alpha1.WatchDocumentsResponse
+	21,  // 122: zt.v1alpha1.AdminService.ListRevisions:output_type -> zt.v1alpha1.ListRevisionsResponse
+	23,  // 123: zt.v1alpha1.AdminService.Rollback:output_type -> zt.v1alpha1.RollbackResponse
+	25,  // 124: zt.v1alpha1.AdminService.GetStatus:output_type -> zt.v1alpha1.GetStatusResponse
+	29,  // 125: zt.v1alpha1.AdminService.WatchReceipt:output_type -> zt.v1alpha1.WatchReceiptResponse
+	34,  // 126: zt.v1alpha1.AdminService.Can:output_type -> zt.v1alpha1.CanResponse
+	46,  // 127: zt.v1alpha1.AdminService.CreateToken:output_type -> zt.v1alpha1.CreateTokenResponse
+	49,  // 128: zt.v1alpha1.AdminService.ListTokens:output_type -> zt.v1alpha1.ListTokensResponse
+	51,  // 129: zt.v1alpha1.AdminService.DeleteToken:output_type -> zt.v1alpha1.DeleteTokenResponse
+	53,  // 130: zt.v1alpha1.AdminService.DeregisterInstance:output_type -> zt.v1alpha1.DeregisterInstanceResponse
+	55,  // 131: zt.v1alpha1.AdminService.ListMembers:output_type -> zt.v1alpha1.ListMembersResponse
+	58,  // 132: zt.v1alpha1.AdminService.RemoveMember:output_type -> zt.v1alpha1.RemoveMemberResponse
+	60,  // 133: zt.v1alpha1.AdminService.PromoteMember:output_type -> zt.v1alpha1.PromoteMemberResponse
+	62,  // 134: zt.v1alpha1.AdminService.DemoteMember:output_type -> zt.v1alpha1.DemoteMemberResponse
+	64,  // 135: zt.v1alpha1.AdminService.TransferLeadership:output_type -> zt.v1alpha1.TransferLeadershipResponse
+	66,  // 136: zt.v1alpha1.AdminService.GetKeys:output_type -> zt.v1alpha1.GetKeysResponse
+	69,  // 137: zt.v1alpha1.AdminService.RotateKey:output_type -> zt.v1alpha1.RotateKeyResponse
+	71,  // 138: zt.v1alpha1.AdminService.DropKey:output_type -> zt.v1alpha1.DropKeyResponse
+	73,  // 139: zt.v1alpha1.AdminService.ListAdmins:output_type -> zt.v1alpha1.ListAdminsResponse
+	76,  // 140: zt.v1alpha1.AdminService.AddAdmin:output_type -> zt.v1alpha1.AddAdminResponse
+	78,  // 141: zt.v1alpha1.AdminService.RemoveAdmin:output_type -> zt.v1alpha1.RemoveAdminResponse
+	36,  // 142: zt.v1alpha1.AdminService.Block:output_type -> zt.v1alpha1.BlockResponse
+	38,  // 143: zt.v1alpha1.AdminService.Unblock:output_type -> zt.v1alpha1.UnblockResponse
+	40,  // 144: zt.v1alpha1.AdminService.GetShadow:output_type -> zt.v1alpha1.GetShadowResponse
+	44,  // 145: zt.v1alpha1.AdminService.EndShadow:output_type -> zt.v1alpha1.EndShadowResponse
+	80,  // 146: zt.v1alpha1.AdminService.Backup:output_type -> zt.v1alpha1.BackupResponse
+	84,  // 147: zt.v1alpha1.AdminService.ListAudit:output_type -> zt.v1alpha1.ListAuditResponse
+	86,  // 148: zt.v1alpha1.AdminService.ReadAudit:output_type -> zt.v1alpha1.ReadAuditResponse
+	90,  // 149: zt.v1alpha1.AdminService.ReadJournal:output_type -> zt.v1alpha1.ReadJournalResponse
+	92,  // 150: zt.v1alpha1.AdminService.AcceptJournal:output_type -> zt.v1alpha1.AcceptJournalResponse
+	94,  // 151: zt.v1alpha1.AdminService.ReadRefusals:output_type -> zt.v1alpha1.ReadRefusalsResponse
+	82,  // 152: zt.v1alpha1.AdminService.GetServerInfo:output_type -> zt.v1alpha1.GetServerInfoResponse
+	118, // [118:153] is the sub-list for method output_type
+	83,  // [83:118] is the sub-list for method input_type
+	83,  // [83:83] is the sub-list for extension type_name
+	83,  // [83:83] is the sub-list for extension extendee
+	0,   // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_admin_proto_init() }
@@ -6954,14 +7067,14 @@ func file_zt_v1alpha1_admin_proto_init() {
 		return
 	}
 	file_zt_v1alpha1_spec_proto_init()
-	file_zt_v1alpha1_admin_proto_msgTypes[54].OneofWrappers = []any{}
+	file_zt_v1alpha1_admin_proto_msgTypes[55].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_admin_proto_rawDesc), len(file_zt_v1alpha1_admin_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   100,
+			NumMessages:   101,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

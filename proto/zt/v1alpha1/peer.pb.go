@@ -354,7 +354,10 @@ type WatchProxiesResponse struct {
 	// Instances that this server holds no more.
 	Gone []string `protobuf:"bytes,4,rep,name=gone,proto3" json:"gone,omitempty"`
 	// held and gone are what has changed since the last message; else held is all.
-	Delta         bool `protobuf:"varint,5,opt,name=delta,proto3" json:"delta,omitempty"`
+	Delta bool `protobuf:"varint,5,opt,name=delta,proto3" json:"delta,omitempty"`
+	// What proxies have reported to this server of connections that they have cut; of a
+	// caller, port and instance all that is kept.
+	Cuts          []*HeldCuts `protobuf:"bytes,6,rep,name=cuts,proto3" json:"cuts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -431,6 +434,147 @@ func (x *WatchProxiesResponse) GetDelta() bool {
 	return false
 }
 
+func (x *WatchProxiesResponse) GetCuts() []*HeldCuts {
+	if x != nil {
+		return x.Cuts
+	}
+	return nil
+}
+
+// HeldCuts are the connections of one caller to one port that a proxy has cut.
+type HeldCuts struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Instance string                 `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	// SPIFFE ID.
+	Caller string `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
+	Port   string `protobuf:"bytes,3,opt,name=port,proto3" json:"port,omitempty"`
+	// Oldest first. A connection that was opened after the last one of before was cut
+	// begins another: the caller had been admitted again.
+	Episodes      []*CutEpisode `protobuf:"bytes,4,rep,name=episodes,proto3" json:"episodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldCuts) Reset() {
+	*x = HeldCuts{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldCuts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldCuts) ProtoMessage() {}
+
+func (x *HeldCuts) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldCuts.ProtoReflect.Descriptor instead.
+func (*HeldCuts) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HeldCuts) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *HeldCuts) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *HeldCuts) GetPort() string {
+	if x != nil {
+		return x.Port
+	}
+	return ""
+}
+
+func (x *HeldCuts) GetEpisodes() []*CutEpisode {
+	if x != nil {
+		return x.Episodes
+	}
+	return nil
+}
+
+type CutEpisode struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Connections uint32                 `protobuf:"varint,1,opt,name=connections,proto3" json:"connections,omitempty"`
+	// When the last one ended, by the proxy's clock.
+	Last *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=last,proto3" json:"last,omitempty"`
+	// When it was reported, by the server's.
+	Heard         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=heard,proto3" json:"heard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CutEpisode) Reset() {
+	*x = CutEpisode{}
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CutEpisode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CutEpisode) ProtoMessage() {}
+
+func (x *CutEpisode) ProtoReflect() protoreflect.Message {
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CutEpisode.ProtoReflect.Descriptor instead.
+func (*CutEpisode) Descriptor() ([]byte, []int) {
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CutEpisode) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *CutEpisode) GetLast() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+func (x *CutEpisode) GetHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Heard
+	}
+	return nil
+}
+
 // HeldProxy is a proxy, and how far it is.
 type HeldProxy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -444,7 +588,7 @@ type HeldProxy struct {
 
 func (x *HeldProxy) Reset() {
 	*x = HeldProxy{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -456,7 +600,7 @@ func (x *HeldProxy) String() string {
 func (*HeldProxy) ProtoMessage() {}
 
 func (x *HeldProxy) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[7]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -469,7 +613,7 @@ func (x *HeldProxy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldProxy.ProtoReflect.Descriptor instead.
 func (*HeldProxy) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{7}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HeldProxy) GetProxy() *Proxy {
@@ -517,7 +661,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +673,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[8]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +686,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{8}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Progress) GetCurrent() bool {
@@ -584,7 +728,7 @@ type ProgressSpan struct {
 
 func (x *ProgressSpan) Reset() {
 	*x = ProgressSpan{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +740,7 @@ func (x *ProgressSpan) String() string {
 func (*ProgressSpan) ProtoMessage() {}
 
 func (x *ProgressSpan) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[9]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +753,7 @@ func (x *ProgressSpan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProgressSpan.ProtoReflect.Descriptor instead.
 func (*ProgressSpan) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{9}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ProgressSpan) GetFrom() *timestamppb.Timestamp {
@@ -634,7 +778,7 @@ type ListDifferencesRequest struct {
 
 func (x *ListDifferencesRequest) Reset() {
 	*x = ListDifferencesRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +790,7 @@ func (x *ListDifferencesRequest) String() string {
 func (*ListDifferencesRequest) ProtoMessage() {}
 
 func (x *ListDifferencesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[10]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +803,7 @@ func (x *ListDifferencesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDifferencesRequest.ProtoReflect.Descriptor instead.
 func (*ListDifferencesRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{10}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{12}
 }
 
 type ListDifferencesResponse struct {
@@ -672,7 +816,7 @@ type ListDifferencesResponse struct {
 
 func (x *ListDifferencesResponse) Reset() {
 	*x = ListDifferencesResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -684,7 +828,7 @@ func (x *ListDifferencesResponse) String() string {
 func (*ListDifferencesResponse) ProtoMessage() {}
 
 func (x *ListDifferencesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[11]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -697,7 +841,7 @@ func (x *ListDifferencesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDifferencesResponse.ProtoReflect.Descriptor instead.
 func (*ListDifferencesResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{11}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListDifferencesResponse) GetDifferences() []*ShadowDifference {
@@ -729,7 +873,7 @@ type RecordAccessRequest struct {
 
 func (x *RecordAccessRequest) Reset() {
 	*x = RecordAccessRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +885,7 @@ func (x *RecordAccessRequest) String() string {
 func (*RecordAccessRequest) ProtoMessage() {}
 
 func (x *RecordAccessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[12]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +898,7 @@ func (x *RecordAccessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAccessRequest.ProtoReflect.Descriptor instead.
 func (*RecordAccessRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{12}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RecordAccessRequest) GetWho() string {
@@ -800,7 +944,7 @@ type RecordAccessResponse struct {
 
 func (x *RecordAccessResponse) Reset() {
 	*x = RecordAccessResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +956,7 @@ func (x *RecordAccessResponse) String() string {
 func (*RecordAccessResponse) ProtoMessage() {}
 
 func (x *RecordAccessResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[13]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +969,7 @@ func (x *RecordAccessResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordAccessResponse.ProtoReflect.Descriptor instead.
 func (*RecordAccessResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{13}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{15}
 }
 
 type GetReportRequest struct {
@@ -836,7 +980,7 @@ type GetReportRequest struct {
 
 func (x *GetReportRequest) Reset() {
 	*x = GetReportRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +992,7 @@ func (x *GetReportRequest) String() string {
 func (*GetReportRequest) ProtoMessage() {}
 
 func (x *GetReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[14]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +1005,7 @@ func (x *GetReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReportRequest.ProtoReflect.Descriptor instead.
 func (*GetReportRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{14}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 type GetReportResponse struct {
@@ -891,7 +1035,7 @@ type GetReportResponse struct {
 
 func (x *GetReportResponse) Reset() {
 	*x = GetReportResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -903,7 +1047,7 @@ func (x *GetReportResponse) String() string {
 func (*GetReportResponse) ProtoMessage() {}
 
 func (x *GetReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[15]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -916,7 +1060,7 @@ func (x *GetReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetReportResponse.ProtoReflect.Descriptor instead.
 func (*GetReportResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{15}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetReportResponse) GetServer() string {
@@ -1013,7 +1157,7 @@ type StateHash struct {
 
 func (x *StateHash) Reset() {
 	*x = StateHash{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1169,7 @@ func (x *StateHash) String() string {
 func (*StateHash) ProtoMessage() {}
 
 func (x *StateHash) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[16]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1182,7 @@ func (x *StateHash) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateHash.ProtoReflect.Descriptor instead.
 func (*StateHash) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{16}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StateHash) GetIndex() uint64 {
@@ -1065,7 +1209,7 @@ type FetchAuditRequest struct {
 
 func (x *FetchAuditRequest) Reset() {
 	*x = FetchAuditRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1077,7 +1221,7 @@ func (x *FetchAuditRequest) String() string {
 func (*FetchAuditRequest) ProtoMessage() {}
 
 func (x *FetchAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[17]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1090,7 +1234,7 @@ func (x *FetchAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchAuditRequest.ProtoReflect.Descriptor instead.
 func (*FetchAuditRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{17}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *FetchAuditRequest) GetFirst() uint64 {
@@ -1119,7 +1263,7 @@ type FetchAuditResponse struct {
 
 func (x *FetchAuditResponse) Reset() {
 	*x = FetchAuditResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1275,7 @@ func (x *FetchAuditResponse) String() string {
 func (*FetchAuditResponse) ProtoMessage() {}
 
 func (x *FetchAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[18]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1288,7 @@ func (x *FetchAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchAuditResponse.ProtoReflect.Descriptor instead.
 func (*FetchAuditResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{18}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *FetchAuditResponse) GetLetGo() uint64 {
@@ -1179,7 +1323,7 @@ type AnchorJournalRequest struct {
 
 func (x *AnchorJournalRequest) Reset() {
 	*x = AnchorJournalRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1335,7 @@ func (x *AnchorJournalRequest) String() string {
 func (*AnchorJournalRequest) ProtoMessage() {}
 
 func (x *AnchorJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[19]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1348,7 @@ func (x *AnchorJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorJournalRequest.ProtoReflect.Descriptor instead.
 func (*AnchorJournalRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{19}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AnchorJournalRequest) GetLines() uint64 {
@@ -1257,7 +1401,7 @@ type AnchorJournalResponse struct {
 
 func (x *AnchorJournalResponse) Reset() {
 	*x = AnchorJournalResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1413,7 @@ func (x *AnchorJournalResponse) String() string {
 func (*AnchorJournalResponse) ProtoMessage() {}
 
 func (x *AnchorJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[20]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1426,7 @@ func (x *AnchorJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AnchorJournalResponse.ProtoReflect.Descriptor instead.
 func (*AnchorJournalResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{20}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 type GetKeyReportRequest struct {
@@ -1295,7 +1439,7 @@ type GetKeyReportRequest struct {
 
 func (x *GetKeyReportRequest) Reset() {
 	*x = GetKeyReportRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1451,7 @@ func (x *GetKeyReportRequest) String() string {
 func (*GetKeyReportRequest) ProtoMessage() {}
 
 func (x *GetKeyReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[21]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1464,7 @@ func (x *GetKeyReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyReportRequest.ProtoReflect.Descriptor instead.
 func (*GetKeyReportRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{21}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetKeyReportRequest) GetReload() bool {
@@ -1339,7 +1483,7 @@ type GetKeyReportResponse struct {
 
 func (x *GetKeyReportResponse) Reset() {
 	*x = GetKeyReportResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1495,7 @@ func (x *GetKeyReportResponse) String() string {
 func (*GetKeyReportResponse) ProtoMessage() {}
 
 func (x *GetKeyReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[22]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1508,7 @@ func (x *GetKeyReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKeyReportResponse.ProtoReflect.Descriptor instead.
 func (*GetKeyReportResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{22}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetKeyReportResponse) GetKeys() *ServerKeys {
@@ -1385,7 +1529,7 @@ type TakeKeyRequest struct {
 
 func (x *TakeKeyRequest) Reset() {
 	*x = TakeKeyRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1541,7 @@ func (x *TakeKeyRequest) String() string {
 func (*TakeKeyRequest) ProtoMessage() {}
 
 func (x *TakeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[23]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1554,7 @@ func (x *TakeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeKeyRequest.ProtoReflect.Descriptor instead.
 func (*TakeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{23}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TakeKeyRequest) GetKeyId() string {
@@ -1437,7 +1581,7 @@ type TakeKeyResponse struct {
 
 func (x *TakeKeyResponse) Reset() {
 	*x = TakeKeyResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1593,7 @@ func (x *TakeKeyResponse) String() string {
 func (*TakeKeyResponse) ProtoMessage() {}
 
 func (x *TakeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[24]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1606,7 @@ func (x *TakeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TakeKeyResponse.ProtoReflect.Descriptor instead.
 func (*TakeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{24}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TakeKeyResponse) GetKeys() *ServerKeys {
@@ -1481,7 +1625,7 @@ type ForgetKeyRequest struct {
 
 func (x *ForgetKeyRequest) Reset() {
 	*x = ForgetKeyRequest{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1637,7 @@ func (x *ForgetKeyRequest) String() string {
 func (*ForgetKeyRequest) ProtoMessage() {}
 
 func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[25]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1650,7 @@ func (x *ForgetKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetKeyRequest.ProtoReflect.Descriptor instead.
 func (*ForgetKeyRequest) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{25}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ForgetKeyRequest) GetKeyId() string {
@@ -1526,7 +1670,7 @@ type ForgetKeyResponse struct {
 
 func (x *ForgetKeyResponse) Reset() {
 	*x = ForgetKeyResponse{}
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[26]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1682,7 @@ func (x *ForgetKeyResponse) String() string {
 func (*ForgetKeyResponse) ProtoMessage() {}
 
 func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_zt_v1alpha1_peer_proto_msgTypes[26]
+	mi := &file_zt_v1alpha1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1695,7 @@ func (x *ForgetKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForgetKeyResponse.ProtoReflect.Descriptor instead.
 func (*ForgetKeyResponse) Descriptor() ([]byte, []int) {
-	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{26}
+	return file_zt_v1alpha1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ForgetKeyResponse) GetKeys() *ServerKeys {
@@ -1583,7 +1727,7 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x06format\x18\x06 \x01(\rR\x06format\x12\x12\n" +
 	"\x04zone\x18\b \x01(\tR\x04zone\"-\n" +
 	"\x13WatchProxiesRequest\x12\x16\n" +
-	"\x06deltas\x18\x01 \x01(\bR\x06deltas\"\xd3\x01\n" +
+	"\x06deltas\x18\x01 \x01(\bR\x06deltas\"\xfe\x01\n" +
 	"\x14WatchProxiesResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12,\n" +
 	"\aproxies\x18\x02 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\x12\x1b\n" +
@@ -1591,7 +1735,18 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	" \x01(\bR\bdiskFull\x12*\n" +
 	"\x04held\x18\x03 \x03(\v2\x16.zt.v1alpha1.HeldProxyR\x04held\x12\x12\n" +
 	"\x04gone\x18\x04 \x03(\tR\x04gone\x12\x14\n" +
-	"\x05delta\x18\x05 \x01(\bR\x05delta\"\xc0\x01\n" +
+	"\x05delta\x18\x05 \x01(\bR\x05delta\x12)\n" +
+	"\x04cuts\x18\x06 \x03(\v2\x15.zt.v1alpha1.HeldCutsR\x04cuts\"\x87\x01\n" +
+	"\bHeldCuts\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\tR\x04port\x123\n" +
+	"\bepisodes\x18\x04 \x03(\v2\x17.zt.v1alpha1.CutEpisodeR\bepisodes\"\x90\x01\n" +
+	"\n" +
+	"CutEpisode\x12 \n" +
+	"\vconnections\x18\x01 \x01(\rR\vconnections\x12.\n" +
+	"\x04last\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04last\x120\n" +
+	"\x05heard\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05heard\"\xc0\x01\n" +
 	"\tHeldProxy\x12(\n" +
 	"\x05proxy\x18\x01 \x01(\v2\x12.zt.v1alpha1.ProxyR\x05proxy\x12)\n" +
 	"\x04sent\x18\x02 \x01(\v2\x15.zt.v1alpha1.ProgressR\x04sent\x12+\n" +
@@ -1690,7 +1845,7 @@ func file_zt_v1alpha1_peer_proto_rawDescGZIP() []byte {
 	return file_zt_v1alpha1_peer_proto_rawDescData
 }
 
-var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_zt_v1alpha1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*AnnounceRequest)(nil),         // 0: zt.v1alpha1.AnnounceRequest
 	(*AnnounceResponse)(nil),        // 1: zt.v1alpha1.AnnounceResponse
@@ -1699,75 +1854,81 @@ var file_zt_v1alpha1_peer_proto_goTypes = []any{
 	(*Server)(nil),                  // 4: zt.v1alpha1.Server
 	(*WatchProxiesRequest)(nil),     // 5: zt.v1alpha1.WatchProxiesRequest
 	(*WatchProxiesResponse)(nil),    // 6: zt.v1alpha1.WatchProxiesResponse
-	(*HeldProxy)(nil),               // 7: zt.v1alpha1.HeldProxy
-	(*Progress)(nil),                // 8: zt.v1alpha1.Progress
-	(*ProgressSpan)(nil),            // 9: zt.v1alpha1.ProgressSpan
-	(*ListDifferencesRequest)(nil),  // 10: zt.v1alpha1.ListDifferencesRequest
-	(*ListDifferencesResponse)(nil), // 11: zt.v1alpha1.ListDifferencesResponse
-	(*RecordAccessRequest)(nil),     // 12: zt.v1alpha1.RecordAccessRequest
-	(*RecordAccessResponse)(nil),    // 13: zt.v1alpha1.RecordAccessResponse
-	(*GetReportRequest)(nil),        // 14: zt.v1alpha1.GetReportRequest
-	(*GetReportResponse)(nil),       // 15: zt.v1alpha1.GetReportResponse
-	(*StateHash)(nil),               // 16: zt.v1alpha1.StateHash
-	(*FetchAuditRequest)(nil),       // 17: zt.v1alpha1.FetchAuditRequest
-	(*FetchAuditResponse)(nil),      // 18: zt.v1alpha1.FetchAuditResponse
-	(*AnchorJournalRequest)(nil),    // 19: zt.v1alpha1.AnchorJournalRequest
-	(*AnchorJournalResponse)(nil),   // 20: zt.v1alpha1.AnchorJournalResponse
-	(*GetKeyReportRequest)(nil),     // 21: zt.v1alpha1.GetKeyReportRequest
-	(*GetKeyReportResponse)(nil),    // 22: zt.v1alpha1.GetKeyReportResponse
-	(*TakeKeyRequest)(nil),          // 23: zt.v1alpha1.TakeKeyRequest
-	(*TakeKeyResponse)(nil),         // 24: zt.v1alpha1.TakeKeyResponse
-	(*ForgetKeyRequest)(nil),        // 25: zt.v1alpha1.ForgetKeyRequest
-	(*ForgetKeyResponse)(nil),       // 26: zt.v1alpha1.ForgetKeyResponse
-	(*Proxy)(nil),                   // 27: zt.v1alpha1.Proxy
-	(*timestamppb.Timestamp)(nil),   // 28: google.protobuf.Timestamp
-	(*ShadowDifference)(nil),        // 29: zt.v1alpha1.ShadowDifference
-	(*ServerKeys)(nil),              // 30: zt.v1alpha1.ServerKeys
+	(*HeldCuts)(nil),                // 7: zt.v1alpha1.HeldCuts
+	(*CutEpisode)(nil),              // 8: zt.v1alpha1.CutEpisode
+	(*HeldProxy)(nil),               // 9: zt.v1alpha1.HeldProxy
+	(*Progress)(nil),                // 10: zt.v1alpha1.Progress
+	(*ProgressSpan)(nil),            // 11: zt.v1alpha1.ProgressSpan
+	(*ListDifferencesRequest)(nil),  // 12: zt.v1alpha1.ListDifferencesRequest
+	(*ListDifferencesResponse)(nil), // 13: zt.v1alpha1.ListDifferencesResponse
+	(*RecordAccessRequest)(nil),     // 14: zt.v1alpha1.RecordAccessRequest
+	(*RecordAccessResponse)(nil),    // 15: zt.v1alpha1.RecordAccessResponse
+	(*GetReportRequest)(nil),        // 16: zt.v1alpha1.GetReportRequest
+	(*GetReportResponse)(nil),       // 17: zt.v1alpha1.GetReportResponse
+	(*StateHash)(nil),               // 18: zt.v1alpha1.StateHash
+	(*FetchAuditRequest)(nil),       // 19: zt.v1alpha1.FetchAuditRequest
+	(*FetchAuditResponse)(nil),      // 20: zt.v1alpha1.FetchAuditResponse
+	(*AnchorJournalRequest)(nil),    // 21: zt.v1alpha1.AnchorJournalRequest
+	(*AnchorJournalResponse)(nil),   // 22: zt.v1alpha1.AnchorJournalResponse
+	(*GetKeyReportRequest)(nil),     // 23: zt.v1alpha1.GetKeyReportRequest
+	(*GetKeyReportResponse)(nil),    // 24: zt.v1alpha1.GetKeyReportResponse
+	(*TakeKeyRequest)(nil),          // 25: zt.v1alpha1.TakeKeyRequest
+	(*TakeKeyResponse)(nil),         // 26: zt.v1alpha1.TakeKeyResponse
+	(*ForgetKeyRequest)(nil),        // 27: zt.v1alpha1.ForgetKeyRequest
+	(*ForgetKeyResponse)(nil),       // 28: zt.v1alpha1.ForgetKeyResponse
+	(*Proxy)(nil),                   // 29: zt.v1alpha1.Proxy
+	(*timestamppb.Timestamp)(nil),   // 30: google.protobuf.Timestamp
+	(*ShadowDifference)(nil),        // 31: zt.v1alpha1.ShadowDifference
+	(*ServerKeys)(nil),              // 32: zt.v1alpha1.ServerKeys
 }
 var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
 	4,  // 0: zt.v1alpha1.AnnounceRequest.server:type_name -> zt.v1alpha1.Server
-	27, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
-	7,  // 2: zt.v1alpha1.WatchProxiesResponse.held:type_name -> zt.v1alpha1.HeldProxy
-	27, // 3: zt.v1alpha1.HeldProxy.proxy:type_name -> zt.v1alpha1.Proxy
-	8,  // 4: zt.v1alpha1.HeldProxy.sent:type_name -> zt.v1alpha1.Progress
-	8,  // 5: zt.v1alpha1.HeldProxy.acked:type_name -> zt.v1alpha1.Progress
-	8,  // 6: zt.v1alpha1.HeldProxy.enforced:type_name -> zt.v1alpha1.Progress
-	9,  // 7: zt.v1alpha1.Progress.spans:type_name -> zt.v1alpha1.ProgressSpan
-	28, // 8: zt.v1alpha1.ProgressSpan.from:type_name -> google.protobuf.Timestamp
-	29, // 9: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	28, // 10: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
-	28, // 11: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
-	16, // 12: zt.v1alpha1.GetReportResponse.hashes:type_name -> zt.v1alpha1.StateHash
-	30, // 13: zt.v1alpha1.GetKeyReportResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	30, // 14: zt.v1alpha1.TakeKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	30, // 15: zt.v1alpha1.ForgetKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	0,  // 16: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	2,  // 17: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
-	5,  // 18: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	10, // 19: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
-	12, // 20: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
-	14, // 21: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
-	17, // 22: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
-	19, // 23: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
-	21, // 24: zt.v1alpha1.PeerService.GetKeyReport:input_type -> zt.v1alpha1.GetKeyReportRequest
-	23, // 25: zt.v1alpha1.PeerService.TakeKey:input_type -> zt.v1alpha1.TakeKeyRequest
-	25, // 26: zt.v1alpha1.PeerService.ForgetKey:input_type -> zt.v1alpha1.ForgetKeyRequest
-	1,  // 27: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	3,  // 28: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
-	6,  // 29: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	11, // 30: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	13, // 31: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
-	15, // 32: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
-	18, // 33: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
-	20, // 34: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
-	22, // 35: zt.v1alpha1.PeerService.GetKeyReport:output_type -> zt.v1alpha1.GetKeyReportResponse
-	24, // 36: zt.v1alpha1.PeerService.TakeKey:output_type -> zt.v1alpha1.TakeKeyResponse
-	26, // 37: zt.v1alpha1.PeerService.ForgetKey:output_type -> zt.v1alpha1.ForgetKeyResponse
-	27, // [27:38] is the sub-list for method output_type
-	16, // [16:27] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	29, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
+	9,  // 2: zt.v1alpha1.WatchProxiesResponse.held:type_name -> zt.v1alpha1.HeldProxy
+	7,  // 3: zt.v1alpha1.WatchProxiesResponse.cuts:type_name -> zt.v1alpha1.HeldCuts
+	8,  // 4: zt.v1alpha1.HeldCuts.episodes:type_name -> zt.v1alpha1.CutEpisode
+	30, // 5: zt.v1alpha1.CutEpisode.last:type_name -> google.protobuf.Timestamp
+	30, // 6: zt.v1alpha1.CutEpisode.heard:type_name -> google.protobuf.Timestamp
+	29, // 7: zt.v1alpha1.HeldProxy.proxy:type_name -> zt.v1alpha1.Proxy
+	10, // 8: zt.v1alpha1.HeldProxy.sent:type_name -> zt.v1alpha1.Progress
+	10, // 9: zt.v1alpha1.HeldProxy.acked:type_name -> zt.v1alpha1.Progress
+	10, // 10: zt.v1alpha1.HeldProxy.enforced:type_name -> zt.v1alpha1.Progress
+	11, // 11: zt.v1alpha1.Progress.spans:type_name -> zt.v1alpha1.ProgressSpan
+	30, // 12: zt.v1alpha1.ProgressSpan.from:type_name -> google.protobuf.Timestamp
+	31, // 13: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	30, // 14: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
+	30, // 15: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
+	18, // 16: zt.v1alpha1.GetReportResponse.hashes:type_name -> zt.v1alpha1.StateHash
+	32, // 17: zt.v1alpha1.GetKeyReportResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	32, // 18: zt.v1alpha1.TakeKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	32, // 19: zt.v1alpha1.ForgetKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	0,  // 20: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
+	2,  // 21: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
+	5,  // 22: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	12, // 23: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	14, // 24: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
+	16, // 25: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
+	19, // 26: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
+	21, // 27: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
+	23, // 28: zt.v1alpha1.PeerService.GetKeyReport:input_type -> zt.v1alpha1.GetKeyReportRequest
+	25, // 29: zt.v1alpha1.PeerService.TakeKey:input_type -> zt.v1alpha1.TakeKeyRequest
+	27, // 30: zt.v1alpha1.PeerService.ForgetKey:input_type -> zt.v1alpha1.ForgetKeyRequest
+	1,  // 31: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	3,  // 32: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
+	6,  // 33: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	13, // 34: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	15, // 35: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	17, // 36: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
+	20, // 37: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
+	22, // 38: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
+	24, // 39: zt.v1alpha1.PeerService.GetKeyReport:output_type -> zt.v1alpha1.GetKeyReportResponse
+	26, // 40: zt.v1alpha1.PeerService.TakeKey:output_type -> zt.v1alpha1.TakeKeyResponse
+	28, // 41: zt.v1alpha1.PeerService.ForgetKey:output_type -> zt.v1alpha1.ForgetKeyResponse
+	31, // [31:42] is the sub-list for method output_type
+	20, // [20:31] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_peer_proto_init() }
@@ -1782,7 +1943,7 @@ func file_zt_v1alpha1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_zt_v1alpha1_peer_proto_rawDesc), len(file_zt_v1alpha1_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,33 @@
+package decisions
+
+import (
+	"strings"
+	"time"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+
+	"github.com/ztmesh/ztmesh/xds"
+)
+
+// Cut is one connection that was open and that the gate has ended.
+type Cut struct {
+	Port           string // of the reporter's workload
+	Caller         string // SPIFFE ID
+	Opened, Closed time.Time
+}
+
+// takeCut takes the entry of a connection that has ended. One that was refused before
+// anything was sent to its client was not open.
+func (r *Receiver) takeCut(who Reporter, e *accesslogv3.TCPAccessLogEntry) {
+	common := e.GetCommonProperties()
+	if !strings.HasPrefix(common.GetConnectionTerminationDetails(), xds.CutDetails) || e.GetConnectionProperties().GetSentBytes() == 0 {
+		return
+	}
+	caller := text(peer(common.GetTlsProperties()), MaxText)
+	service, port, ok := r.cfg.Called(who.Workload, common.GetDownstreamLocalAddress().GetSocketAddress().GetPortValue(), "")
+	if !ok || service != who.Workload || caller == "" {
+		return
+	}
+	opened := common.GetStartTime().AsTime()
+	r.cfg.Cut(who, Cut{Port: port, Caller: caller, Opened: opened, Closed: opened.Add(common.GetDuration().AsDuration())})
+}
