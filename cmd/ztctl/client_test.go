@@ -214,7 +214,7 @@ func TestInterruptedWaitIsUnconfirmed(t *testing.T) {
 	person := &impatient{interrupt: interrupt}
 	a := &app{in: strings.NewReader(oneWorkload), out: &bytes.Buffer{}, err: person, now: time.Now, progress: true}
 	code := a.main(ctx, []string{"apply", "-f", "-", "--config", serveFlaky(t, &flaky{})}, nil)
-	for _, want := range []string{"waiting: 0 of 1 proxy confirmed revision 7", "ztctl: revision 7 is committed, but confirmed by 0 of 1"} {
+	for _, want := range []string{"waiting for revision 7: 1 affected proxy: 1 sent", "ztctl: revision 7 is committed, but not confirmed by each of 1"} {
 		if !strings.Contains(person.String(), want) {
 			t.Errorf("stderr lacks %q:\n%s", want, person)
 		}
