@@ -109,6 +109,16 @@ func (m *Mesh) enrol(workload, address string, agent bool, more ...func(*ztv1.En
 	return in
 }
 
+// Ask has the Envoy ask these servers alone from its next start on, the first of them
+// while that answers.
+func (in *Instance) Ask(servers ...*Server) *Instance {
+	in.servers, in.near = nil, 1
+	for _, s := range servers {
+		in.servers = append(in.servers, s.Addresses().Node)
+	}
+	return in
+}
+
 // NewRequest makes a key and asks for a certificate for it.
 func (m *Mesh) NewRequest() (identity.PrivateKey, []byte) {
 	m.t.Helper()
