@@ -31,7 +31,10 @@ func serveBaseline(ctx context.Context, b baseline, in io.Reader, out io.Writer)
 	if err != nil {
 		return err
 	}
-	g := grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}))
+	g := grpc.NewServer(
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}), // as the control plane
+	)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, b)
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(l) }()

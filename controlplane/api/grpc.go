@@ -22,9 +22,9 @@ func (s *Server) Admin(maxBytes int) *grpc.Server {
 }
 
 // Node makes the gRPC server of the node port; the caller adds the discovery
-// service to it.
+// service to it. Its connections are many, and what one reads is small.
 func (s *Server) Node(creds credentials.TransportCredentials) *grpc.Server {
-	g := s.server(s.external, maxCallBytes, grpc.Creds(creds))
+	g := s.server(s.external, maxCallBytes, grpc.Creds(creds), grpc.ReadBufferSize(4<<10))
 	ztv1.RegisterNodeServiceServer(g, s)
 	return g
 }

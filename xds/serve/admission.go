@@ -83,7 +83,6 @@ type admission struct {
 	metrics  *metrics
 	arriving *semaphore.Weighted
 	bytes    *semaphore.Weighted
-	sending  chan struct{} // holds one for each response that is being made or written
 
 	mu        sync.Mutex // guards what follows
 	waiting   int
@@ -101,7 +100,7 @@ func newAdmission(a Admission, m *metrics) *admission {
 	return &admission{
 		Admission: a, metrics: m,
 		arriving: semaphore.NewWeighted(int64(a.Arriving)), bytes: semaphore.NewWeighted(a.Bytes),
-		sending: make(chan struct{}, a.Sending), instances: map[string]*arrivals{},
+		instances: map[string]*arrivals{},
 	}
 }
 
@@ -211,21 +210,3 @@ func size(r *xds.Resources) (n int64) {
 	}
 	return n
 }
-
-// turn waits until a response may be made. The stream calls done when it is written, or
-// is not written at once.
-func (a *admission) turn(ctx context.Context) error {
-	select {
-	case a.sending <- struct{}{}:
-		return nil
-	default:
-	}
-	select {
-	case a.sending <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-func (a *admission) done() { <-a.sending }

@@ -1,6 +1,5 @@
 // Package serve streams what xds builds to the Envoys that ask for it, by delta
-// ADS, and knows what each of them holds. Of xDS it speaks the protocol of
-// go-control-plane's delta server; the cache behind that server is its own.
+// ADS, and knows what each of them holds. Protocol and cache are its own (ADR 0032).
 //
 // It owns who may see what, what changed since a proxy was last told, the order
 // in which types are told, ACKs and NACKs. It refuses to know documents,
@@ -24,8 +23,12 @@
 //   - A revision counts as ACKed by a proxy only when everything it should hold
 //     is ACKed at exactly the version of that revision.
 //
-// Goroutines: the state of the protocol belongs to the goroutine of its stream,
-// which go-control-plane runs, and needs no lock. Setters swap an immutable view
-// and leave a token in the stream's channel; the stream works out what to send
-// when it takes the token. No lock is held during a callback or while sending.
+// What is found about one type of one stream is kept until that type changes, so that a
+// change costs what it changes, and an ACK what it ACKs.
+//
+// Goroutines: of each stream, one waits for its end and one takes its requests. Setters
+// swap an immutable view and leave tokens at the streams; the senders, a few for all
+// streams, work out what a stream is to be told when they take its tokens. The state of
+// the protocol has a lock for each stream. No lock but the one that orders requests is
+// held during a callback or while sending.
 package serve

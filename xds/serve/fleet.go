@@ -99,6 +99,7 @@ type Fleet struct {
 	changed   chan struct{} // holds one
 	endpoints endpoints
 	admission *admission
+	senders   *senders
 
 	// revision is the newest that Set was given, once all of it is in place.
 	revision atomic.Uint64
@@ -130,6 +131,7 @@ func New(cfg Config) *Fleet {
 		proxies:   map[string]*proxy{},
 		marked:    map[string]struct{}{},
 	}
+	f.senders = &senders{limit: f.admission.Sending, patience: cfg.SendTimeout}
 	f.countRefused(cfg.Metrics)
 	return f
 }

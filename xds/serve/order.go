@@ -13,6 +13,28 @@ var inOrder = [...]string{
 	xds.ClusterType, xds.EndpointType, xds.ListenerType, xds.RouteType,
 }
 
+// indexOf is the place of a type that is served in inOrder, and where else there is one
+// of something for each type.
+func indexOf(typeURL string) int {
+	switch typeURL {
+	case xds.RuntimeType:
+		return 0
+	case xds.ExtensionType:
+		return 1
+	case xds.SecretType:
+		return 2
+	case xds.ClusterType:
+		return 3
+	case xds.EndpointType:
+		return 4
+	case xds.ListenerType:
+		return 5
+	case xds.RouteType:
+		return 6
+	}
+	panic("serve: " + typeURL + " is not served")
+}
+
 // typeLabel is the name of a type in metrics and logs; empty: it is not served.
 func typeLabel(typeURL string) string {
 	switch typeURL {
@@ -63,6 +85,9 @@ func (d desired) get(name string) *xds.Resource {
 	r := d.names[name]
 	if r == nil || d.endpoints == nil {
 		return r
+	}
+	if !d.known {
+		return nil
 	}
 	return d.endpoints.get(name, d.zone)
 }
@@ -125,16 +150,17 @@ func waiting(typeURL string) []string {
 // them. An Envoy that rebuilds a cluster waits for its endpoints and does not
 // ask again.
 func (s *stream) repeatEndpoints(clusters *response) {
-	w := s.watches[xds.EndpointType]
+	w := s.watches[indexOf(xds.EndpointType)]
 	if w == nil {
 		return
 	}
 	for _, r := range clusters.resources {
 		if e := w.known[r.Name]; e != nil {
 			e.sent = ""
+			w.said, w.stand = 0, standing{}
 		}
 	}
-	s.wake(xds.EndpointType)
+	s.wakeHeldBack(xds.EndpointType)
 }
 
 // extent is how much of a type settled looks at.
@@ -147,34 +173,68 @@ const (
 
 // settled says whether the client has ACKed a whole type of a view.
 func (s *stream) settled(typeURL string, v *view, x extent) bool {
-	d, w := s.desired(typeURL, v), s.watches[typeURL]
-	if !d.known {
+	d, w := s.desired(typeURL, v), s.watches[indexOf(typeURL)]
+	switch {
+	case !d.known:
 		return false
-	}
-	if w == nil {
+	case w == nil:
 		return len(d.names) == 0
 	}
-	for name, r := range d.names {
-		e := w.known[name]
-		refused := x == additions && e != nil && e.nack != nil && e.nack.Version == r.Version
-		if e == nil || e.acked != r.Version && !refused {
-			return false
-		}
-	}
+	stand := w.standing(v)
 	if x == additions {
-		return true
+		return stand.added
 	}
-	return len(w.outstanding) == 0 && w.holdsNothingElse(d)
+	return stand.acked && stand.alone && len(w.outstanding) == 0
 }
 
-// holdsNothingElse says whether every removal was sent.
-func (w *watch) holdsNothingElse(d desired) bool {
-	for name, e := range w.known {
-		if e.had && d.names[name] == nil {
-			return false
+// standing is how far the client is with one type.
+type standing struct {
+	at    uint64 // of which state of the type (view.at); 0: of none
+	sent  bool   // all of it was sent
+	acked bool   // all of it is ACKed
+	added bool   // all of it is ACKed, or was refused in this version
+	alone bool   // it holds nothing else: every removal was sent
+}
+
+// standing is worked out again only when something has changed since: what is said at
+// every ACK is to cost what was ACKed.
+func (w *watch) standing(v *view) standing {
+	at := v.at[indexOf(w.typeURL)]
+	if w.stand.at == at {
+		return w.stand
+	}
+	d := w.stream.desired(w.typeURL, v)
+	stand := standing{at: at, sent: true, acked: true, added: true, alone: true}
+	check := func(name, version string) {
+		e := w.known[name]
+		if e == nil {
+			stand.sent, stand.acked, stand.added = false, false, false
+			return
+		}
+		stand.sent = stand.sent && e.sent == version
+		stand.acked = stand.acked && e.acked == version
+		stand.added = stand.added && (e.acked == version || e.nack != nil && e.nack.Version == version)
+	}
+	switch w.typeURL {
+	case xds.EndpointType, xds.SecretType:
+		// Of these, a proxy holds what its clusters and listeners made it ask for.
+		for name := range w.subscribed {
+			if r := d.get(name); r != nil {
+				check(name, r.Version)
+			} else if w.typeURL == xds.SecretType || !d.known {
+				stand.alone = false // it asks for what it has not got
+			}
+		}
+	default:
+		for name, r := range d.names {
+			check(name, r.Version)
+		}
+		for name, e := range w.known {
+			stand.alone = stand.alone && (!e.had || d.names[name] != nil)
 		}
 	}
-	return true
+	w.stand = stand
+	return stand
 }
 
 // holds says whether the whole view was sent on this stream, and whether the
@@ -184,44 +244,17 @@ func (s *stream) holds(v *view) (sent, acked bool) {
 		return false, false
 	}
 	sent, acked = true, true
-	check := func(w *watch, name, version string) {
-		var e entry
-		if w != nil && w.known[name] != nil {
-			e = *w.known[name]
-		}
-		sent = sent && e.sent == version
-		acked = acked && e.acked == version
-	}
-	for _, typeURL := range []string{xds.ExtensionType, xds.ClusterType, xds.ListenerType, xds.RouteType, xds.RuntimeType} {
-		d, w := s.desired(typeURL, v), s.watches[typeURL]
-		for name, r := range d.names {
-			check(w, name, r.Version)
-			if !sent && !acked {
+	for i, w := range s.watches {
+		typeURL := inOrder[i]
+		if w == nil {
+			if typeURL != xds.EndpointType && typeURL != xds.SecretType && len(s.desired(typeURL, v).names) > 0 {
 				return false, false
 			}
-		}
-		if w != nil && !w.holdsNothingElse(d) {
-			return false, false
-		}
-	}
-	// Of these, a proxy holds what its clusters and listeners made it ask for.
-	for _, typeURL := range []string{xds.EndpointType, xds.SecretType} {
-		w := s.watches[typeURL]
-		if w == nil {
 			continue
 		}
-		d := s.desired(typeURL, v)
-		for name := range w.sub.SubscribedResources() {
-			switch r := d.get(name); {
-			case r != nil:
-				check(w, name, r.Version)
-			case typeURL == xds.SecretType:
-				return false, false // it asks for what it has not got
-			}
-		}
-	}
-	for _, w := range s.watches {
-		acked = acked && len(w.outstanding) == 0
+		stand := w.standing(v)
+		sent = sent && stand.sent && stand.alone
+		acked = acked && stand.acked && stand.alone && len(w.outstanding) == 0
 	}
 	return sent, acked
 }

@@ -25,6 +25,10 @@ type view struct {
 	zone    string                   // empty: not known
 	secrets map[string]*xds.Resource // nil: not known yet
 	gates   map[string]*xds.Resource // nil: not known yet; else the one layer
+
+	// at counts the changes of each type, by indexOf: what was found about one holds
+	// for every view with the same count.
+	at [len(inOrder)]uint64
 }
 
 // proxy is one instance: what it is to hold, and its streams.
@@ -46,7 +50,11 @@ type proxy struct {
 }
 
 func (f *Fleet) newProxy(instance string) *proxy {
-	return &proxy{instance: instance, view: &view{}, mark: func() { f.mark(instance) }}
+	v := &view{}
+	for i := range v.at {
+		v.at[i] = 1
+	}
+	return &proxy{instance: instance, view: v, mark: func() { f.mark(instance) }}
 }
 
 // setTarget replaces the target. before is the newest revision that the old
@@ -54,12 +62,15 @@ func (f *Fleet) newProxy(instance string) *proxy {
 func (p *proxy) setTarget(target *xds.Resources, before uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.view.target != nil && equalTargets(*p.view.target, *target) {
-		return
+	moved := inOrder[:]
+	if p.view.target != nil {
+		if moved = movedTypes(*p.view.target, *target); len(moved) == 0 {
+			return
+		}
 	}
 	v := *p.view
 	v.target = target
-	p.swap(&v, before)
+	p.swap(&v, before, moved...)
 }
 
 func (p *proxy) setSecrets(secrets []*xds.Resource, revision uint64) {
@@ -110,22 +121,29 @@ func (p *proxy) setZone(zone string, revision uint64) {
 func (p *proxy) forget() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.swap(&view{}, 0)
+	p.swap(&view{at: p.view.at}, 0, inOrder[:]...)
 }
 
-// swap puts a view in place and wakes the streams; without types, for all of
+// swap puts a view in place of which some types are new, and wakes the streams for
 // them. p.mu is held.
 func (p *proxy) swap(v *view, revision uint64, types ...string) {
+	for _, typeURL := range types {
+		v.at[indexOf(typeURL)]++
+	}
 	p.view = v
 	p.sent.stop(revision)
 	p.acked.stop(revision)
 	p.enforced.stop(revision)
 	p.mark()
 	for _, s := range p.streams {
-		if len(types) == 0 {
+		woken := s.wakeLocked(types...)
+		for _, typeURL := range types { // it may have been held back by what is no more
+			s.wakeLocked(waiting(typeURL)...)
+		}
+		// A stream that asks for none of them has no token to take, so another type has
+		// to find that nothing is missing.
+		if !woken {
 			s.wakeAllLocked()
-		} else {
-			s.wakeLocked(types...)
 		}
 	}
 }
@@ -144,13 +162,6 @@ func (p *proxy) endpointsMoved(clusters []string, first bool, revision uint64) {
 	}
 	v := *p.view // what a stream reports of the former view does not count
 	p.swap(&v, revision, xds.EndpointType)
-	// A stream that does not ask for endpoints has no token to take, so another
-	// type has to find that nothing is missing.
-	for _, s := range p.streams {
-		if s.watches[xds.EndpointType] == nil {
-			s.wakeAllLocked()
-		}
-	}
 }
 
 // join adds a stream. It says whether it is the first, and which one is to make
@@ -262,6 +273,13 @@ func (p *proxy) status(newest uint64) (ProxyStatus, bool) {
 	}, true
 }
 
+// current returns what it is to hold.
+func (p *proxy) current() *view {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.view
+}
+
 // target returns what it is to hold; nil: not known.
 func (p *proxy) target() *xds.Resources {
 	p.mu.Lock()
@@ -298,18 +316,19 @@ func equalByName(a, b map[string]*xds.Resource) bool {
 	return true
 }
 
-func equalTargets(a, b xds.Resources) bool {
-	for typeURL, byName := range a {
-		if !equalByName(byName, b[typeURL]) {
-			return false
+// movedTypes are the types of which two targets are not equal. With its clusters, a
+// proxy's endpoints are others.
+func movedTypes(a, b xds.Resources) (moved []string) {
+	for _, typeURL := range inOrder {
+		if typeURL == xds.EndpointType {
+			if slices.Contains(moved, xds.ClusterType) {
+				moved = append(moved, typeURL)
+			}
+		} else if !equalByName(a[typeURL], b[typeURL]) {
+			moved = append(moved, typeURL)
 		}
 	}
-	for typeURL, byName := range b {
-		if len(byName) != len(a[typeURL]) {
-			return false
-		}
-	}
-	return true
+	return moved
 }
 
 func compareNacks(a, b Nack) int {

@@ -4,8 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
-
 	"github.com/ztmesh/ztmesh/xds"
 )
 
@@ -36,18 +34,28 @@ func TestLateReport(t *testing.T) {
 	}
 }
 
-// The server closes the channel of tokens when it has cancelled the watches.
-func TestNoTokenAfterCancel(t *testing.T) {
-	out := make(chan cache.DeltaResponse, 2)
-	w := &watch{stream: &stream{proxy: New(Config{}).newProxy("web-1")}, out: out}
-	w.wakeLocked()
-	w.wakeLocked()
-	if len(out) != 1 {
-		t.Errorf("%d tokens of one watch, want 1", len(out))
+// What wakes a type many times before it is looked at is one token, and one turn of the
+// senders.
+func TestOneToken(t *testing.T) {
+	f := New(Config{})
+	f.senders.limit = 0 // nobody takes them
+	s := &stream{fleet: f, ctx: t.Context(), proxy: f.newProxy("web-1")}
+	for _, typeURL := range []string{xds.ClusterType, xds.ListenerType} {
+		s.watches[indexOf(typeURL)] = &watch{stream: s, typeURL: typeURL}
 	}
-	<-out
-	w.queued = false
-	w.cancel()
-	close(out)
-	w.wakeLocked() // panics if it sends
+	s.wakeAllLocked()
+	s.wakeAllLocked()
+	if len(s.tokens) != 2 || len(f.senders.ready) != 1 {
+		t.Errorf("%d tokens of two watches; the stream is ready %d times", len(s.tokens), len(f.senders.ready))
+	}
+	if w, _, last := s.token(); w.typeURL != xds.ClusterType || last {
+		t.Errorf("the first token is of %s, the last one: %t", w.typeURL, last)
+	}
+	s.wakeAllLocked()
+	if w, _, last := s.token(); w.typeURL != xds.ListenerType || last {
+		t.Errorf("the second token is of %s, the last one: %t", w.typeURL, last)
+	}
+	if s.token(); s.rest() {
+		t.Error("there is more to be said than was asked for")
+	}
 }

@@ -2,15 +2,14 @@ package serve
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"strconv"
+	"sync"
 	"time"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	secretservicev3 "github.com/envoyproxy/go-control-plane/envoy/service/secret/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/server/delta/v3"
-	protocol "github.com/envoyproxy/go-control-plane/pkg/server/stream/v3"
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -60,9 +59,19 @@ func (f *Fleet) refuseSotW() error {
 	return status.Error(codes.Unimplemented, "delta only")
 }
 
+// transport is a delta stream of gRPC.
+type transport interface {
+	Context() context.Context
+	Send(*discoveryv3.DeltaDiscoveryResponse) error
+	Recv() (*discoveryv3.DeltaDiscoveryRequest, error)
+}
+
+// errLeft is the end of a stream whose client wants no more.
+var errLeft = errors.New("the client has closed the stream")
+
 // serve runs one stream. onlyType is the type of a service that has one, else
 // empty.
-func (f *Fleet) serve(t protocol.DeltaStream, onlyType string) error {
+func (f *Fleet) serve(t transport, onlyType string) error {
 	instance, err := f.cfg.Authorize(t.Context())
 	if err != nil {
 		f.refuse(refusedAuth, "error", err)
@@ -71,126 +80,148 @@ func (f *Fleet) serve(t protocol.DeltaStream, onlyType string) error {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
 	s := &stream{
-		DeltaStream: t,
+		transport:   t,
 		fleet:       f,
 		instance:    instance,
 		secretsOnly: onlyType != "",
 		ctx:         ctx,
 		end:         cancel,
-		watches:     map[string]*watch{},
 		requests:    rate.NewLimiter(rate.Limit(f.admission.Requests), requestBurst),
 		answered:    func() {},
 	}
-	defer func() { s.answered() }()
-	s.silence = time.AfterFunc(f.cfg.FirstRequest, func() {
+	silence := time.AfterFunc(f.cfg.FirstRequest, func() {
 		f.refuse(refusedSilent, "instance", instance)
 		s.end(status.Error(codes.DeadlineExceeded, "no request"))
 	})
-	defer s.silence.Stop()
+	defer silence.Stop()
+	s.spoke = func() { silence.Stop() }
 	defer context.AfterFunc(f.closing, func() { s.end(status.Error(codes.Unavailable, "server is stopping")) })()
-	defer func() {
-		if s.proxy != nil {
-			f.detach(s)
-		}
-	}()
-	// The server belongs to this stream, so that its cache and its callbacks know
-	// whom they serve, and so that it can be stopped alone.
-	err = delta.NewServer(ctx, s, s, delta.DeactivateLegacyWildcardForTypes([]string{
-		xds.RouteType, xds.EndpointType, xds.ExtensionType, xds.RuntimeType, xds.SecretType,
-	})).DeltaStreamHandler(s, onlyType)
-	if cause := context.Cause(ctx); cause != nil {
+	go s.receive() // until this returns, which ends Recv
+	<-ctx.Done()
+	s.leave()
+	if cause := context.Cause(ctx); cause != errLeft {
 		return cause
 	}
-	return err
+	return nil
 }
 
-// stream is one delta stream: the transport, the callbacks and the cache of the
-// go-control-plane server that runs it. Except where noted, its fields belong to
-// the goroutine of that server.
+// stream is one delta stream. Its requests are taken by one goroutine, which waits for
+// them; its responses are made and written by the senders of the fleet, one after the
+// other.
 type stream struct {
-	protocol.DeltaStream
+	transport   transport
 	fleet       *Fleet
 	instance    string
 	secretsOnly bool // SDS and not ADS
 	ctx         context.Context
 	end         context.CancelCauseFunc // closes the stream; the first cause is its status; any goroutine may call it
-	silence     *time.Timer             // ends a stream that does not say who it is
-	requests    *rate.Limiter           // of what it asks for
-	answered    func()                  // says to the admission that all of a first answer is ACKed
 
-	proxy   *proxy    // nil until the first request was good
-	since   time.Time // set with proxy
-	current *response // what is being sent, in a turn of the admission; nil: nothing
+	// taking is held while a request is taken, callbacks included: the end of the
+	// stream waits for that. It guards what follows.
+	taking   sync.Mutex
+	spoke    func()        // stops waiting for the first request
+	requests *rate.Limiter // of what it asks for
 
-	// watches has one entry per type that was asked for. Written by the stream's
-	// goroutine with proxy.mu held, so read by it without and by others with.
-	watches map[string]*watch
+	proxy    *proxy    // nil until the first request was good
+	since    time.Time // set with proxy
+	answered func()    // says to the admission that all of a first answer is ACKed
+
+	// mu guards the state of the protocol: what is in the watches, and the following.
+	// It is never held while calling out or sending, and taken before proxy.mu.
+	mu        sync.Mutex
+	nonce     uint64     // of the newest response
+	refused   bool       // something was NACKed on it
+	strangers []stranger // asked for and not the proxy's, not told of yet
+
+	// watches has one entry per type that was asked for, by indexOf. Written with mu
+	// and proxy.mu held, so read with either.
+	watches [len(inOrder)]*watch
+	tokens  []*watch // guarded by proxy.mu: what may have something to say, in that order
+	ready   bool     // guarded by proxy.mu: the senders know of it
 }
+
+// stranger is a name that is not the proxy's.
+type stranger struct{ typeURL, name string }
 
 // wakeAllLocked leaves a token for each type that has a watch. proxy.mu is held.
 func (s *stream) wakeAllLocked() { s.wakeLocked(inOrder[:]...) }
 
-// wakeLocked is wakeAllLocked for some types.
-func (s *stream) wakeLocked(types ...string) {
+// wakeLocked is wakeAllLocked for some types. It says whether one of them has a watch.
+func (s *stream) wakeLocked(types ...string) (any bool) {
 	for _, typeURL := range types {
-		if w := s.watches[typeURL]; w != nil {
+		if w := s.watches[indexOf(typeURL)]; w != nil {
+			w.wakeLocked()
+			any = true
+		}
+	}
+	return any
+}
+
+// wakeHeldBack leaves a token for each of some types that may have something to say
+// that was held back. mu is held.
+func (s *stream) wakeHeldBack(types ...string) {
+	s.proxy.mu.Lock()
+	defer s.proxy.mu.Unlock()
+	for _, typeURL := range types {
+		i := indexOf(typeURL)
+		if w := s.watches[i]; w != nil && w.said != s.proxy.view.at[i] {
 			w.wakeLocked()
 		}
 	}
 }
 
-func (s *stream) wake(types ...string) {
-	s.proxy.mu.Lock()
-	defer s.proxy.mu.Unlock()
-	s.wakeLocked(types...)
-}
-
-// atOnce is how long a response takes at most that the peer reads.
-const atOnce = 5 * time.Millisecond
-
-// Send sends what respond made, if it made anything. A peer that does not read
-// blocks it, and then only until SendTimeout. The goroutine that is blocked ends
-// when the handler has returned, which cancels the stream under it.
-func (s *stream) Send(m *discoveryv3.DeltaDiscoveryResponse) error {
-	if s.current == nil {
-		return nil
-	}
-	s.current = nil
-	done := make(chan error, 1)
-	go func() { done <- s.DeltaStream.Send(m) }()
-	late := time.NewTimer(atOnce)
-	defer late.Stop()
-	select {
-	case err := <-done:
-		s.fleet.admission.done()
-		return err
-	case <-s.ctx.Done():
-		s.fleet.admission.done()
-		return context.Cause(s.ctx)
-	case <-late.C: // it waits for the peer, and nobody else for it
-		s.fleet.admission.done()
-		late.Reset(s.fleet.cfg.SendTimeout)
-	}
-	select {
-	case err := <-done:
-		return err
-	case <-s.ctx.Done():
-		return context.Cause(s.ctx)
-	case <-late.C:
-		s.fleet.refuse(refusedUnread, "instance", s.instance)
-		return status.Error(codes.DeadlineExceeded, "response was not read")
+// receive takes requests until the stream ends.
+func (s *stream) receive() {
+	for {
+		r, err := s.transport.Recv()
+		if err != nil {
+			s.end(errLeft)
+			return
+		}
+		if err := s.take(r); err != nil {
+			s.end(err)
+			return
+		}
 	}
 }
 
-// OnDeltaStreamOpen is part of delta.Callbacks.
-func (s *stream) OnDeltaStreamOpen(context.Context, int64, string) error { return nil }
+// leave undoes what the stream has done to the fleet. Requests that come later are not
+// taken.
+func (s *stream) leave() {
+	s.taking.Lock()
+	defer s.taking.Unlock()
+	s.answered()
+	if s.proxy != nil {
+		s.fleet.detach(s)
+	}
+}
 
-// OnDeltaStreamClosed is part of delta.Callbacks.
-func (s *stream) OnDeltaStreamClosed(int64, *corev3.Node) {}
+// take takes one request. Its error ends the stream.
+func (s *stream) take(r *discoveryv3.DeltaDiscoveryRequest) error {
+	s.taking.Lock()
+	defer s.taking.Unlock()
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
+	}
+	if err := s.check(r); err != nil {
+		return err
+	}
+	if s.proxy == nil {
+		s.spoke()
+		if err := s.enter(); err != nil {
+			return err
+		}
+	}
+	if !s.requests.Allow() {
+		if err := pace(s.ctx, s.requests); err != nil {
+			return err
+		}
+	}
+	return s.heed(r)
+}
 
-// OnStreamDeltaRequest is part of delta.Callbacks: it sees each request before
-// the cache does. It settles who is speaking and what is ACKed.
-func (s *stream) OnStreamDeltaRequest(_ int64, r *discoveryv3.DeltaDiscoveryRequest) error {
+// check settles who is speaking and what may be asked for.
+func (s *stream) check(r *discoveryv3.DeltaDiscoveryRequest) error {
 	if s.proxy == nil || r.GetNode() != nil {
 		// node.id proves nothing; a wrong one shows a bootstrap that was mixed up.
 		if r.GetNode().GetId() != s.instance {
@@ -198,7 +229,6 @@ func (s *stream) OnStreamDeltaRequest(_ int64, r *discoveryv3.DeltaDiscoveryRequ
 			return errRefused
 		}
 	}
-	r.Node = nil // an Envoy's extensions fill 100 KB that nobody reads
 	if s.secretsOnly && r.GetTypeUrl() == "" {
 		r.TypeUrl = xds.SecretType
 	}
@@ -210,19 +240,107 @@ func (s *stream) OnStreamDeltaRequest(_ int64, r *discoveryv3.DeltaDiscoveryRequ
 		s.fleet.refuse(refusedExcess, "instance", s.instance)
 		return errExcess
 	}
-	if s.proxy == nil {
-		s.silence.Stop()
-		if err := s.enter(); err != nil {
-			return err
+	return nil
+}
+
+// heed does what a request says.
+func (s *stream) heed(r *discoveryv3.DeltaDiscoveryRequest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := indexOf(r.GetTypeUrl())
+	w := s.watches[i]
+	created := w == nil
+	if created {
+		w = newWatch(s, r)
+	} else {
+		w.acknowledge(r)
+		w.subscribe(r)
+	}
+	names := max(len(w.subscribed), len(r.GetInitialResourceVersions()))
+	for _, other := range s.watches {
+		if other != nil && other != w {
+			names += len(other.subscribed)
 		}
 	}
-	if err := pace(s.ctx, s.requests); err != nil {
-		return err
+	if names > maxNames {
+		s.fleet.refuse(refusedExcess, "instance", s.instance)
+		return errExcess
 	}
-	if w := s.watches[r.GetTypeUrl()]; w != nil {
-		w.acknowledge(r)
+	s.proxy.mu.Lock()
+	if created {
+		s.watches[i] = w
+	}
+	v := s.proxy.view
+	if w.said != v.at[i] {
+		w.wakeLocked()
+	}
+	idle := len(s.tokens) == 0
+	s.proxy.mu.Unlock()
+	if idle {
+		s.report(v)
 	}
 	return nil
+}
+
+// respond makes the next response; nil: there is nothing to say. Then, and only then,
+// the stream is no longer ready.
+func (s *stream) respond() *discoveryv3.DeltaDiscoveryResponse {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		w, v, last := s.token()
+		if w == nil {
+			return nil
+		}
+		next := w.next(v)
+		var m *discoveryv3.DeltaDiscoveryResponse
+		if next != nil {
+			s.nonce++
+			m = w.message(next, strconv.FormatUint(s.nonce, 10))
+			w.commit(m.GetNonce(), next)
+			s.fleet.metrics.pushes.WithLabelValues(typeLabel(w.typeURL)).Inc()
+		}
+		if m != nil || last { // else the next token reports, at once
+			s.report(v)
+		}
+		if m != nil {
+			return m
+		}
+	}
+}
+
+// token takes the next token; nil: there is none.
+func (s *stream) token() (w *watch, v *view, last bool) {
+	p := s.proxy
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(s.tokens) == 0 || s.ctx.Err() != nil {
+		s.tokens, s.ready = s.tokens[:0], false
+		return nil, nil, true
+	}
+	w = s.tokens[0]
+	s.tokens = slices.Delete(s.tokens, 0, 1)
+	w.queued = false
+	return w, p.view, len(s.tokens) == 0
+}
+
+// rest says that a response is sent, and whether there may be another.
+func (s *stream) rest() (more bool) {
+	s.proxy.mu.Lock()
+	defer s.proxy.mu.Unlock()
+	s.ready = len(s.tokens) > 0
+	return s.ready
+}
+
+// tell tells of names that are not the proxy's.
+func (s *stream) tell() {
+	s.mu.Lock()
+	strangers := s.strangers
+	s.strangers = nil
+	s.mu.Unlock()
+	for _, n := range strangers {
+		s.fleet.foreign(s.transport.Context(), s.instance, n.typeURL, n.name)
+	}
 }
 
 // enter waits until the stream is admitted, and joins it to its proxy.
@@ -243,9 +361,9 @@ func (s *stream) enter() error {
 	if err != nil {
 		return err
 	}
-	s.answered, err = f.admission.answer(s.ctx, s.proxy.target())
-	if err != nil {
-		s.answered = func() {}
+	answered, err := f.admission.answer(s.ctx, s.proxy.target())
+	if err == nil {
+		s.answered = answered
 	}
 	return err
 }
@@ -271,54 +389,6 @@ func excessive(r *discoveryv3.DeltaDiscoveryRequest) bool {
 		}
 	}
 	return false
-}
-
-// CreateWatch is part of cache.ConfigWatcher. Nothing calls it: state of the
-// world is refused at the door.
-func (s *stream) CreateWatch(*cache.Request, cache.Subscription, chan cache.Response) (func(), error) {
-	return nil, status.Error(codes.Unimplemented, "delta only")
-}
-
-// CreateDeltaWatch is part of cache.ConfigWatcher. The server calls it for each
-// request, after it has cancelled the former watch of the type.
-func (s *stream) CreateDeltaWatch(r *cache.DeltaRequest, sub cache.Subscription, out chan cache.DeltaResponse) (func(), error) {
-	names := max(len(sub.SubscribedResources()), len(sub.ReturnedResources()))
-	for typeURL, other := range s.watches {
-		if typeURL != r.GetTypeUrl() {
-			names += len(other.sub.SubscribedResources())
-		}
-	}
-	if names > maxNames {
-		s.fleet.refuse(refusedExcess, "instance", s.instance)
-		return nil, errExcess
-	}
-	w := s.watches[r.GetTypeUrl()]
-	created := w == nil
-	if created {
-		w = newWatch(s, r.GetTypeUrl(), sub)
-	} else {
-		w.subscribe(r, sub)
-	}
-	s.proxy.mu.Lock()
-	defer s.proxy.mu.Unlock()
-	if created {
-		s.watches[w.typeURL] = w
-	}
-	w.out = out
-	w.wakeLocked()
-	return w.cancel, nil
-}
-
-// OnStreamDeltaResponse is part of delta.Callbacks: it sees each response, with
-// its nonce, just before Send.
-func (s *stream) OnStreamDeltaResponse(_ int64, r *discoveryv3.DeltaDiscoveryRequest, m *discoveryv3.DeltaDiscoveryResponse) {
-	if s.current == nil {
-		return
-	}
-	w := s.watches[r.GetTypeUrl()]
-	w.commit(m.GetNonce(), s.current)
-	s.fleet.metrics.pushes.WithLabelValues(typeLabel(w.typeURL)).Inc()
-	s.report(s.current.view)
 }
 
 // report tells Status how far this stream is with a view.

@@ -2,33 +2,35 @@ package serve
 
 import (
 	"cmp"
-	"context"
+	"iter"
 	"maps"
 	"slices"
 	"strconv"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	"github.com/envoyproxy/go-control-plane/pkg/cache/v3"
 
 	"github.com/ztmesh/ztmesh/xds"
 )
 
-// watch is one type on one stream: what is asked for, what was sent, what is
-// ACKed. It is also the token that wakes the stream: a cache.DeltaResponse that
-// works out what it says when it is taken. Except where noted, its fields
-// belong to the stream's goroutine.
+// watch is one type on one stream: what is asked for, what was sent, what is ACKed.
+// Except where noted, its fields are guarded by the stream's lock.
 type watch struct {
 	stream  *stream
 	typeURL string
-	request *discoveryv3.DeltaDiscoveryRequest // names the type, for the server
 
-	sub         cache.Subscription
+	all         bool                 // everything is asked for
+	legacy      bool                 // and it was not asked for by name: so long, nothing else was
+	subscribed  map[string]struct{}  // asked for by name
 	known       map[string]*entry    // by name; what is not subscribed to is not here
 	outstanding map[string]*response // by nonce: sent, neither ACKed nor NACKed
 	answered    bool                 // the client knows of a first answer
 
-	out    chan cache.DeltaResponse // guarded by proxy.mu; nil between watches
-	queued bool                     // guarded by proxy.mu: a token is in out
+	// said is the state of the type (view.at) of which everything was said that is to
+	// be said, and nothing was held back; 0: of none.
+	said  uint64
+	stand standing // as of stand.at; 0: not known
+
+	queued bool // guarded by proxy.mu: there is a token of it
 }
 
 // entry is one resource that the client has, was sent, or asked for.
@@ -41,27 +43,31 @@ type entry struct {
 	nack   *Nack  // the newest answer was this; nil: it was an ACK
 }
 
-// response is what one response says, and of which view.
+// response is what one response says.
 type response struct {
-	view      *view
 	resources []*xds.Resource
 	removed   []string
+	complete  bool   // nothing else is to be said
+	at        uint64 // of which state of the type
 }
+
+// wildcard is the name that asks for everything.
+const wildcard = "*"
 
 // newWatch begins a type. What the client says it holds counts as ACKed: it is
 // the client's own word, as an ACK is, and versions are hashes of contents.
-func newWatch(s *stream, typeURL string, sub cache.Subscription) *watch {
-	w := &watch{
-		stream:      s,
-		typeURL:     typeURL,
-		request:     &discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeURL},
-		sub:         sub,
-		known:       map[string]*entry{},
-		outstanding: map[string]*response{},
-		answered:    !sub.IsWildcard(),
+func newWatch(s *stream, r *discoveryv3.DeltaDiscoveryRequest) *watch {
+	w := &watch{stream: s, typeURL: r.GetTypeUrl(), known: map[string]*entry{}}
+	switch w.typeURL {
+	case xds.ListenerType, xds.ClusterType: // of these, who names none wants all
+		w.legacy = true
+		w.all = len(r.GetResourceNamesSubscribe()) == 0
 	}
-	for name, version := range sub.ReturnedResources() {
+	w.ask(r)
+	w.answered = !w.all
+	for name, version := range r.GetInitialResourceVersions() {
 		if w.asksFor(name) {
+			name, version = w.shared(name, version)
 			w.known[name] = &entry{sent: version, acked: version, had: true}
 			w.answered = true
 		}
@@ -69,10 +75,55 @@ func newWatch(s *stream, typeURL string, sub cache.Subscription) *watch {
 	return w
 }
 
+// shared returns the strings of the resource itself where they are the same.
+func (w *watch) shared(name, version string) (string, string) {
+	d := w.stream.desired(w.typeURL, w.stream.proxy.current())
+	if r := d.names[name]; r != nil {
+		name = r.Name
+		if r = d.get(name); r != nil && r.Version == version {
+			version = r.Version
+		}
+	}
+	return name, version
+}
+
+// ask takes the names of a request, by the rules of the protocol: a client that has
+// named none of listeners or clusters yet wants all of them, and still does when it
+// names some, until it takes back the wildcard.
+func (w *watch) ask(r *discoveryv3.DeltaDiscoveryRequest) {
+	if w.legacy && len(r.GetResourceNamesSubscribe()) == 0 {
+		return
+	}
+	w.legacy = false
+	names := w.stream.desired(w.typeURL, w.stream.proxy.current()).names
+	for _, name := range r.GetResourceNamesSubscribe() {
+		if name == wildcard {
+			w.all = true
+			continue
+		}
+		if w.subscribed == nil {
+			w.subscribed = map[string]struct{}{}
+		}
+		if r := names[name]; r != nil {
+			name = r.Name // not every stream is to have its own string
+		}
+		w.subscribed[name] = struct{}{}
+	}
+	for _, name := range r.GetResourceNamesUnsubscribe() {
+		if name == wildcard {
+			w.all = false
+		}
+		delete(w.subscribed, name)
+	}
+}
+
 // subscribe takes a later request. A name that is subscribed to again is wanted
 // again: that is how an Envoy asks for what it has dropped.
-func (w *watch) subscribe(r *cache.DeltaRequest, sub cache.Subscription) {
-	w.sub = sub
+func (w *watch) subscribe(r *discoveryv3.DeltaDiscoveryRequest) {
+	if len(r.GetResourceNamesSubscribe())+len(r.GetResourceNamesUnsubscribe()) == 0 {
+		return
+	}
+	w.ask(r)
 	for _, name := range r.GetResourceNamesUnsubscribe() {
 		delete(w.known, name)
 	}
@@ -81,64 +132,45 @@ func (w *watch) subscribe(r *cache.DeltaRequest, sub cache.Subscription) {
 			e.sent, e.absent = "", false
 		}
 	}
+	w.said, w.stand = 0, standing{}
 }
 
 func (w *watch) asksFor(name string) bool {
-	if w.sub.IsWildcard() {
+	if w.all {
 		return true
 	}
-	_, ok := w.sub.SubscribedResources()[name]
+	_, ok := w.subscribed[name]
 	return ok
 }
 
-// wakeLocked leaves a token. The channel has room for two per type that the
-// server knows, so it does not block. proxy.mu is held.
+// wakeLocked leaves a token and has the senders take it. proxy.mu is held.
 func (w *watch) wakeLocked() {
-	if w.out != nil && !w.queued {
-		w.queued = true
-		w.out <- w
+	if w.queued {
+		return
+	}
+	s := w.stream
+	w.queued = true
+	s.tokens = append(s.tokens, w)
+	if !s.ready {
+		s.ready = true
+		s.fleet.senders.add(s)
 	}
 }
 
-// cancel is called by the server before each new request of the type and at the
-// end of the stream, before it closes the channel.
-func (w *watch) cancel() {
-	p := w.stream.proxy
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	w.out = nil
-}
-
-// GetDeltaDiscoveryResponse is part of cache.DeltaResponse: the token is taken.
-// If there is nothing to say, the stream's Send drops the empty response.
-func (w *watch) GetDeltaDiscoveryResponse() (*discoveryv3.DeltaDiscoveryResponse, error) {
-	if err := w.stream.fleet.admission.turn(w.stream.ctx); err != nil {
-		return nil, err
-	}
-	p := w.stream.proxy
-	p.mu.Lock()
-	w.queued = false
-	v := p.view
-	p.mu.Unlock()
-
-	next := w.next(v)
-	w.stream.current = next
-	if next == nil {
-		w.stream.report(v)
-		w.stream.fleet.admission.done()
-		return &discoveryv3.DeltaDiscoveryResponse{TypeUrl: w.typeURL}, nil
-	}
+// message is a response as it is sent.
+func (w *watch) message(r *response, nonce string) *discoveryv3.DeltaDiscoveryResponse {
 	m := &discoveryv3.DeltaDiscoveryResponse{
 		TypeUrl:           w.typeURL,
-		SystemVersionInfo: w.systemVersion(next),
+		Nonce:             nonce,
+		SystemVersionInfo: w.systemVersion(r),
 		ControlPlane:      w.stream.fleet.identity,
-		RemovedResources:  next.removed,
-		Resources:         make([]*discoveryv3.Resource, 0, len(next.resources)),
+		RemovedResources:  r.removed,
+		Resources:         make([]*discoveryv3.Resource, len(r.resources)),
 	}
-	for _, r := range next.resources {
-		m.Resources = append(m.Resources, &discoveryv3.Resource{Name: r.Name, Version: r.Version, Resource: r.Body})
+	for i, res := range r.resources {
+		m.Resources[i] = &discoveryv3.Resource{Name: res.Name, Version: res.Version, Resource: res.Body}
 	}
-	return m, nil
+	return m
 }
 
 // systemVersion is what an Envoy shows of a response as a whole. Of extensions and
@@ -151,41 +183,28 @@ func (w *watch) systemVersion(r *response) string {
 	return strconv.FormatUint(w.stream.fleet.revision.Load(), 10)
 }
 
-// GetDeltaRequest is part of cache.DeltaResponse.
-func (w *watch) GetDeltaRequest() *discoveryv3.DeltaDiscoveryRequest { return w.request }
-
-// GetReturnedResources is part of cache.DeltaResponse. The watch keeps its own
-// account, so the server's stays empty.
-func (w *watch) GetReturnedResources() map[string]string { return map[string]string{} }
-
-// GetNextVersionMap is part of cache.DeltaResponse.
-func (w *watch) GetNextVersionMap() map[string]string { return w.GetReturnedResources() }
-
-// GetResponseVersion is part of cache.DeltaResponse.
-func (w *watch) GetResponseVersion() string { return "" }
-
-// GetSystemVersion is part of cache.DeltaResponse.
-func (w *watch) GetSystemVersion() (string, error) { return "", nil }
-
-// GetContext is part of cache.DeltaResponse.
-func (w *watch) GetContext() context.Context { return w.stream.ctx }
-
 // next returns what is to be sent now of a view, or nil.
 func (w *watch) next(v *view) *response {
+	at := v.at[indexOf(w.typeURL)]
+	if w.said == at {
+		return nil
+	}
 	d := w.stream.desired(w.typeURL, v)
 	if !d.known || len(w.outstanding) >= maxOutstanding(w.typeURL) || !w.stream.mayAdd(w.typeURL, v) {
 		return nil
 	}
-	r := &response{view: v}
+	r := &response{at: at, complete: true}
 	mayRemove := w.stream.mayRemove(w.typeURL, v)
 	for name := range w.interest(d) {
 		want, e := d.get(name), w.known[name]
 		switch {
 		case w.typeURL == xds.ExtensionType && w.awaits(name): // the newest version only, when its ACK has come
+			r.complete = false
 		case want != nil && (e == nil || e.sent != want.Version):
 			r.resources = append(r.resources, want)
 		case want != nil || e != nil && e.absent:
 		case e != nil && e.had && !mayRemove:
+			r.complete = false
 		default:
 			r.removed = append(r.removed, name)
 		}
@@ -193,10 +212,13 @@ func (w *watch) next(v *view) *response {
 	slices.SortFunc(r.resources, func(a, b *xds.Resource) int { return cmp.Compare(a.Name, b.Name) })
 	slices.Sort(r.removed)
 	w.divide(r)
-	if len(r.resources)+len(r.removed) == 0 && w.answered {
-		return nil
+	if len(r.resources)+len(r.removed) > 0 || !w.answered {
+		return r
 	}
-	return r
+	if r.complete {
+		w.said = at
+	}
+	return nil
 }
 
 // awaits says whether a response that speaks of the name waits for its ACK.
@@ -209,26 +231,35 @@ func (w *watch) awaits(name string) bool {
 	return false
 }
 
-// interest returns the names that the client asks for or holds.
-func (w *watch) interest(d desired) map[string]struct{} {
-	if !w.sub.IsWildcard() {
-		return w.sub.SubscribedResources()
+// interest are the names that the client asks for or holds.
+func (w *watch) interest(d desired) iter.Seq[string] {
+	if !w.all {
+		return maps.Keys(w.subscribed)
 	}
-	names := make(map[string]struct{}, len(d.names))
-	for name := range d.names {
-		names[name] = struct{}{}
+	return func(yield func(string) bool) {
+		for name := range d.names {
+			if !yield(name) {
+				return
+			}
+		}
+		for name := range w.known {
+			if d.names[name] == nil && !yield(name) {
+				return
+			}
+		}
+		for name := range w.subscribed {
+			if d.names[name] == nil && w.known[name] == nil && !yield(name) {
+				return
+			}
+		}
 	}
-	for name := range w.known {
-		names[name] = struct{}{}
-	}
-	for name := range w.sub.SubscribedResources() {
-		names[name] = struct{}{}
-	}
-	return names
 }
 
-// divide leaves in r what may share a response. The rest follows on the ACK.
+// divide leaves in r what may share a response. The rest follows on the ACK, or, of
+// extensions, at once.
 func (w *watch) divide(r *response) {
+	n := len(r.resources)
+	defer func() { r.complete = r.complete && len(r.resources) == n }()
 	if w.typeURL == xds.ExtensionType {
 		if len(r.removed) > 0 {
 			r.resources = nil // closing comes first
@@ -254,8 +285,14 @@ func (w *watch) divide(r *response) {
 
 // commit notes that r is sent under a nonce.
 func (w *watch) commit(nonce string, r *response) {
-	w.answered = true
+	w.answered, w.stand = true, standing{}
+	if w.outstanding == nil {
+		w.outstanding = map[string]*response{}
+	}
 	w.outstanding[nonce] = r
+	if r.complete {
+		w.said = r.at
+	}
 	for _, res := range r.resources {
 		e := w.known[res.Name]
 		if e == nil {
@@ -266,9 +303,9 @@ func (w *watch) commit(nonce string, r *response) {
 	}
 	for _, name := range r.removed {
 		if e := w.known[name]; e == nil || !e.had {
-			w.stream.fleet.foreign(w.stream.Context(), w.stream.instance, w.typeURL, name)
+			w.stream.strangers = append(w.stream.strangers, stranger{w.typeURL, name})
 		}
-		if _, subscribed := w.sub.SubscribedResources()[name]; subscribed {
+		if _, subscribed := w.subscribed[name]; subscribed {
 			w.known[name] = &entry{absent: true}
 		} else {
 			delete(w.known, name)
@@ -278,7 +315,7 @@ func (w *watch) commit(nonce string, r *response) {
 	case xds.ClusterType:
 		w.stream.repeatEndpoints(r)
 	case xds.ExtensionType:
-		w.stream.wake(xds.ExtensionType) // the next one
+		w.stream.wakeHeldBack(xds.ExtensionType) // the next one
 	}
 }
 
@@ -290,6 +327,7 @@ func (w *watch) acknowledge(r *discoveryv3.DeltaDiscoveryRequest) {
 		return
 	}
 	delete(w.outstanding, r.GetResponseNonce())
+	w.stand = standing{}
 	if detail := r.GetErrorDetail(); detail != nil {
 		w.refused(answered, sanitise(detail.GetMessage()))
 	} else {
@@ -299,7 +337,7 @@ func (w *watch) acknowledge(r *discoveryv3.DeltaDiscoveryRequest) {
 			}
 		}
 	}
-	w.stream.wake(waiting(w.typeURL)...)
+	w.stream.wakeHeldBack(waiting(w.typeURL)...)
 }
 
 // refused takes a NACK. Envoy names no resource that could be relied on, so of
@@ -307,6 +345,7 @@ func (w *watch) acknowledge(r *discoveryv3.DeltaDiscoveryRequest) {
 // is not sent again in this version.
 func (w *watch) refused(r *response, message string) {
 	s := w.stream
+	s.refused = true
 	s.fleet.metrics.nacks.WithLabelValues(typeLabel(w.typeURL)).Inc()
 	for _, res := range r.resources {
 		e := w.known[res.Name]
@@ -314,6 +353,7 @@ func (w *watch) refused(r *response, message string) {
 		case e == nil:
 		case len(r.resources) > 1:
 			e.sent, e.alone = "", true
+			w.said = 0
 		default:
 			e.alone = false
 			e.nack = &Nack{
@@ -328,8 +368,14 @@ func (w *watch) refused(r *response, message string) {
 
 // nacks returns what the client refuses now.
 func (s *stream) nacks() []Nack {
+	if !s.refused {
+		return nil
+	}
 	var all []Nack
 	for _, w := range s.watches {
+		if w == nil {
+			continue
+		}
 		for e := range maps.Values(w.known) {
 			if e.nack != nil && len(all) < maxNacks {
 				all = append(all, *e.nack)
