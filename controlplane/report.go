@@ -170,7 +170,7 @@ func (c *cluster) Members() []*ztv1.Member {
 	for s := range st.Servers() {
 		m := &ztv1.Member{
 			Id: s.Id, AdminAddress: s.AdminAddress, NodeAddress: s.NodeAddress, ClusterAddress: s.ClusterAddress,
-			Version: s.Version, Leader: s.Id == leader, Voter: group[s.Id].Voter, Replica: s.Replica, Format: state.Reads(s),
+			Version: s.Version, Leader: s.Id == leader, Voter: group[s.Id].Voter, Replica: s.Replica, Format: state.Reads(s), Zone: s.Zone,
 		}
 		delete(group, s.Id)
 		if s.Id == c.self {

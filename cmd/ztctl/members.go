@@ -199,10 +199,10 @@ func (a *app) showMembers(members []*ztv1.Member) error {
 		}
 		rows = append(rows, []string{
 			m.Id, role, yesNo(m.Reachable), number(m.Revision), lag, skew,
-			m.AdminAddress, m.NodeAddress, m.ClusterAddress, m.Version, number(uint64(m.Format)),
+			m.AdminAddress, m.NodeAddress, m.ClusterAddress, m.Version, number(uint64(m.Format)), m.Zone,
 		})
 	}
-	if err := a.columns("SERVER ROLE REACHABLE REVISION LAG SKEW ADMIN NODE CLUSTER VERSION FORMAT", rows); err != nil {
+	if err := a.columns("SERVER ROLE REACHABLE REVISION LAG SKEW ADMIN NODE CLUSTER VERSION FORMAT ZONE", rows); err != nil {
 		return err
 	}
 	for _, m := range members {

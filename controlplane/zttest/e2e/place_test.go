@@ -10,6 +10,7 @@ import (
 
 	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
 // calls makes calls by web until n of them have passed, and returns how many each of
@@ -194,6 +195,13 @@ func TestNearServers(t *testing.T) {
 	for _, web := range webs {
 		if at := m.Proxy(web.ID).Server; at != north.ID() {
 			t.Errorf("asks %s in the south", at)
+		}
+	}
+	for _, s := range mesh.Settled(m, "the members", func() (*ztv1.ListMembersResponse, error) {
+		return m.Admin().ListMembers(t.Context(), &ztv1.ListMembersRequest{})
+	}).Members {
+		if want := map[bool]string{true: "north", false: "south"}[s.Id == north.ID()]; s.Zone != want {
+			t.Errorf("server %s is shown in zone %q, want %q", s.Id, s.Zone, want)
 		}
 	}
 	gone := time.Now()

@@ -4002,7 +4002,9 @@ type Member struct {
 	// round trip; absent: not known.
 	ClockSkew *durationpb.Duration `protobuf:"bytes,13,opt,name=clock_skew,json=clockSkew,proto3" json:"clock_skew,omitempty"`
 	// When the answering server last heard it.
-	Heard         *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=heard,proto3" json:"heard,omitempty"`
+	Heard *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=heard,proto3" json:"heard,omitempty"`
+	// Where it runs; empty: not said.
+	Zone          string `protobuf:"bytes,21,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4140,6 +4142,13 @@ func (x *Member) GetHeard() *timestamppb.Timestamp {
 		return x.Heard
 	}
 	return nil
+}
+
+func (x *Member) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 type RemoveMemberRequest struct {
@@ -6577,7 +6586,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05stale\x18\x01 \x01(\bR\x05stale\"z\n" +
 	"\x13ListMembersResponse\x12-\n" +
 	"\amembers\x18\x01 \x03(\v2\x13.zt.v1alpha1.MemberR\amembers\x124\n" +
-	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xe5\x03\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xf9\x03\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
@@ -6595,7 +6604,8 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x03lag\x18\f \x01(\x04H\x00R\x03lag\x88\x01\x01\x128\n" +
 	"\n" +
 	"clock_skew\x18\r \x01(\v2\x19.google.protobuf.DurationR\tclockSkew\x120\n" +
-	"\x05heard\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\x05heardB\x06\n" +
+	"\x05heard\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\x05heard\x12\x12\n" +
+	"\x04zone\x18\x15 \x01(\tR\x04zoneB\x06\n" +
 	"\x04_lag\"w\n" +
 	"\x13RemoveMemberRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\x121\n" +
