@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -233,10 +234,16 @@ func TestPipelineIsSequential(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	l := newFakeLog(t)
+	l.pace = 2 * time.Hour // the name of a workload that was deleted may be used again
 	for w := range writers {
 		l.put(t, &logv1.Entry{Op: &logv1.Entry_PutAdmin{PutAdmin: &logv1.PutAdmin{Admin: &logv1.Admin{Name: fmt.Sprint("w", w), Role: "admin"}}}})
 	}
+	for i := range 12 {
+		l.put(t, putWorkload(fmt.Sprint("n", i%4), fmt.Sprint("w", i/4)))
+	}
+	l.effect = nil
 	s := newServer(l)
+	s.cfg.Now = l.now
 	var mu sync.Mutex
 	acked, unknown := map[string]uint64{}, map[string]bool{}
 	var tasks, committer sync.WaitGroup
@@ -307,7 +314,7 @@ func TestPipelineIsSequential(t *testing.T) {
 		}
 	}
 	t.Logf("%d changes took effect, %d were answered, %d outcomes unknown", len(l.effect), len(acked), len(unknown))
-	if len(acked) < writers*rounds/12 || len(unknown) == 0 {
+	if len(acked) < writers*rounds/4 || len(unknown) == 0 {
 		t.Errorf("%d changes answered and %d unknown show too little", len(acked), len(unknown))
 	}
 }
@@ -352,7 +359,11 @@ func meddle(r *rand.Rand) *logv1.Entry {
 			Name: fmt.Sprint("w", r.IntN(12)), Role: "editor", Namespaces: []string{fmt.Sprint("n", r.IntN(4)), fmt.Sprint("n", r.IntN(4))},
 		}}}}
 	}
-	docs, _ := spec.Parse([]spec.File{{Content: []byte(workloadYAML(fmt.Sprint("m", r.IntN(3)), fmt.Sprint("w", r.IntN(3))))}})
+	return putWorkload(fmt.Sprint("m", r.IntN(3)), fmt.Sprint("w", r.IntN(3)))
+}
+
+func putWorkload(namespace, name string) *logv1.Entry {
+	docs, _ := spec.Parse([]spec.File{{Content: []byte(workloadYAML(namespace, name))}})
 	return &logv1.Entry{Op: &logv1.Entry_Apply{Apply: &logv1.Apply{
 		Puts: []*logv1.Put{{Key: logKey(docs[0].Key()), Document: spec.Canonical(docs[0])}},
 	}}}

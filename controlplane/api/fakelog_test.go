@@ -28,7 +28,8 @@ type fakeLog struct {
 	queue  []*fakeEntry // submitted, not agreed on
 	effect []step       // what has changed documents, in order
 	came   chan struct{}
-	atOnce bool // agree on what is submitted at once
+	atOnce bool          // agree on what is submitted at once
+	pace   time.Duration // how much later than the one before it each entry is
 }
 
 type fakeEntry struct {
@@ -69,14 +70,25 @@ func (l *fakeLog) put(t testing.TB, e *logv1.Entry) {
 
 func (l *fakeLog) apply(e *logv1.Entry) state.Result {
 	e = proto.CloneOf(e) // as the store does: who has submitted it goes on reading it
-	e.Format, e.When = state.FormatOf(e), timestamppb.New(epoch)
 	before := l.st
+	e.Format, e.When = state.FormatOf(e), timestamppb.New(l.nowLocked())
 	var r state.Result
 	l.st, r = state.Apply(before, before.Index()+1, e)
 	if r.Err == nil && len(r.Changed.Keys) > 0 {
 		l.effect = append(l.effect, step{before, l.st, e})
 	}
 	return r
+}
+
+// now is when the next entry is agreed on.
+func (l *fakeLog) now() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.nowLocked()
+}
+
+func (l *fakeLog) nowLocked() time.Time {
+	return epoch.Add(time.Duration(l.st.Index()) * l.pace)
 }
 
 func (l *fakeLog) waiting() []*fakeEntry {
