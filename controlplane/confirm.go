@@ -18,9 +18,14 @@ import (
 const (
 	firstAsk = 50 * time.Millisecond
 	lastAsk  = 2 * time.Second
+	// maxAnswer is how long an agent may take for an answer. It reads for 5 s at most.
+	maxAnswer = 20 * time.Second
 )
 
-var errNewerCall = status.Error(codes.Aborted, "another call of this agent came")
+var (
+	errNewerCall = status.Error(codes.Aborted, "another call of this agent came")
+	errNoAnswer  = status.Error(codes.DeadlineExceeded, "the agent did not answer")
+)
 
 // agentCall is a call of Confirm.
 type agentCall struct {
@@ -83,7 +88,7 @@ func (p *proxies) Confirm(ctx context.Context, instance string, a api.Agent) err
 			return err
 		}
 		if address := p.elsewhere(instance); address != "" {
-			return a.Ask(&ztv1.ConfirmResponse{Elsewhere: address})
+			return a.Ask(ctx, &ztv1.ConfirmResponse{Elsewhere: address})
 		}
 		p.fleet.AgentSpeaks(instance, true) // of a new stream it is not known
 		var again <-chan time.Time
@@ -91,7 +96,7 @@ func (p *proxies) Confirm(ctx context.Context, instance string, a api.Agent) err
 			if seen != asked {
 				asked, pause = seen, firstAsk
 			}
-			enforced, err := p.confirm(instance, seen, a)
+			enforced, err := p.confirm(ctx, instance, seen, a)
 			if err != nil {
 				return err
 			}
@@ -109,11 +114,13 @@ func (p *proxies) Confirm(ctx context.Context, instance string, a api.Agent) err
 }
 
 // confirm asks once.
-func (p *proxies) confirm(instance string, seen uint64, a api.Agent) (enforced bool, err error) {
-	if err := a.Ask(&ztv1.ConfirmResponse{Ask: seen}); err != nil {
+func (p *proxies) confirm(ctx context.Context, instance string, seen uint64, a api.Agent) (enforced bool, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, maxAnswer, errNoAnswer)
+	defer cancel()
+	if err := a.Ask(ctx, &ztv1.ConfirmResponse{Ask: seen}); err != nil {
 		return false, err
 	}
-	answer, err := a.Answer()
+	answer, err := a.Answer(ctx)
 	if err != nil {
 		return false, err
 	}

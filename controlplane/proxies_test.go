@@ -1,6 +1,7 @@
 package controlplane_test
 
 import (
+	"context"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -142,4 +143,46 @@ func TestConfirmByWhom(t *testing.T) {
 		_, err = second.Recv()
 		c.refused(codes.PermissionDenied, err)
 	}
+}
+
+// TestSilentAgents: a call of an agent that is asked and says nothing ends when another
+// one comes: what an instance can hold of a server does not grow with its calls.
+func TestSilentAgents(t *testing.T) {
+	c := newCluster(t, 1, nil)
+	c.Submit(shop)
+	in := c.EnrolAgent("shop/web")
+	client := c.connect(c.Servers[0], in)
+	c.check(client.Subscribe(xds.ListenerType))
+	for _, typeURL := range []string{xds.RouteType, xds.ExtensionType, xds.RuntimeType, xds.EndpointType} {
+		c.check(client.Subscribe(typeURL, "*"))
+	}
+	go func() { // ends with the stream
+		for m, err := client.Recv(); err == nil && client.Ack(m) == nil; m, err = client.Recv() {
+		}
+	}()
+	in.Acked()
+	ctx, cancel := context.WithTimeout(c.ctx(), mesh.Patience)
+	defer cancel()
+	asked := func() ztv1.NodeService_ConfirmClient {
+		stream, err := ztv1.NewNodeServiceClient(c.Servers[0].Dial(in.Address, in.Node)).Confirm(ctx)
+		c.check(err)
+		m, err := stream.Recv()
+		c.check(err)
+		if m.Ask == 0 {
+			t.Fatalf("told %v", m)
+		}
+		return stream
+	}
+	first := asked()
+	asked()
+	_, err := first.Recv()
+	c.refused(codes.Aborted, err)
+	for range 20 { // and it calls no more often than others may
+		stream, cerr := ztv1.NewNodeServiceClient(c.Servers[0].Dial(in.Address, in.Node)).Confirm(ctx)
+		c.check(cerr)
+		if _, err = stream.Recv(); err != nil {
+			break
+		}
+	}
+	c.refused(codes.ResourceExhausted, err)
 }

@@ -120,8 +120,9 @@ type Proxies interface {
 type Agent interface {
 	// Allowed is nil as long as it speaks for its instance.
 	Allowed() error
-	Ask(*ztv1.ConfirmResponse) error
-	Answer() (*ztv1.ConfirmRequest, error)
+	// Ask and Answer return when ctx ends, with its cause; the call is to end then.
+	Ask(context.Context, *ztv1.ConfirmResponse) error
+	Answer(context.Context) (*ztv1.ConfirmRequest, error)
 }
 
 // Differences is what proxies have reported of requests whose verdict shadow

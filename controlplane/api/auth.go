@@ -257,6 +257,11 @@ func (s *Server) stream(who identify) grpc.StreamServerInterceptor {
 				return s.forwardBackup(c, ss)
 			}
 			judged.method = info.FullMethod
+			leave, err := s.limits.enter(judged)
+			if err != nil {
+				return err
+			}
+			defer leave()
 			ctx := context.WithValue(ss.Context(), callKey{}, judged)
 			if m.record == recordedBefore {
 				if err := s.recordAccess(ctx, nil); err != nil {

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"context"
+
 	"google.golang.org/grpc/codes"
 
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
@@ -31,6 +33,32 @@ func (a *agentStream) Allowed() error {
 	return nil
 }
 
-func (a *agentStream) Ask(m *ztv1.ConfirmResponse) error { return a.stream.Send(m) }
+func (a *agentStream) Ask(ctx context.Context, m *ztv1.ConfirmResponse) error {
+	_, err := unless(ctx, func() (*ztv1.ConfirmRequest, error) { return nil, a.stream.Send(m) })
+	return err
+}
 
-func (a *agentStream) Answer() (*ztv1.ConfirmRequest, error) { return a.stream.Recv() }
+func (a *agentStream) Answer(ctx context.Context) (*ztv1.ConfirmRequest, error) {
+	return unless(ctx, a.stream.Recv)
+}
+
+// unless is f unless ctx ends before: a peer that neither reads nor says anything holds
+// nothing up. What f still waits for then ends with the stream, when its call returns.
+func unless[T any](ctx context.Context, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	done := make(chan result, 1)
+	go func() {
+		v, err := f()
+		done <- result{v, err}
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+		var none T
+		return none, context.Cause(ctx)
+	}
+}
