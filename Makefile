@@ -163,14 +163,19 @@ bench bench-policy bench-store:
 	  if (!(f[2] in last)) order[++n] = f[2]; last[f[2]] = line } \
 	  END { for (i = 1; i <= n; i++) print last[order[i]] }' .bin/$@.txt
 
-# Each line is a workload: SERVICESxPROXIES, and flags of ztbench.
-FLEET ?= 100x10:--plaintext 100x10:--against=none 250x20:--plaintext,--rounds=3,--only=cold,--only=grant,--only=wide 1000x1:--plaintext,--rounds=3
-.PHONY: bench-fleet
-bench-fleet: ## Run simulated fleets; FLEET=1000x10:--against=none is the long one
-	@mkdir -p .bin; CGO_ENABLED=0 $(GO) build -trimpath -o .bin/ztbench ./cmd/ztbench; \
-	{ echo "$$(nproc) cores, $$(git describe --always --dirty), load $$(cut -d' ' -f1 /proc/loadavg)"; \
-	  for f in $(FLEET); do load=$${f%%:*}; flags=$${f#*:}; .bin/ztbench run -w $$load $${flags//,/ }; done; } | tee .bin/$@.txt; \
-	grep '^figure' .bin/$@.txt
+# Each word is a workload: SERVICESxPROXIES, and flags of ztbench.
+FLEET ?= 100x10:--plaintext,--rounds=5 100x10:--against=none,--rounds=5 \
+  250x20:--plaintext,--rounds=3,--against=floor,--only=cold,--only=grant,--only=wide \
+  1000x1:--plaintext,--rounds=3,--against=floor,--only=cold,--only=grant,--only=wide
+FLEET_REPORT ?= docs/bench/fleet.md
+.PHONY: bench-fleet bench-fleet-large
+bench-fleet-large: FLEET = 1000x10:--against=none,--rounds=3,--timeout=10m
+bench-fleet-large: FLEET_REPORT = docs/bench/fleet-large.md
+bench-fleet-large: ## Run 10,000 simulated proxies with TLS, which come back at once
+bench-fleet: ## Run simulated fleets and 30 Envoys; writes docs/bench, ends with the figures
+bench-fleet bench-fleet-large: envoy
+	@mkdir -p .bin $(dir $(FLEET_REPORT)); CGO_ENABLED=0 $(GO) build -trimpath -o .bin/ztbench ./cmd/ztbench
+	@tools/bench-fleet.sh $(FLEET_REPORT) $(FLEET)
 
 ##@ What the recipes use
 .PHONY: envoy

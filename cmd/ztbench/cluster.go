@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
@@ -177,25 +179,26 @@ func (m *mesh) save() (string, error) {
 	return path, os.WriteFile(path, b, 0o600)
 }
 
-// settled returns when n proxies are connected and hold all they should.
+// settled returns when n proxies are connected and hold all they should, as a server
+// says that leads.
 func (m *mesh) settled(ctx context.Context, n int) error {
 	for {
 		resp, err := m.admin.GetStatus(ctx, &ztv1.GetStatusRequest{})
-		if err != nil {
+		if err != nil && status.Code(err) != codes.Unavailable { // nobody leads yet
 			return err
 		}
 		acked := 0
-		for _, p := range resp.Proxies {
+		for _, p := range resp.GetProxies() {
 			if p.Connected && p.AckedRevision >= resp.Revision {
 				acked++
 			}
 		}
-		if acked >= n {
+		if err == nil && acked >= n {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%d of %d proxies have ACKed", acked, n)
+			return errors.Join(fmt.Errorf("%d of %d proxies have ACKed", acked, n), err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
