@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/identity"
@@ -45,21 +45,14 @@ func (d dir) create() error {
 	return os.Chmod(string(d), 0o700)
 }
 
-// lock takes the directory until the returned file is closed, or the process
+// lock takes the directory until what it returns is closed, or the process
 // ends. It returns ErrRunning if another process has it.
-func (d dir) lock() (*os.File, error) {
-	f, err := os.OpenFile(d.lockFile(), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
+func (d dir) lock() (io.Closer, error) {
+	lock, err := identity.LockFile(d.lockFile())
+	if errors.Is(err, identity.ErrLocked) {
+		return nil, fmt.Errorf("%s: %w", d, ErrRunning)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("%s: %w", d, ErrRunning)
-		}
-		return nil, fmt.Errorf("lock %s: %w", d, err)
-	}
-	return f, nil
+	return lock, err
 }
 
 // record is agent.json: what was enrolled. Nothing in it is secret.

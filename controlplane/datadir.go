@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ztmesh/ztmesh/identity"
 )
 
@@ -93,18 +91,11 @@ type Addresses struct {
 // Two servers of one folder would each go on from their own last line of the
 // journal and of the log.
 func (d dataDir) lock() (io.Closer, error) {
-	f, err := os.OpenFile(d.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
+	lock, err := identity.LockFile(d.path("lock"))
+	if errors.Is(err, identity.ErrLocked) {
+		return nil, fmt.Errorf("data directory %s is %w", string(d), identity.ErrLocked)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = f.Close() // nothing was written to it
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("data directory %s is in use by another process", string(d))
-		}
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
-	return f, nil
+	return lock, err
 }
 
 // create makes the folder and locks it. It refuses one that is a server already.

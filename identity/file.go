@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/ztmesh/ztmesh/failpoint"
 )
@@ -68,4 +69,32 @@ func checkPrivate(f *os.File) error {
 		return fmt.Errorf("%s has mode %v, must be a file of mode 0600", f.Name(), st.Mode())
 	}
 	return nil
+}
+
+// ErrLocked is returned by LockFile while another process, or another caller, has it.
+var ErrLocked = errors.New("in use by another process")
+
+// LockFile takes a file, which it makes with mode 0600, until the result is closed or
+// the process ends.
+func LockFile(path string) (io.Closer, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close() // nothing was written to it
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return locked{f}, nil
+}
+
+// locked is a file whose lock is given up before it is closed: a process that is being
+// started at that moment has it open, too, and would keep the lock until it runs.
+type locked struct{ *os.File }
+
+func (l locked) Close() error {
+	return errors.Join(syscall.Flock(int(l.Fd()), syscall.LOCK_UN), l.File.Close())
 }

@@ -107,7 +107,15 @@ func (osFiles) Lock(name string) (io.Closer, error) {
 		}
 		return nil, fmt.Errorf("lock: %w", err)
 	}
-	return f, nil
+	return locked{f}, nil
+}
+
+// locked is a file whose lock is given up before it is closed: a process that is being
+// started at that moment has it open, too, and would keep the lock until it runs.
+type locked struct{ *os.File }
+
+func (l locked) Close() error {
+	return errors.Join(unix.Flock(int(l.Fd()), unix.LOCK_UN), l.File.Close())
 }
 
 func (osFiles) Free(dir string) (uint64, error) {
