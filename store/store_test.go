@@ -125,9 +125,10 @@ func TestOpenRefuses(t *testing.T) {
 	waitLeads(t, c.start("a")) // and with all as it was it opens
 }
 
-func TestProposeRefuses(t *testing.T) {
-	c := newTestCluster(t, loopback())
-	s := c.begin("a", "b", "c")
+// TestProposeRefuses: a leads in all of it, however busy the machine is.
+func TestProposeRefuses(t *testing.T) { bubble(t, proposeRefuses) }
+
+func proposeRefuses(t *testing.T, c *testCluster, s *Store) {
 	ctx := c.ctx()
 	for name, err := range map[string]error{
 		"propose":     second(c.servers["b"].Propose(ctx, putEntry(0, "g", "x"))),
