@@ -19,9 +19,7 @@ func TestDeadServerIsRemoved(t *testing.T) {
 	dead := c.Others(c.Leader())[0]
 	dead.Stop()
 	c.Until("it is removed", func() bool { return c.member(dead) == nil })
-	if n := len(c.voters()); n != 3 {
-		t.Errorf("%d voters are left", n)
-	}
+	c.Until("three voters are left", func() bool { return len(c.voters()) == 3 })
 	for _, m := range c.Servers {
 		if m != dead && c.member(m) == nil {
 			t.Errorf("%s is removed, too", m)

@@ -189,8 +189,7 @@ func credentialsOf(c *cluster) map[string]func() *identity.KeyPair {
 	c.check(err)
 	other := c.Servers[1]
 	removed := c.identityOf(other)
-	_, err = c.Admin().RemoveMember(c.ctx(), &ztv1.RemoveMemberRequest{Id: other.ID()})
-	c.check(err)
+	c.remove(other)
 	if err := other.Ended(); !errors.Is(err, store.ErrRemoved) {
 		c.t.Errorf("a removed server ends with %v", err)
 	}

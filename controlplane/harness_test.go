@@ -100,6 +100,16 @@ func (c *cluster) removeAdmin(name string) {
 	})
 }
 
+// remove removes a member. Who asks again, as it does not know what came of it, has
+// asked before.
+func (c *cluster) remove(s *mesh.Server) {
+	c.t.Helper()
+	key := mesh.NewID()
+	mesh.Settled(c.Mesh, "a removal", func() (*ztv1.RemoveMemberResponse, error) {
+		return c.Admin().RemoveMember(c.ctx(), &ztv1.RemoveMemberRequest{Id: s.ID(), IdempotencyKey: key})
+	})
+}
+
 // enrolment is a request that would succeed with a valid token.
 func (c *cluster) enrolment(token, workload string) (identity.PrivateKey, *ztv1.EnrolRequest) {
 	c.t.Helper()

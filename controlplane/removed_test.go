@@ -7,8 +7,6 @@ import (
 	"testing"
 
 	"github.com/ztmesh/ztmesh/controlplane"
-	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
-	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store"
 )
 
@@ -22,9 +20,7 @@ func TestRemovedWhileAway(t *testing.T) {
 	away.Stop()
 	away.Start()
 	away.Stop()
-	mesh.Settled(c.Mesh, "a removal", func() (*ztv1.RemoveMemberResponse, error) {
-		return c.Admin().RemoveMember(c.ctx(), &ztv1.RemoveMemberRequest{Id: away.ID()})
-	})
+	c.remove(away)
 	cfg := controlplane.Default()
 	const port = "127.0.0.1:0"
 	cfg.DataDir, cfg.AdminListen, cfg.NodeListen, cfg.ClusterListen, cfg.LocalListen = away.Dir, port, port, port, port
