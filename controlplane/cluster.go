@@ -227,11 +227,16 @@ func (c *cluster) Readable(f state.Feature) error { return c.store.Readable(f) }
 
 // take notes what a peer says of its proxies, and returns of which. cluster.mu is held.
 func (p *peer) take(said *ztv1.WatchProxiesResponse) (changed []string) {
-	if !said.Delta {
+	if !said.Delta || p.proxies == nil {
 		p.proxies, p.cuts = make(map[string]*ztv1.HeldProxy, len(said.Held)), map[cutKey]*ztv1.HeldCuts{}
 	}
 	for _, c := range said.Cuts {
-		p.cuts[cutKey{c.Instance, c.Caller, c.Port}] = c
+		if len(c.GetEpisodes()) > 0 {
+			p.cuts[cutKey{c.Instance, c.Caller, c.Port}] = c
+		}
+	}
+	if len(p.cuts) > maxCuts {
+		dropOldest(p.cuts, maxCuts*3/4)
 	}
 	for _, x := range said.Proxies { // of an older version: as of its newest revision
 		p.proxies[x.Instance] = &ztv1.HeldProxy{

@@ -1,6 +1,8 @@
 package controlplane
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -79,6 +81,19 @@ func (p *proxies) roomForCut(instance string, now time.Time) bool {
 	}
 	p.cutsOf[instance]++
 	return true
+}
+
+// dropOldest leaves so many of them, those that were heard of last: who tells of them
+// does not tell which it has forgotten.
+func dropOldest(cuts map[cutKey]*ztv1.HeldCuts, keep int) {
+	heard := func(k cutKey) time.Time {
+		e := cuts[k].Episodes
+		return e[len(e)-1].GetHeard().AsTime()
+	}
+	oldest := slices.SortedFunc(maps.Keys(cuts), func(a, b cutKey) int { return heard(a).Compare(heard(b)) })
+	for _, k := range oldest[:max(0, len(oldest)-keep)] {
+		delete(cuts, k)
+	}
 }
 
 // Cuts is api.Proxies: of each server that was told of some, the first episode that

@@ -5,7 +5,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/ztmesh/ztmesh/controlplane/decisions"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/xds/serve"
 )
 
@@ -60,5 +63,27 @@ func TestCuts(t *testing.T) {
 	cut("new", "web", -1, 0)
 	if n, _ := p.Cuts("new", "web", "http", now); n != 1 || len(p.cuts) != 1 || len(p.cutsOf) != 1 {
 		t.Errorf("old ones make no room: %d are kept", len(p.cuts))
+	}
+}
+
+// TestToldCutsAreBounded: what is kept of what another server tells is no more than it
+// keeps itself, whatever it tells and in which order.
+func TestToldCutsAreBounded(t *testing.T) {
+	begin := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	p := &peer{}
+	p.take(&ztv1.WatchProxiesResponse{Delta: true, Held: []*ztv1.HeldProxy{{Proxy: &ztv1.Proxy{Instance: "i"}}}}) // without all of them before
+	told := func(n int) *ztv1.HeldCuts {
+		at := timestamppb.New(begin.Add(time.Duration(n) * time.Second))
+		return &ztv1.HeldCuts{Instance: "i", Caller: fmt.Sprint(n), Port: "http", Episodes: []*ztv1.CutEpisode{{Connections: 1, Last: at, Heard: at}}}
+	}
+	const many = 3 * maxCuts
+	for n := range many {
+		p.take(&ztv1.WatchProxiesResponse{Delta: true, Cuts: []*ztv1.HeldCuts{told(n), {Instance: "i", Caller: "never"}}})
+	}
+	if len(p.cuts) > maxCuts {
+		t.Errorf("%d are kept", len(p.cuts))
+	}
+	if p.cuts[cutKey{"i", fmt.Sprint(many - 1), "http"}] == nil || p.cuts[cutKey{"i", "0", "http"}] != nil {
+		t.Error("other ones than the newest are kept")
 	}
 }
