@@ -5,6 +5,7 @@ import (
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/ztmesh/ztmesh/xds"
 )
@@ -28,6 +29,12 @@ func (r *Receiver) takeCut(who Reporter, e *accesslogv3.TCPAccessLogEntry) {
 	if !ok || service != who.Workload || caller == "" {
 		return
 	}
+	lasted := common.GetDuration().AsDuration()
 	opened := common.GetStartTime().AsTime()
-	r.cfg.Cut(who, Cut{Port: port, Caller: caller, Opened: opened, Closed: opened.Add(common.GetDuration().AsDuration())})
+	closed := opened.Add(lasted)
+	// Of other times no JSON could be made, and so none of the receipt.
+	if lasted < 0 || !timestamppb.New(opened).IsValid() || !timestamppb.New(closed).IsValid() {
+		return
+	}
+	r.cfg.Cut(who, Cut{Port: port, Caller: caller, Opened: opened, Closed: closed})
 }

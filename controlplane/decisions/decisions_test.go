@@ -327,10 +327,17 @@ func TestCut(t *testing.T) {
 		return &accesslogv3.TCPAccessLogEntry{CommonProperties: common, ConnectionProperties: &accesslogv3.ConnectionProperties{SentBytes: sent}}
 	}
 	const denied = "rbac_access_denied_matched_policy[default-deny]"
+	never := connection(8080, web, denied, 1) // times of which no JSON can be made
+	never.CommonProperties.StartTime = &timestamppb.Timestamp{Seconds: 1 << 60}
+	long := connection(8080, web, denied, 1)
+	long.CommonProperties.StartTime, long.CommonProperties.Duration = timestamppb.New(time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)), durationpb.New(290*365*24*time.Hour)
+	back := connection(8080, web, denied, 1)
+	back.CommonProperties.Duration = durationpb.New(-time.Minute)
 	stream := open(t, r)
 	if err := stream.Send(&accesslogservicev3.StreamAccessLogsMessage{LogEntries: &accesslogservicev3.StreamAccessLogsMessage_TcpLogs{
 		TcpLogs: &accesslogservicev3.StreamAccessLogsMessage_TCPAccessLogEntries{LogEntry: []*accesslogv3.TCPAccessLogEntry{
 			{},
+			never, long, back,
 			connection(8080, web, denied, 0), connection(8080, web, "", 1), connection(8081, web, denied, 1), connection(8080, "", denied, 1),
 			connection(8080, web, denied, 1), connection(8080, "\x1b"+strings.Repeat("ü", 10_000), denied, 1),
 		}},
