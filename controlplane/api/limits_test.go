@@ -68,7 +68,8 @@ func TestEnrolmentsAreBounded(t *testing.T) {
 	l := newLimits(time.Now)
 	enrol := call{method: ztv1.NodeService_Enrol_FullMethodName}
 	var leaves []func()
-	for range maxEnrolling {
+	for i := range maxEnrolling {
+		enrol.address = fmt.Sprint(i)
 		leave, err := l.enter(enrol)
 		if err != nil {
 			t.Fatal(err)
@@ -82,5 +83,51 @@ func TestEnrolmentsAreBounded(t *testing.T) {
 	leaves[0]()
 	if _, err := l.enter(enrol); err != nil {
 		t.Errorf("after one was done: %v", err)
+	}
+}
+
+// TestOneAddressEnrols: who asks for one address leaves room for all others, servers
+// among them.
+func TestOneAddressEnrols(t *testing.T) {
+	l := newLimits(time.Now)
+	for n := range 2 * maxEnrolling {
+		method := []string{ztv1.NodeService_Enrol_FullMethodName, ztv1.NodeService_EnrolServer_FullMethodName}[n%2]
+		leave, err := l.enter(call{method: method, address: "192.0.2.7"})
+		if (err == nil) != (n < maxEnrollingFrom) {
+			t.Fatalf("call %d: %v", n, err)
+		}
+		if err == nil && n < maxEnrollingFrom {
+			defer leave()
+		}
+	}
+	leave, err := l.enter(call{method: ztv1.NodeService_Enrol_FullMethodName, address: "192.0.2.8"})
+	if err != nil {
+		t.Fatalf("another address: %v", err)
+	}
+	leave()
+	if len(l.from) != 1 {
+		t.Errorf("remembered: %v", l.from)
+	}
+}
+
+// TestPlacesAreLimited: an instance that moves again and again fills neither log nor
+// audit log.
+func TestPlacesAreLimited(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	l := newLimits(func() time.Time { return now })
+	for i := range placeBurst {
+		if err := l.place("a"); err != nil {
+			t.Fatalf("place %d: %v", i, err)
+		}
+	}
+	if st, _ := toStatus(l.place("a")); st.Code() != codes.ResourceExhausted {
+		t.Errorf("one more: %v", st)
+	}
+	if err := l.place("b"); err != nil {
+		t.Errorf("another instance: %v", err)
+	}
+	now = now.Add(placeEvery)
+	if err := l.place("a"); err != nil {
+		t.Errorf("later: %v", err)
 	}
 }

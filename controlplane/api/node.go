@@ -210,6 +210,9 @@ func (s *Server) Place(ctx context.Context, req *ztv1.PlaceRequest) (*ztv1.Place
 		if err := s.cfg.Cluster.Readable(state.Places); err != nil {
 			return nil, err
 		}
+		if err := s.limits.place(id); err != nil {
+			return nil, err
+		}
 		if _, err := s.propose(ctx, &logv1.Entry{Op: &logv1.Entry_Place{Place: &logv1.Place{Instance: id, Zone: req.Zone, Weight: req.Weight}}}); err != nil {
 			return nil, err
 		}
