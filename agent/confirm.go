@@ -43,21 +43,20 @@ const maxWarming = 20
 // ends. It is told by the server that holds the Envoy's stream; the others say where
 // that is.
 func (a *Agent) confirm(ctx context.Context) error {
-	first, wait := "", firstConfirm
+	var at holder
+	wait := firstConfirm
 	for ctx.Err() == nil {
 		began := a.now()
-		elsewhere, err := a.confirmRound(ctx, first)
+		elsewhere, err := a.confirmRound(ctx, at.address)
 		if status.Code(err) == codes.Unimplemented {
 			wait = maxConfirm // a server of an older version
 		}
 		if a.now().Sub(began) >= confirmSettled {
 			wait = firstConfirm
 		}
-		if elsewhere != "" && elsewhere != first {
-			first = elsewhere
-			continue // once; if it sends us on, after a pause
+		if at.sentOn(elsewhere) {
+			continue
 		}
-		first = elsewhere
 		if err != nil {
 			a.log.Debug("nobody asks what the envoy works by", "error", err, "again_in", wait)
 		}
@@ -67,6 +66,21 @@ func (a *Agent) confirm(ctx context.Context) error {
 		wait = min(2*wait, maxConfirm)
 	}
 	return nil
+}
+
+// holder is the server that is said to hold the Envoy's stream.
+type holder struct {
+	address string // empty: not known
+	atOnce  bool   // it is being called without a pause before
+}
+
+// sentOn notes where the server that was called has sent the agent to; empty: nowhere.
+// That one is called at once, but not if this one was: two servers may take each other
+// for the holder.
+func (h *holder) sentOn(elsewhere string) (atOnce bool) {
+	atOnce = elsewhere != "" && elsewhere != h.address && !h.atOnce
+	*h = holder{elsewhere, atOnce}
+	return atOnce
 }
 
 // confirmRound calls the servers in turn, first before the others, until one of them

@@ -96,7 +96,7 @@ func (c *connections) note(p *accesslogdatav3.AccessLogCommon) {
 		delete(c.open, at)
 		return
 	}
-	if len(c.open) >= maxConnections {
+	if _, known := c.open[at]; !known && len(c.open) >= maxConnections {
 		return // maxConnectionAge ends it
 	}
 	c.open[at] = open{caller: caller, gate: xds.GateKey(c.workload, port, caller), heard: c.now()}

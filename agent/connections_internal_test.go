@@ -34,6 +34,12 @@ func told(port uint32, caller string, kind accesslogdatav3.AccessLogType) *acces
 	}
 }
 
+// fromHost has another host be the peer.
+func fromHost(n uint32, p *accesslogdatav3.AccessLogCommon) *accesslogdatav3.AccessLogCommon {
+	p.DownstreamDirectRemoteAddress.GetSocketAddress().Address = netip.AddrFrom4([4]byte{10, 1, 0, byte(n)}).String()
+	return p
+}
+
 const (
 	begins = accesslogdatav3.AccessLogType_TcpUpstreamConnected
 	goesOn = accesslogdatav3.AccessLogType_TcpPeriodic
@@ -95,7 +101,17 @@ func TestConnections(t *testing.T) {
 		t.Errorf("%v is remembered, %v", c.all(), err)
 	}
 	for i := range uint32(maxConnections + 5) {
-		c.note(told(1+i%60000, web+string(rune('a'+i/60000)), begins))
+		c.note(fromHost(i/60000, told(1+i%60000, web, begins)))
+	}
+	now = now.Add(2 * xds.ConnectionLogEvery)
+	c.note(fromHost(0, told(1, web, goesOn))) // of a known one it is heard, however many there are
+	now = now.Add(2 * xds.ConnectionLogEvery)
+	closed = nil
+	if err := look(); err != nil || len(c.all()) != 1 {
+		t.Errorf("%d are remembered, %v", len(c.all()), err)
+	}
+	for i := range uint32(maxConnections + 5) {
+		c.note(fromHost(i/60000, told(1+i%60000, web, begins)))
 	}
 	if n := len(c.all()); n > maxConnections {
 		t.Errorf("%d are remembered", n)
