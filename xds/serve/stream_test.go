@@ -294,6 +294,22 @@ func TestTooManyNames(t *testing.T) {
 	c.refused(codes.ResourceExhausted)
 }
 
+// What a proxy asks for that it does not ACK is not looked through for each name: its
+// requests would take all senders from the others.
+func TestManyNamesAwaitAnAck(t *testing.T) {
+	s := newServer(t)
+	c := s.connected("web-1")
+	c.subscribe(xds.ExtensionType, manyNames(maxNames/2)...)
+	if m, err := c.Recv(); err != nil || len(m.GetRemovedResources()) != maxNames/2 {
+		t.Fatalf("told that %d are not there, %v", len(m.GetRemovedResources()), err)
+	}
+	for range 50 {
+		c.subscribe(xds.ExtensionType, "0") // of which the ACK is awaited
+		c.subscribe(xds.SecretType, "fence")
+		c.accept(xds.SecretType, "-fence")
+	}
+}
+
 // A proxy that does not ACK holds one response of a type, and then gets the
 // newest.
 func TestSlowToAck(t *testing.T) {

@@ -23,6 +23,7 @@ type watch struct {
 	subscribed  map[string]struct{}  // asked for by name
 	known       map[string]*entry    // by name; what is not subscribed to is not here
 	outstanding map[string]*response // by nonce: sent, neither ACKed nor NACKed
+	awaited     map[string]int       // of extensions: how many of these speak of a name
 	answered    bool                 // the client knows of a first answer
 
 	// said is the state of the type (view.at) of which everything was said that is to
@@ -198,7 +199,7 @@ func (w *watch) next(v *view) *response {
 	for name := range w.interest(d) {
 		want, e := d.get(name), w.known[name]
 		switch {
-		case w.typeURL == xds.ExtensionType && w.awaits(name): // the newest version only, when its ACK has come
+		case w.awaited[name] > 0: // the newest version only, when its ACK has come
 			r.complete = false
 		case want != nil && (e == nil || e.sent != want.Version):
 			r.resources = append(r.resources, want)
@@ -221,14 +222,25 @@ func (w *watch) next(v *view) *response {
 	return nil
 }
 
-// awaits says whether a response that speaks of the name waits for its ACK.
-func (w *watch) awaits(name string) bool {
-	for _, r := range w.outstanding {
-		if slices.Contains(r.removed, name) || slices.ContainsFunc(r.resources, func(res *xds.Resource) bool { return res.Name == name }) {
-			return true
+// await notes that a response is sent (1), or that its ACK or NACK has come (-1).
+func (w *watch) await(r *response, by int) {
+	if w.typeURL != xds.ExtensionType {
+		return
+	}
+	if w.awaited == nil {
+		w.awaited = map[string]int{}
+	}
+	note := func(name string) {
+		if w.awaited[name] += by; w.awaited[name] == 0 {
+			delete(w.awaited, name)
 		}
 	}
-	return false
+	for _, res := range r.resources {
+		note(res.Name)
+	}
+	for _, name := range r.removed {
+		note(name)
+	}
 }
 
 // interest are the names that the client asks for or holds.
@@ -290,6 +302,7 @@ func (w *watch) commit(nonce string, r *response) {
 		w.outstanding = map[string]*response{}
 	}
 	w.outstanding[nonce] = r
+	w.await(r, 1)
 	if r.complete {
 		w.said = r.at
 	}
@@ -327,6 +340,7 @@ func (w *watch) acknowledge(r *discoveryv3.DeltaDiscoveryRequest) {
 		return
 	}
 	delete(w.outstanding, r.GetResponseNonce())
+	w.await(answered, -1)
 	w.stand = standing{}
 	if detail := r.GetErrorDetail(); detail != nil {
 		w.refused(answered, sanitise(detail.GetMessage()))
