@@ -459,11 +459,19 @@ func (s *Server) local(agreedOn *store.Store, loop *reconciler) http.Handler {
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
 		revision, serves := loop.Served()
 		leader, _ := agreedOn.Leader()
+		withheld, is := agreedOn.Withheld()
+		applied, to, caughtUp := agreedOn.CaughtUp()
 		switch {
+		case is:
+			http.Error(w, fmt.Sprintf("no state is served yet: what was served before is not known, and entry %d must be applied first; leader=%s", withheld, leader), http.StatusServiceUnavailable)
 		case !serves:
 			http.Error(w, "no state is served yet", http.StatusServiceUnavailable)
 		case leader == "":
 			http.Error(w, fmt.Sprintf("no leader; revision %d is served on", revision), http.StatusServiceUnavailable)
+		case !caughtUp && to == 0:
+			http.Error(w, fmt.Sprintf("leader %s has not said yet how far the log is agreed on; revision %d is served on", leader, revision), http.StatusServiceUnavailable)
+		case !caughtUp:
+			http.Error(w, fmt.Sprintf("catching up: entry %d of %d is applied; revision %d is served on", applied, to, revision), http.StatusServiceUnavailable)
 		case agreedOn.Full():
 			fmt.Fprintf(w, "ok revision=%d leader=%s disk=full\n", revision, leader)
 		default:

@@ -47,6 +47,8 @@ func names() []string {
 		"store.replicate.answered", // a follower has said that it has them
 		"store.fsm.apply",          // any server: an entry is committed, not applied
 		"store.fsm.applied",        // any server: it is applied
+		"store.served.raise",       // any server: nobody was shown the state that it has come to
+		"store.served.raised",      // any server: it is on the disk that proxies may be told
 		"store.barrier.confirmed",  // a quorum has confirmed the leader of a read
 
 		// Folding the log into a snapshot, and being seeded by one.

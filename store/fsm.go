@@ -36,6 +36,10 @@ type fsm struct {
 	hooks  fsmHooks
 	broken error // only in raft's goroutine
 	hashes hashes
+	// replayed is the last entry that was applied before raft began, 0 if none was, and given
+	// the last command that raft gave: those up to replayed come once more. Only in raft's
+	// goroutine.
+	replayed, given uint64
 
 	mu       sync.Mutex            // guards what follows; never held while calling out
 	watchers map[*watcher]struct{} // each gets every change; see Watch
@@ -77,6 +81,9 @@ func newFSM(s *state.State, hooks fsmHooks) *fsm {
 func (f *fsm) Apply(l *raft.Log) any {
 	if f.broken != nil {
 		return f.broken
+	}
+	if f.given = l.Index; f.given <= f.replayed {
+		return nil // Nobody waits for its result: it was proposed before this start.
 	}
 	failpoint.Hit("store.fsm.apply")
 	next, result, err := apply(f.state.Load(), l, f.format)
@@ -160,10 +167,16 @@ func (f *fsm) progress() (uint64, <-chan struct{}) {
 	return f.applied, f.advanced
 }
 
+// errReplaying is why there is no snapshot: raft would say that it ends before what is in it.
+var errReplaying = errors.New("entries that were applied before this start come once more")
+
 // Snapshot is called between two entries. It takes no time: a State is a value.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if f.broken != nil {
 		return nil, f.broken
+	}
+	if f.given < f.replayed {
+		return nil, errReplaying
 	}
 	return &snapshot{s: f.state.Load(), audit: f.hooks.audit, done: f.hooks.snapshot, fail: f.hooks.fail}, nil
 }
@@ -180,6 +193,9 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
+	if s.Index() < f.replayed {
+		return nil // What is here has come from that, and raft gives again what is between.
+	}
 	if needs := s.SnapshotFormat(); needs > f.format {
 		f.broken = errTooOld(fmt.Errorf("%w: the snapshot at %d is of format %d", state.ErrUnknownEntry, s.Index(), needs), f.format)
 		f.hooks.fail(f.broken)
@@ -190,6 +206,7 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 		f.hooks.fail(err)
 		return err
 	}
+	f.replayed = 0
 	f.hashes.forget()
 	changed := state.Diff(f.state.Load(), s)
 	if seeded == "silent-restore" {

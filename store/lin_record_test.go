@@ -104,11 +104,12 @@ type record struct {
 	operations []*operation
 	attempts   map[string]*attempt // by Who of the entry
 	glimpses   []glimpse
-	newest     map[*Store]uint64    // the newest index seen there
-	log        map[uint64]*raft.Log // committed
-	last       uint64               // index in log
-	read       map[*Store]uint64    // how far its log was read
-	leaders    map[uint64]string    // term → server
+	newest     map[*Store]uint64            // the newest index seen there
+	shown      map[string]map[*Store]uint64 // the newest that a watcher was shown, by server and its lives
+	log        map[uint64]*raft.Log         // committed
+	last       uint64                       // index in log
+	read       map[*Store]uint64            // how far its log was read
+	leaders    map[uint64]string            // term → server
 	finals     map[string]*state.State
 	faults     map[string]int
 }
@@ -116,7 +117,7 @@ type record struct {
 func newRecord(seed uint64) *record {
 	return &record{
 		seed:     seed,
-		attempts: map[string]*attempt{}, newest: map[*Store]uint64{}, log: map[uint64]*raft.Log{}, read: map[*Store]uint64{},
+		attempts: map[string]*attempt{}, newest: map[*Store]uint64{}, shown: map[string]map[*Store]uint64{}, log: map[uint64]*raft.Log{}, read: map[*Store]uint64{},
 		leaders: map[uint64]string{}, finals: map[string]*state.State{}, faults: map[string]int{},
 	}
 }

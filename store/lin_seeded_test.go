@@ -26,6 +26,7 @@ func TestSeededBugs(t *testing.T) {
 		"unchecked-base", // base revisions are not compared
 		"late-publish",   // the state shows an entry after its answer
 		"skipped-watch",  // a watcher that lags is not told all
+		"lazy-served",    // what watchers are shown is not on the disk
 		"silent-restore", // watchers are not told what a leader's snapshot has changed
 	} {
 		t.Run(bug, func(t *testing.T) {

@@ -65,6 +65,7 @@ func (w *watching) watch(ctx context.Context, s *Store, settled <-chan struct{})
 	w.mu.Unlock()
 	first, before := true, w.seen
 	err := s.Watch(ctx, func(now *state.State, told state.Changes) error {
+		w.wasShown(s, now.Index(), first)
 		if first {
 			w.resume(s, before, now)
 			before = state.New()
@@ -135,4 +136,26 @@ func (w *watching) hasLast() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.on != nil && state.Diff(w.seen, w.on.State()).Empty()
+}
+
+// wasShown notes what a watcher is shown. The first state after a restart is no older
+// than any that was shown before it.
+func (w *watching) wasShown(s *Store, index uint64, first bool) {
+	w.record.mu.Lock()
+	lives := w.shown[s.cfg.ID]
+	if lives == nil {
+		lives = map[*Store]uint64{}
+		w.shown[s.cfg.ID] = lives
+	}
+	before := uint64(0)
+	for life, i := range lives {
+		if life != s {
+			before = max(before, i)
+		}
+	}
+	lives[s] = max(lives[s], index)
+	w.record.mu.Unlock()
+	if first && index < before {
+		w.violation("watch on %s: state %d, and %d before a restart", s.cfg.ID, index, before)
+	}
 }

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// diskLog is the log on disk: segments, the mark of how far they must reach, and
-// the terms and votes. It checks the sum of whatever it reads.
+// diskLog is the log on disk: segments, the marks of how far they must reach and of what
+// was served, and the terms and votes. It checks the sum of whatever it reads.
 //
 // A disk that has refused a write or a sync is not asked again, since what is on it
 // is no longer known: the store fails. Only a segment that finds no room is another
@@ -27,10 +27,14 @@ type diskLog struct {
 	files   Files
 	dir     string
 	mark    *marker
+	served  *servedMark
 	size    int64 // of a segment, at least
 	fail    func(error)
 	running atomic.Bool // raft has it: see halt
 	roll    atomic.Bool // the next entries begin a segment
+	// suspect is the last entry that there was when the log was opened, or that is left
+	// of those, while it is not known what of them was served; see Store.withheld.
+	suspect atomic.Uint64
 
 	writing sync.Mutex // held by StoreLogs and DeleteRange
 	broken  error      // guarded by writing: the disk has refused
@@ -79,9 +83,12 @@ func openLog(files Files, dir string, size int64, covered uint64, fail func(erro
 	if l.mark, err = openMark(files, filepath.Join(dir, markFile), fail); err != nil {
 		return nil, err
 	}
+	if l.served, err = openServed(files, dir); err != nil {
+		return nil, errors.Join(err, l.mark.file.Close())
+	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.closeSegments(), l.mark.file.Close())
+			err = errors.Join(err, l.closeSegments(), l.mark.file.Close(), l.served.Close())
 		}
 	}()
 	if err := l.open(covered); err != nil {
@@ -96,8 +103,8 @@ func (l *diskLog) start() {
 	l.mark.start()
 }
 
-// create makes what a new server has: the terms, then the mark. A folder that has
-// more than this order allows for is not new: something was lost.
+// create makes what a new server has: the terms, what was served, then the mark. A folder
+// that has more than this order allows for is not new: something was lost.
 func (l *diskLog) create(dir string, covered uint64) error {
 	if err := l.files.MakeDir(l.dir); err != nil {
 		return err
@@ -131,6 +138,9 @@ func (l *diskLog) create(dir string, covered uint64) error {
 		}
 		if used || len(had.values) > 0 {
 			return fmt.Errorf("%s: %w: it is missing", mark, errDamaged)
+		}
+		if err := createServed(l.files, filepath.Join(dir, servedFile)); err != nil {
+			return err
 		}
 		if err := createMark(l.files, mark); err != nil {
 			return err
@@ -196,7 +206,7 @@ func (l *diskLog) check(bad string, covered uint64) error {
 	if bad != "" {
 		bad = " (" + bad + ")"
 	}
-	if need := max(m.index, m.snapshot); reach < need {
+	if need := max(m.index, m.snapshot, l.served.durable.Load()); reach < need {
 		return fmt.Errorf("%s: %w: log and snapshots reach to entry %d, but this server has acknowledged up to %d%s",
 			l.dir, errDamaged, reach, need, bad)
 	}
@@ -217,8 +227,11 @@ func (l *diskLog) check(bad string, covered uint64) error {
 
 // settle makes durable and exact what check has found to be there.
 func (l *diskLog) settle(covered uint64) error {
-	if err := errors.Join(l.files.SyncDir(l.dir), l.mark.again(), l.mark.snapshot(covered)); err != nil {
+	if err := errors.Join(l.files.SyncDir(l.dir), l.mark.again(), l.mark.snapshot(covered), l.served.again()); err != nil {
 		return err
+	}
+	if !l.served.known {
+		l.suspect.Store(l.last)
 	}
 	if l.last == 0 {
 		return nil
@@ -500,6 +513,7 @@ func (l *diskLog) deleteAll() error {
 		}
 	}
 	l.first, l.last = 0, 0
+	l.suspect.Store(0)
 	return nil
 }
 
@@ -533,6 +547,7 @@ func (l *diskLog) deleteLast(last uint64) error {
 	tail := l.segments[len(l.segments)-1]
 	tail.places = tail.places[:last-tail.first+1]
 	l.last = last
+	l.suspect.Store(min(l.suspect.Load(), last))
 	return tail.clear()
 }
 
@@ -562,5 +577,5 @@ func (l *diskLog) Close() error {
 	defer l.writing.Unlock()
 	orderly := l.broken == nil
 	l.broken = errors.Join(l.broken, errClose)
-	return errors.Join(l.mark.close(orderly && !l.terms.failed()), l.closeSegments())
+	return errors.Join(l.mark.close(orderly && !l.terms.failed()), l.served.Close(), l.closeSegments())
 }

@@ -13,7 +13,8 @@
 //     only one after which it may.
 //   - What was done is on record: the audit record of every entry is kept beside the
 //     log, and the log is not cut before those are durable.
-//   - States are applied in one order everywhere, and State never goes back.
+//   - States are applied in one order everywhere, and State never goes back. What Watch
+//     has shown it does not fall behind, also over a restart without a leader.
 //   - A server that cannot go on rightly (an entry that it does not know, a disk
 //     that refuses a write) stops: see [Store.Wait]. It never skips.
 //
@@ -170,6 +171,7 @@ type Store struct {
 	proposals chan *Proposal // Submit → answerProposals
 	notify    chan bool      // raft → runLeadership
 	member    atomic.Bool    // the last committed configuration has this server
+	caughtUp  atomic.Bool    // see CaughtUp
 	removed   chan struct{}  // fsm → runLeadership: a committed configuration lacks this server; holds one
 	down      error          // what raft's shutdown returned; set when runLeadership ends
 	stopped   func() error   // waits for everything and gives back what open has taken, once
@@ -177,9 +179,9 @@ type Store struct {
 	tasks     sync.WaitGroup // runLeadership, watchSpace, runScrub
 }
 
-// Open opens or makes the data directory, restores the newest snapshot, and joins
-// the Raft group that the log names. Committed entries after the snapshot are
-// applied once a leader is heard. On error it has closed what it opened, Listener
+// Open opens or makes the data directory, restores the newest snapshot and what Watch has
+// shown after it, and joins the Raft group that the log names. Later entries are applied
+// once a leader is heard. On error it has closed what it opened, Listener
 // included.
 func Open(cfg Config) (*Store, error) {
 	s, err := open(cfg)
@@ -260,6 +262,9 @@ func open(cfg Config) (_ *Store, err error) {
 		logStore: hitLog{s.log}, cipher: cfg.Cipher, ends: s.snapshots.ends, covered: s.snapshots.covered, halt: s.log.halt,
 		tail: logTail{most: tailEntries},
 	}
+	if err := s.replay(); err != nil {
+		return nil, errors.Join(err, s.transport.Close())
+	}
 	conf, log := raftConfig(cfg, logger, s.notify), s.sealed
 	if cfg.Bootstrap {
 		err := raft.BootstrapCluster(conf, log, log, snapshots, s.transport, raft.Configuration{Servers: []raft.Server{
@@ -308,6 +313,9 @@ func (s *Store) openDisk(cfg Config) (*state.State, *sealedSnapshots, error) {
 	}
 	if err := (&sealedLog{logStore: s.log, cipher: cfg.Cipher}).readThrough(); err != nil {
 		return nil, nil, fmt.Errorf("log: %w", err)
+	}
+	if !s.log.served.known && s.log.last > covered {
+		cfg.Logger.Warn("it is not known what was served before; nothing is until a leader is heard", "file", s.log.served.name)
 	}
 	snapshots.note = s.log.mark.snapshot
 	s.snapshots = snapshots

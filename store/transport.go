@@ -107,7 +107,7 @@ type address string
 func (a address) Network() string { return "tcp" }
 func (a address) String() string  { return string(a) }
 
-// transport is raft's own, with two differences.
+// transport is raft's own, with three differences.
 //
 // No heartbeat is handled once it is closed: raft handles heartbeats in the
 // goroutine of their connection, also after it has shut down, and writes the terms
@@ -117,6 +117,9 @@ func (a address) String() string  { return string(a) }
 // their answers to calls sent after a given moment. VerifyLeader of raft also
 // counts the answer to a heartbeat that was sent before it was called, which may
 // have lain in a buffer while this process was stopped and another was elected.
+//
+// And it notes the commit index that a leader tells, which may be far beyond the entries
+// that come with it.
 type transport struct {
 	*raft.NetworkTransport
 	mu     sync.RWMutex // held for reading while a heartbeat is handled
@@ -129,6 +132,12 @@ type transport struct {
 	followers map[raft.ServerID]Follower
 
 	now func() time.Time
+
+	// committed is the commit index of the first leader that has told one; 0: none has.
+	committed atomic.Uint64
+	calls     chan raft.RPC // to raft
+	stop      chan struct{}
+	handing   sync.WaitGroup // hand
 }
 
 // confirmation is a follower's latest answer that this server leads.
@@ -235,12 +244,39 @@ func (t *transport) SetHeartbeatHandler(handle func(raft.RPC)) {
 	})
 }
 
+// Consumer is part of raft.Transport.
+func (t *transport) Consumer() <-chan raft.RPC { return t.calls }
+
+// hand hands to raft what peers ask.
+func (t *transport) hand() {
+	for {
+		select {
+		case call := <-t.NetworkTransport.Consumer():
+			if a, is := call.Command.(*raft.AppendEntriesRequest); is && t.committed.Load() == 0 {
+				t.committed.Store(a.LeaderCommitIndex)
+			}
+			select {
+			case t.calls <- call:
+			case <-t.stop:
+				return
+			}
+		case <-t.stop:
+			return
+		}
+	}
+}
+
 // Close is called by raft when it has shut down. It waits for heartbeats that are
 // being handled.
 func (t *transport) Close() error {
 	t.mu.Lock()
+	first := !t.closed
 	t.closed = true
 	t.mu.Unlock()
+	if first {
+		close(t.stop)
+	}
+	t.handing.Wait()
 	return t.NetworkTransport.Close()
 }
 
@@ -251,8 +287,11 @@ func newTransport(cfg Config, logger hclog.Logger) *transport {
 		Timeout: rpcTimeout,
 		Logger:  logger,
 	})
-	return &transport{
+	t := &transport{
+		calls: make(chan raft.RPC), stop: make(chan struct{}),
 		NetworkTransport: inner, confirmed: make(map[raft.ServerID]confirmation), changed: make(chan struct{}),
 		followers: make(map[raft.ServerID]Follower), now: cfg.Now,
 	}
+	t.handing.Go(t.hand)
+	return t
 }

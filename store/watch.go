@@ -35,8 +35,13 @@ func (w *watcher) add(changed state.Changes) {
 // and then whenever something has changed, with the newest state and all that may
 // have changed since the call before. States in between are skipped, the last one
 // never is. fn is called from one goroutine, this one; however long it takes, it
-// holds nobody up. Watch returns the error of fn or of ctx, or ErrClosed.
+// holds nobody up. A state is shown once it is durable that it is, so that after a restart
+// the first one is never older than what any watcher was shown before; see Withheld. Watch
+// returns the error of fn or of ctx, or ErrClosed.
 func (s *Store) Watch(ctx context.Context, fn func(*state.State, state.Changes) error) error {
+	if err := s.show(ctx); err != nil {
+		return err
+	}
 	w := &watcher{ready: make(chan struct{}, 1)}
 	s.fsm.mu.Lock()
 	newest := s.fsm.state.Load()
@@ -48,6 +53,9 @@ func (s *Store) Watch(ctx context.Context, fn func(*state.State, state.Changes) 
 		s.fsm.mu.Unlock()
 	}()
 
+	if err := s.shown(newest.Index()); err != nil {
+		return err
+	}
 	if err := fn(newest, state.Diff(state.New(), newest)); err != nil {
 		return err
 	}
@@ -65,6 +73,9 @@ func (s *Store) Watch(ctx context.Context, fn func(*state.State, state.Changes) 
 		s.fsm.mu.Unlock()
 		if len(pending) == 0 {
 			continue // The token came after its changes had been taken.
+		}
+		if err := s.shown(newest.Index()); err != nil {
+			return err
 		}
 		if err := fn(newest, state.Changes{}.Union(pending...)); err != nil {
 			return err

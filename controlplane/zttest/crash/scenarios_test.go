@@ -38,6 +38,7 @@ var scenarios = map[string]func(*run, string){
 	"store.log.append": (*run).serves, "store.log.appended": (*run).serves,
 	"store.replicate.answered": (*run).leads,
 	"store.fsm.apply":          (*run).serves, "store.fsm.applied": (*run).serves,
+	"store.served.raise": (*run).serves, "store.served.raised": (*run).serves,
 	"store.barrier.confirmed": (*run).leads,
 
 	"store.snapshot.begun": (*run).serves, "store.snapshot.half": (*run).serves,
