@@ -178,7 +178,12 @@ func TestLargeSpec(t *testing.T) {
 		running[i].kill()
 		running[i] = runReal(t, bin, m.Servers[i])
 	}
-	resp, err := m.Servers[0].Admin().ListDocuments(t.Context(), &ztv1.ListDocumentsRequest{Namespace: "team-0", Kind: "Grant"})
+	var resp *ztv1.ListDocumentsResponse
+	var err error
+	mesh.Until(t, "the first server answers", func() bool { // those of before may still follow the last leader
+		resp, err = m.Servers[0].Admin().ListDocuments(t.Context(), &ztv1.ListDocumentsRequest{Namespace: "team-0", Kind: "Grant"})
+		return err == nil || !mesh.Unsettled(err)
+	})
 	if err != nil || len(resp.Documents) != perNamespace*grantsOfEach {
 		t.Errorf("after restarts: %d grants, %v", len(resp.GetDocuments()), err)
 	}

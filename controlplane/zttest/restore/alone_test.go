@@ -107,7 +107,7 @@ func TestOneServerAlone(t *testing.T) {
 	call := func(ctx context.Context) error { return s.call(ctx, client, block.At(21)) }
 	s.until("web reaches orders", call)
 
-	const rounds = 3
+	const rounds = 2
 	for n := range rounds {
 		alone := servers[n]
 		// The last change, and nothing after it, takes the grant away.
