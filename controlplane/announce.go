@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"slices"
@@ -147,12 +148,33 @@ func (s *Server) keepAdminContext(ctx context.Context, agreedOn *store.Store) er
 	})
 }
 
-// becomeReady closes ready once a state is served.
-func (s *Server) becomeReady(ctx context.Context, loop *reconciler) error {
+// readiness is the revision that is served, and why this server is not ready; "": it is.
+func readiness(agreedOn *store.Store, loop *reconciler) (revision uint64, why string) {
+	withheld, is := agreedOn.Withheld()
+	revision, serves := loop.Served()
+	leader, _ := agreedOn.Leader()
+	applied, to, caughtUp := agreedOn.CaughtUp()
+	switch {
+	case is:
+		return 0, fmt.Sprintf("no state is served yet: what was served before is not known, and entry %d must be applied first, which takes a leader", withheld)
+	case !serves:
+		return 0, "no state is served yet"
+	case leader == "":
+		return revision, fmt.Sprintf("no leader; revision %d is served on", revision)
+	case !caughtUp && to == 0:
+		return revision, fmt.Sprintf("leader %s has not said yet how far the log is agreed on; revision %d is served on", leader, revision)
+	case !caughtUp:
+		return revision, fmt.Sprintf("catching up: entry %d is applied, %d is agreed on; revision %d is served on", applied, to, revision)
+	}
+	return revision, ""
+}
+
+// becomeReady closes ready once a state is served and this server has caught up.
+func (s *Server) becomeReady(ctx context.Context, loop *reconciler, agreedOn *store.Store) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, serves := loop.Served(); serves {
+		if _, why := readiness(agreedOn, loop); why == "" {
 			s.cfg.Logger.Info("ready", "server", s.id, "admin", s.addresses.Admin, "node", s.addresses.Node, "cluster", s.addresses.Cluster, "local", s.addresses.Local)
 			close(s.ready)
 			<-ctx.Done()

@@ -203,7 +203,9 @@ func (s *Server) unseal() (err error) {
 // ID is this server's, 32 hex digits.
 func (s *Server) ID() string { return s.id }
 
-// Ready is closed when every port is open and the state is served.
+// Ready is closed when every port is open, the state is served, and what the first leader that
+// was heard said to be agreed on is applied. What is served before that is never older than
+// what this server has served before.
 func (s *Server) Ready() <-chan struct{} { return s.ready }
 
 // Addresses are where this server listens, once it is ready.

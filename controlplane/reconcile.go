@@ -40,9 +40,12 @@ type reconciler struct {
 	forget func(workload string)
 	// mayIssue says whether this server has heard a leader lately enough.
 	mayIssue func() bool
-	log      *slog.Logger
-	now      func() time.Time
-	skew     prometheus.Gauge
+	// newest is the newest state here, which may be ahead of the one that is served; nil:
+	// none is.
+	newest func() *state.State
+	log    *slog.Logger
+	now    func() time.Time
+	skew   prometheus.Gauge
 
 	mu        sync.Mutex // guards what follows; held while the fleet is told
 	served    *served    // the last good one; nil before the first
@@ -54,6 +57,7 @@ type reconciler struct {
 	bundle    *xds.Resource               // of trust
 	configs   map[spec.Ref]*configuration // of served, of workloads with a connected instance
 	connected map[string]*proxy           // by instance
+	advanced  chan struct{}               // closed and replaced by OnState
 }
 
 // proxy is a connected instance.
@@ -70,6 +74,7 @@ func newReconciler(r *reconciler, metrics prometheus.Registerer) *reconciler {
 	r.gates, r.shared = gates{}, newPool()
 	r.configs = map[spec.Ref]*configuration{}
 	r.connected = map[string]*proxy{}
+	r.advanced = make(chan struct{})
 	r.skew = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "zt_controlplane_stuck", Help: "1 while the newest revision does not compile here and an older one is served.",
 	})
@@ -84,6 +89,10 @@ func (r *reconciler) OnState(st *state.State, _ state.Changes) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer func() {
+		close(r.advanced)
+		r.advanced = make(chan struct{})
+	}()
 	if err := r.advance(st); err != nil {
 		r.skew.Set(1)
 		r.log.Error("revision not served; the last good one is", "revision", st.Revision(), "error", err)
@@ -282,11 +291,50 @@ var errNotEnrolled = errors.New("not enrolled")
 func (r *reconciler) OnConnect(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.connect(id); err != nil {
+	err := r.connect(id)
+	if errors.Is(err, errNotEnrolled) && r.awaitEnrolled(id) {
+		err = r.connect(id)
+	}
+	if err != nil {
 		r.log.Error("proxy not served", "instance", id, "error", err)
 		r.fleet.Set(r.fleet.Revision(), map[string]*xds.Resources{id: nil})
 	}
 }
+
+// awaitEnrolled waits for the state that has an instance which was enrolled a moment ago:
+// its enrolment is applied, but states are served a sync later. It is called with mu held,
+// which it gives up meanwhile.
+func (r *reconciler) awaitEnrolled(id string) bool {
+	if r.newest == nil {
+		return false
+	}
+	patience := time.NewTimer(servedWithin)
+	defer patience.Stop()
+	for {
+		if _, is := r.served.state.Instance(id); is {
+			return true
+		}
+		if _, is := r.newest().Instance(id); !is {
+			return false
+		}
+		advanced := r.advanced
+		r.mu.Unlock()
+		late := false
+		select {
+		case <-advanced:
+		case <-patience.C:
+			late = true
+		}
+		r.mu.Lock()
+		if late {
+			return false
+		}
+	}
+}
+
+// servedWithin is how long a proxy that was just enrolled waits for the state that has it,
+// on a disk that is slow.
+const servedWithin = 2 * time.Second
 
 func (r *reconciler) connect(id string) error {
 	if r.served == nil {

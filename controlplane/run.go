@@ -293,7 +293,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	}, s.metrics)
 	loop = newReconciler(&reconciler{
 		fleet: fleet, outside: resolver, views: views, authority: s.authority, roots: s.roots, forget: receiver.Forget,
-		log: s.cfg.Logger, now: s.cfg.Now,
+		log: s.cfg.Logger, now: s.cfg.Now, newest: agreedOn.State,
 		mayIssue: func() bool {
 			return s.clock.check() == nil && s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence
 		},
@@ -358,7 +358,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 		return s.serveHTTP(ctx, tls.NewListener(l.admin, serverTLS), handler)
 	})
 	g.Go(func() error { return s.serveHTTP(ctx, l.local, s.local(agreedOn, loop)) })
-	g.Go(func() error { return s.becomeReady(ctx, loop) })
+	g.Go(func() error { return s.becomeReady(ctx, loop, agreedOn) })
 	return nil
 }
 
@@ -457,21 +457,11 @@ func (s *Server) local(agreedOn *store.Store, loop *reconciler) http.Handler {
 	mux.Handle("/metrics", promhttp.HandlerFor(s.metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		revision, serves := loop.Served()
+		revision, why := readiness(agreedOn, loop)
 		leader, _ := agreedOn.Leader()
-		withheld, is := agreedOn.Withheld()
-		applied, to, caughtUp := agreedOn.CaughtUp()
 		switch {
-		case is:
-			http.Error(w, fmt.Sprintf("no state is served yet: what was served before is not known, and entry %d must be applied first; leader=%s", withheld, leader), http.StatusServiceUnavailable)
-		case !serves:
-			http.Error(w, "no state is served yet", http.StatusServiceUnavailable)
-		case leader == "":
-			http.Error(w, fmt.Sprintf("no leader; revision %d is served on", revision), http.StatusServiceUnavailable)
-		case !caughtUp && to == 0:
-			http.Error(w, fmt.Sprintf("leader %s has not said yet how far the log is agreed on; revision %d is served on", leader, revision), http.StatusServiceUnavailable)
-		case !caughtUp:
-			http.Error(w, fmt.Sprintf("catching up: entry %d of %d is applied; revision %d is served on", applied, to, revision), http.StatusServiceUnavailable)
+		case why != "":
+			http.Error(w, why, http.StatusServiceUnavailable)
 		case agreedOn.Full():
 			fmt.Fprintf(w, "ok revision=%d leader=%s disk=full\n", revision, leader)
 		default:
