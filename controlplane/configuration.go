@@ -10,10 +10,24 @@ import (
 type configuration struct {
 	*xds.Config
 	prepared map[xds.SecretSource]*xds.Prepared // made when the first proxy needs it
+	shared   map[xds.SecretSource]bool          // those of which the pool knows
 }
 
 func newConfiguration(c *xds.Config) *configuration {
-	return &configuration{Config: c, prepared: map[xds.SecretSource]*xds.Prepared{}}
+	return &configuration{Config: c, prepared: map[xds.SecretSource]*xds.Prepared{}, shared: map[xds.SecretSource]bool{}}
+}
+
+// again is the configuration of the same workload by which c is replaced, as far as c was
+// prepared. It may be called beside others.
+func (c *configuration) again(by *xds.Config) (*configuration, error) {
+	next := newConfiguration(by)
+	for source, p := range c.prepared {
+		var err error
+		if next.prepared[source], err = p.Again(by); err != nil {
+			return nil, err
+		}
+	}
+	return next, nil
 }
 
 // bound is the listeners that an instance has been told, and what they were made of.
@@ -30,13 +44,14 @@ func (c *configuration) build(i *logv1.Instance, had bound, shared *pool) (*xds.
 		source = xds.FromAgent
 	}
 	p := c.prepared[source]
-	first := p == nil
-	if first {
+	if p == nil {
 		var err error
 		if p, err = xds.Prepare(c.Config, source); err != nil {
 			return nil, had, err
 		}
+		c.prepared[source] = p
 	}
+	first := !c.shared[source]
 	version := p.Listeners() + " " + i.Address + " " + i.EgressAddress
 	if !first && had.version == version {
 		return p.With(had.listeners), had, nil
@@ -47,7 +62,7 @@ func (c *configuration) build(i *logv1.Instance, had bound, shared *pool) (*xds.
 	}
 	if first {
 		shared.share(built) // with what is common to all of them, before anybody else knows it
-		c.prepared[source] = p
+		c.shared[source] = true
 	} else {
 		shared.share(&xds.Resources{xds.ListenerType: (*built)[xds.ListenerType]})
 	}

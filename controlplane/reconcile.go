@@ -8,12 +8,14 @@ import (
 	"log/slog"
 	"net"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/controlplane/view"
@@ -201,19 +203,37 @@ func serverHosts(st *state.State) []string {
 // compile makes what the connected instances of the touched workloads are told,
 // all of it or nothing.
 func (r *reconciler) compile(next *served, touched []spec.Ref) (map[spec.Ref]*configuration, map[string]*xds.Resources, error) {
-	configs, tell := map[spec.Ref]*configuration{}, map[string]*xds.Resources{}
-	for _, ref := range touched {
-		if r.configs[ref] == nil {
+	made := make([]*configuration, len(touched))
+	var all errgroup.Group
+	all.SetLimit(runtime.GOMAXPROCS(0))
+	for n, ref := range touched {
+		was := r.configs[ref]
+		if was == nil {
 			continue // nobody of it is connected here
 		}
 		if _, exists := next.index.Workload(ref); !exists {
 			continue // its instances are gone, too
 		}
-		compiled, err := next.compile(ref)
-		if err != nil {
-			return nil, nil, fmt.Errorf("compile %s: %w", ref, err)
+		all.Go(func() error {
+			compiled, err := next.compile(ref)
+			if err != nil {
+				return fmt.Errorf("compile %s: %w", ref, err)
+			}
+			if made[n], err = was.again(compiled); err != nil {
+				return fmt.Errorf("build %s: %w", ref, err)
+			}
+			return nil
+		})
+	}
+	if err := all.Wait(); err != nil {
+		return nil, nil, err
+	}
+	configs, tell := map[spec.Ref]*configuration{}, map[string]*xds.Resources{}
+	for n, ref := range touched {
+		c := made[n]
+		if c == nil {
+			continue
 		}
-		c := newConfiguration(compiled)
 		configs[ref] = c
 		for i := range next.state.InstancesOf(ref.String()) {
 			p := r.connected[i.Id]
@@ -221,6 +241,7 @@ func (r *reconciler) compile(next *served, touched []spec.Ref) (map[spec.Ref]*co
 				continue
 			}
 			// What its listeners are is no promise: it may be noted before all is built.
+			var err error
 			if tell[i.Id], p.bound, err = c.build(i, p.bound, r.shared); err != nil {
 				return nil, nil, fmt.Errorf("build %s: %w", ref, err)
 			}

@@ -4,13 +4,11 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
-	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	runtimev3 "github.com/envoyproxy/go-control-plane/envoy/service/runtime/v3"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -22,7 +20,14 @@ func Build(c *Config, in Instance) (*Resources, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.For(in)
+	r, err := p.For(in)
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range (*r)[ListenerType] {
+		l.Body, l.tail = l.Whole(), nil
+	}
+	return r, nil
 }
 
 // Prepared is what the proxies of one configuration have in common: all but the
@@ -30,21 +35,31 @@ func Build(c *Config, in Instance) (*Resources, error) {
 type Prepared struct {
 	c         *Config
 	secrets   SecretSource
-	shared    Resources              // clusters, routes and extensions
-	listeners []*listenerv3.Listener // without an address, in the order of their making
-	ports     []uint32               // of them
-	outbound  []bool                 // whether one is bound to the egress address
-	version   string                 // hash of the listeners
+	shared    Resources // clusters, routes and extensions
+	listeners []unbound
+	version   string // hash of the listeners
+	outbound  part
+}
+
+// part is what was made of a part of a configuration.
+type part struct {
+	resources []*Resource
+	listeners []unbound
 }
 
 // Prepare makes what is common to the proxies of c that take their certificate from
 // secrets; For completes it for each. Its errors are those of Build.
-func Prepare(c *Config, secrets SecretSource) (*Prepared, error) {
+func Prepare(c *Config, secrets SecretSource) (*Prepared, error) { return prepare(c, secrets, nil) }
+
+// Again is what Prepare would make of c and the same secrets. What leads outward is taken
+// from p where that has not changed: a changed grant costs the callees what judges.
+func (p *Prepared) Again(c *Config) (*Prepared, error) { return prepare(c, p.secrets, p) }
+
+func prepare(c *Config, secrets SecretSource, was *Prepared) (*Prepared, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Workload, err)
 	}
-	p := &Prepared{c: c, secrets: secrets}
-	b := &builder{c: c.sorted(), secrets: secrets, prepared: p, out: Resources{}}
+	b := &builder{c: c.sorted(), secrets: secrets, out: Resources{}}
 	for i := range b.c.Inbound {
 		port := &b.c.Inbound[i]
 		b.addListener(b.inbound(port), port.Port, false)
@@ -60,8 +75,20 @@ func Prepare(c *Config, secrets SecretSource) (*Prepared, error) {
 	if b.c.Authorizer != nil {
 		b.add(AuthorizerCluster, b.authorizer())
 	}
-	b.outbound()
-	p.version = b.listenersVersion()
+	var out part
+	if was != nil && reflect.DeepEqual(outward(b.c), outward(was.c)) {
+		out = was.outbound
+	} else {
+		o := &builder{c: outward(b.c), secrets: secrets, out: Resources{}}
+		o.outbound()
+		b.errs = append(b.errs, o.errs...)
+		out = part{o.out.All(), o.listeners}
+	}
+	for _, r := range out.resources {
+		b.take(r)
+	}
+	p := &Prepared{c: b.c, secrets: secrets, outbound: out, listeners: append(b.listeners, out.listeners...)}
+	p.version = listenersVersion(p.listeners)
 	shared, err := b.done()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Workload, err)
@@ -70,13 +97,20 @@ func Prepare(c *Config, secrets SecretSource) (*Prepared, error) {
 	return p, nil
 }
 
+// outward is all of a configuration that says something of calls that leave.
+func outward(c *Config) *Config {
+	out := *c
+	out.Inbound = nil
+	return &out
+}
+
 // Listeners stands for the listeners, whatever they are bound to: equal for two that
 // give equal listeners to an instance.
 func (p *Prepared) Listeners() string { return p.version }
 
 // For is everything that one of the proxies is told. What it has in common with the
-// others is the same value. The instance must take its certificate from where Prepare
-// was told.
+// others is the same value, and most of its listeners' bytes (see Resource.Whole). The
+// instance must take its certificate from where Prepare was told.
 func (p *Prepared) For(in Instance) (*Resources, error) {
 	if err := in.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", p.c.Workload, err)
@@ -85,12 +119,16 @@ func (p *Prepared) For(in Instance) (*Resources, error) {
 		return nil, fmt.Errorf("%s: instance %s takes secrets from %q, not from %q", p.c.Workload, in.ID, in.Secrets, p.secrets)
 	}
 	b := &builder{out: Resources{}}
-	for i, l := range p.listeners {
-		address := in.Address
-		if p.outbound[i] {
+	for i := range p.listeners {
+		l, address := &p.listeners[i], in.Address
+		if l.outbound {
 			address = in.Egress
 		}
-		b.add(l.GetName(), boundTo(l, socketAddress(address, p.ports[i])))
+		r, err := l.bind(address)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.c.Workload, err)
+		}
+		b.take(r)
 	}
 	own, err := b.done()
 	if err != nil {
@@ -107,18 +145,6 @@ func (p *Prepared) With(listeners map[string]*Resource) *Resources {
 		out[ListenerType] = listeners
 	}
 	return &out
-}
-
-// boundTo is l with an address; all else of it is shared, and only read.
-func boundTo(l *listenerv3.Listener, address *corev3.Address) *listenerv3.Listener {
-	out := &listenerv3.Listener{}
-	to := out.ProtoReflect()
-	l.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		to.Set(fd, v)
-		return true
-	})
-	out.Address = address
-	return out
 }
 
 // judges are the resources that judge requests, or connections, to a port.

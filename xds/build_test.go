@@ -140,7 +140,7 @@ func same(a, b *xds.Resources) string {
 func flatten(r *xds.Resources) map[string]string {
 	out := map[string]string{}
 	for _, res := range r.All() {
-		out[res.Type+" "+res.Name] = res.Version + " " + hex.EncodeToString(res.Body.GetValue())
+		out[res.Type+" "+res.Name] = res.Version + " " + hex.EncodeToString(res.Whole().GetValue())
 	}
 	return out
 }

@@ -33,7 +33,7 @@ func Consistent(r *Resources) error {
 	}
 	for _, res := range r.All() {
 		c.at = res.Name
-		m, err := res.Body.UnmarshalNew()
+		m, err := res.Whole().UnmarshalNew()
 		if err != nil {
 			c.fault("%w", err)
 			continue
@@ -68,7 +68,7 @@ func (c *consistency) filed(typeURL, name string, res *Resource) {
 	if res.Name != name {
 		c.fault("filed under another name than its own, %s", res.Name)
 	}
-	if v := version(res.Body.GetValue()); v != res.Version {
+	if v := version(res.Body.GetValue(), res.tail); v != res.Version {
 		c.fault("version is %s, its bytes are %s", res.Version, v)
 	}
 	switch typeURL {

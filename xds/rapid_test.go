@@ -38,6 +38,46 @@ func TestAnyConfig(t *testing.T) {
 	})
 }
 
+// TestAgain: what is prepared after something else is what is prepared from nothing, also
+// for the bytes and versions of listeners that are bound to an address at last.
+func TestAgain(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		was, is := anyConfig(t), anyConfig(t)
+		kept := rapid.Bool().Draw(t, "outward kept")
+		if kept {
+			is.Destinations, is.TCPCalls = was.Destinations, was.TCPCalls
+		}
+		p, err := xds.Prepare(was, instance.Secrets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err = p.Again(is); err != nil {
+			t.Fatal(err)
+		}
+		bound, err := p.For(instance)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := xds.Build(is, instance)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := xds.Consistent(bound); err != nil {
+			t.Fatal(err)
+		}
+		if diff := same(want, bound); diff != "" {
+			t.Fatalf("outward kept %t: %s\n%s", kept, diff, is)
+		}
+		fresh, err := xds.Prepare(is, instance.Secrets)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fresh.Listeners() != p.Listeners() {
+			t.Fatal("the listeners count as others")
+		}
+	})
+}
+
 var (
 	anyName     = rapid.SampledFrom([]string{"a", "b", "c", "web", "x-1"})
 	anyProtocol = rapid.SampledFrom([]xds.Protocol{xds.HTTP, xds.HTTP2, xds.GRPC, xds.TCP})

@@ -18,9 +18,24 @@ import (
 type Resource struct {
 	Type    string // type URL
 	Name    string
-	Version string // hex hash of Body.Value: equal bytes, equal version, on every replica
+	Version string // hex hash of what Whole has: equal bytes, equal version, on every replica
 	Body    *anypb.Any
+
+	// tail is what follows in the bytes of Body.Value: what is one proxy's own, of a
+	// resource that is shared otherwise. The fields of a message may come in any order.
+	tail []byte
 }
+
+// Whole is the resource as it is sent. Of one that Build has made it is Body.
+func (r *Resource) Whole() *anypb.Any {
+	if len(r.tail) == 0 {
+		return r.Body
+	}
+	return &anypb.Any{TypeUrl: r.Body.GetTypeUrl(), Value: slices.Concat(r.Body.GetValue(), r.tail)}
+}
+
+// Size is how many bytes Whole has.
+func (r *Resource) Size() int { return len(r.Body.GetValue()) + len(r.tail) }
 
 // Resources is all that Build makes for one proxy: type URL → name → resource.
 // It holds listeners, clusters, routes and extensions, never endpoints, secrets
@@ -66,9 +81,12 @@ const DefaultWeight = 100
 // version is the hash that stands for the bytes of a resource. 128 bits of
 // SHA-256: a collision would leave a proxy on an old resource, and nobody can
 // make one by choosing names.
-func version(b []byte) string {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:16])
+func version(parts ...[]byte) string {
+	sum := sha256.New()
+	for _, b := range parts {
+		sum.Write(b)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:16])
 }
 
 // validator is what protoc-gen-validate gives every Envoy message.
@@ -111,35 +129,48 @@ func mustResource(name string, m proto.Message) *Resource {
 // builder collects resources and the problems of making them, so that the
 // constructors of messages read without error handling.
 type builder struct {
-	c        *Config
-	secrets  SecretSource
-	prepared *Prepared // takes the listeners
-	out      Resources
-	errs     []error
+	c         *Config
+	secrets   SecretSource
+	listeners []unbound // in the order of their making
+	out       Resources // all but these
+	errs      []error
 }
 
 // addListener takes a listener that is not bound yet. Like all resources it is
 // checked here; bound to an address it is as valid as that.
 func (b *builder) addListener(l *listenerv3.Listener, port uint32, outbound bool) {
-	if err := l.ValidateAll(); err != nil {
+	body, err := pack(l)
+	if err != nil {
 		b.errs = append(b.errs, fmt.Errorf("%s: %w", l.GetName(), err))
 		return
 	}
-	p := b.prepared
-	p.listeners, p.ports, p.outbound = append(p.listeners, l), append(p.ports, port), append(p.outbound, outbound)
+	b.listeners = append(b.listeners, unbound{l.GetName(), body, port, outbound})
 }
 
-// listenersVersion is one hash over the listeners and where they are bound.
-func (b *builder) listenersVersion() string {
+// unbound is a listener without an address.
+type unbound struct {
+	name     string
+	body     *anypb.Any
+	port     uint32
+	outbound bool // it is bound to the egress address
+}
+
+// bind is the listener at an address.
+func (u *unbound) bind(address string) (*Resource, error) {
+	tail, err := proto.MarshalOptions{Deterministic: true}.Marshal(&listenerv3.Listener{Address: socketAddress(address, u.port)})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", u.name, err)
+	}
+	return &Resource{Type: ListenerType, Name: u.name, Version: version(u.body.GetValue(), tail), Body: u.body, tail: tail}, nil
+}
+
+// listenersVersion is one hash over listeners and where they are bound.
+func listenersVersion(listeners []unbound) string {
 	sum := sha256.New()
-	for i, l := range b.prepared.listeners {
-		a, err := pack(l)
-		if err != nil {
-			b.errs = append(b.errs, fmt.Errorf("%s: %w", l.GetName(), err))
-			continue
-		}
-		fmt.Fprintf(sum, "%d %t %d\n", b.prepared.ports[i], b.prepared.outbound[i], len(a.GetValue()))
-		sum.Write(a.GetValue())
+	for i := range listeners {
+		u := &listeners[i]
+		fmt.Fprintf(sum, "%d %t %d\n", u.port, u.outbound, len(u.body.GetValue()))
+		sum.Write(u.body.GetValue())
 	}
 	return hex.EncodeToString(sum.Sum(nil)[:16])
 }
@@ -162,16 +193,20 @@ func (b *builder) add(name string, m proto.Message) {
 		b.errs = append(b.errs, err)
 		return
 	}
+	b.take(r)
+}
+
+func (b *builder) take(r *Resource) {
 	byName := b.out[r.Type]
 	if byName == nil {
 		byName = map[string]*Resource{}
 		b.out[r.Type] = byName
 	}
-	if byName[name] != nil {
-		b.errs = append(b.errs, fmt.Errorf("%s: built twice", name))
+	if byName[r.Name] != nil {
+		b.errs = append(b.errs, fmt.Errorf("%s: built twice", r.Name))
 		return
 	}
-	byName[name] = r
+	byName[r.Name] = r
 }
 
 func (b *builder) done() (*Resources, error) {

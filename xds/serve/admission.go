@@ -205,7 +205,7 @@ func size(r *xds.Resources) (n int64) {
 	}
 	for _, byName := range *r {
 		for _, res := range byName {
-			n += int64(len(res.Body.GetValue()))
+			n += int64(res.Size())
 		}
 	}
 	return n

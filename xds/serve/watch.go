@@ -169,7 +169,7 @@ func (w *watch) message(r *response, nonce string) *discoveryv3.DeltaDiscoveryRe
 		Resources:         make([]*discoveryv3.Resource, len(r.resources)),
 	}
 	for i, res := range r.resources {
-		m.Resources[i] = &discoveryv3.Resource{Name: res.Name, Version: res.Version, Resource: res.Body}
+		m.Resources[i] = &discoveryv3.Resource{Name: res.Name, Version: res.Version, Resource: res.Whole()}
 	}
 	return m
 }
