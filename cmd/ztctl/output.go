@@ -12,6 +12,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -95,6 +96,7 @@ func (a *app) print(v any, table func() error) error {
 
 // printJSON shows JSON in the asked-for form.
 func (a *app) printJSON(raw []byte) error {
+	raw = inert(raw)
 	var err error
 	if a.set.Output == "yaml" {
 		raw, err = jsonToYAML(raw)
@@ -109,6 +111,22 @@ func (a *app) printJSON(raw []byte) error {
 	_, err = a.out.Write(raw)
 	return err
 }
+
+// inert writes as an escape what may stand between quotes and a terminal may obey.
+func inert(raw []byte) []byte {
+	var b bytes.Buffer
+	for _, r := range string(raw) {
+		if obeyed(r) {
+			fmt.Fprintf(&b, `\u%04x`, r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.Bytes()
+}
+
+// obeyed is drives of text that has lines and tabs.
+func obeyed(r rune) bool { return drives(r) && r != '\n' && r != '\t' }
 
 func toJSON(v any) ([]byte, error) {
 	if m, ok := v.(proto.Message); ok {
@@ -128,13 +146,15 @@ func jsonToYAML(raw []byte) ([]byte, error) {
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
 	err := errors.Join(enc.Encode(&n), enc.Close())
-	return b.Bytes(), err
+	return inert(b.Bytes()), err
 }
 
 func blockStyle(n *yaml.Node) {
 	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" {
 		n.Style = 0
-	} else if n.Style = 0; strings.Contains(n.Value, "\n") {
+	} else if n.Style = 0; strings.ContainsFunc(n.Value, obeyed) {
+		n.Style = yaml.DoubleQuotedStyle
+	} else if strings.Contains(n.Value, "\n") {
 		n.Style = yaml.LiteralStyle
 	}
 	for _, c := range n.Content {
@@ -164,12 +184,16 @@ func (a *app) columns(header string, rows [][]string) error {
 // printable keeps what others wrote from driving the terminal or the table.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+		if drives(r) {
 			return ' '
 		}
 		return r
 	}, s)
 }
+
+// drives tells whether a terminal may take r for a command, or for one to write what
+// follows from right to left.
+func drives(r rune) bool { return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) }
 
 // paint colours s on terminals that want it.
 func (a *app) paint(color, s string) string {
