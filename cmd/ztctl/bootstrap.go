@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -260,16 +261,33 @@ func (a *app) enrol(ctx context.Context, o enrolment, token identity.Token, req 
 	defer cancel()
 	for {
 		resp, err := node.Enrol(ctx, req)
-		code := status.Code(err)
-		if code != codes.Unavailable && code != codes.DeadlineExceeded {
+		after, again := askAgain(err)
+		if !again {
 			return resp, a.explain(err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil, withHint(a.explain(err), "run the same command again; it goes on with the same token")
-		case <-time.After(300 * time.Millisecond):
+		case <-time.After(after):
 		}
 	}
+}
+
+// askAgain says whether to ask for an enrolment again, and after how long: its outcome
+// is not known, or the server is busy and has said when to come back.
+func askAgain(err error) (after time.Duration, again bool) {
+	s := status.Convert(err)
+	switch s.Code() {
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return 300 * time.Millisecond, true
+	case codes.ResourceExhausted:
+		for _, d := range s.Details() {
+			if r, ok := d.(*errdetails.RetryInfo); ok {
+				return r.GetRetryDelay().AsDuration(), true
+			}
+		}
+	}
+	return 0, false
 }
 
 // write puts the whole folder in place.

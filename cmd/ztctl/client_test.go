@@ -12,11 +12,13 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
@@ -233,4 +235,28 @@ type impatient struct {
 func (i *impatient) Write(b []byte) (int, error) {
 	defer i.interrupt()
 	return i.Buffer.Write(b)
+}
+
+// TestAskAgain: who enrols waits while a server is busy, for as long as it was asked to,
+// and takes any other refusal for what it is.
+func TestAskAgain(t *testing.T) {
+	full := status.New(codes.ResourceExhausted, "too many instances enrol at once")
+	busy, err := full.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(2 * time.Second)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err, want := range map[error]time.Duration{
+		busy.Err(): 2 * time.Second,
+		status.Error(codes.Unavailable, "no leader"):       300 * time.Millisecond,
+		status.Error(codes.DeadlineExceeded, ""):           300 * time.Millisecond,
+		full.Err():                                         0,
+		status.Error(codes.PermissionDenied, "token used"): 0,
+	} {
+		if after, again := askAgain(err); after != want || again != (want > 0) {
+			t.Errorf("%v: asked again %v after %v, want %v", err, again, after, want)
+		}
+	}
+	if _, again := askAgain(nil); again {
+		t.Error("asked again after an answer")
+	}
 }
