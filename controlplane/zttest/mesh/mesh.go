@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -230,12 +231,14 @@ func (m *Mesh) Submit(yaml string) *ztv1.ApplyResponse {
 	return resp
 }
 
-// Unsettled tells whether an error leaves open what became of a call: it is to
-// be asked again, with the same key.
+// Unsettled tells whether a call is to be made again, with the same key: its error
+// leaves open what became of it, or says that the server is busy.
 func Unsettled(err error) bool {
 	switch status.Code(err) {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
 		return true
+	case codes.ResourceExhausted: // of a server that says when to ask again, only
+		return slices.ContainsFunc(status.Convert(err).Details(), func(d any) bool { _, ok := d.(*errdetails.RetryInfo); return ok })
 	}
 	return false
 }
