@@ -32,7 +32,7 @@ func number(t *testing.T, name string, standard uint64) uint64 {
 
 // TestCrash is the suite. Every failpoint has its turn before one has its second.
 func TestCrash(t *testing.T) {
-	cycles, seed := int(number(t, "ZT_CYCLES", 60)), number(t, "ZT_SEED", rand.Uint64())
+	cycles, seed := int(number(t, "ZT_CYCLES", uint64(len(failpoint.Names())))), number(t, "ZT_SEED", rand.Uint64())
 	var until time.Time // zero: all cycles
 	if s := os.Getenv("ZT_MINUTES"); s != "" {
 		until = time.Now().Add(time.Duration(number(t, "ZT_MINUTES", 0)) * time.Minute)

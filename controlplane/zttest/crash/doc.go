@@ -7,6 +7,6 @@
 // is started again; every open call is asked again to its end; then the ledger, the
 // issuance journals and the states of all three servers, bit by bit, are compared.
 //
-// ZT_CYCLES is how many (60), ZT_SEED chooses them; what failed is run again by the
-// seed that it printed. `make crash` is the long form.
+// ZT_CYCLES is how many (one per failpoint), ZT_SEED chooses them; what failed is run
+// again by the seed that it printed. `make crash` is the long form.
 package crash
