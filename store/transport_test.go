@@ -58,5 +58,6 @@ func TestPipelineEndsBehindARefusal(t *testing.T) {
 				t.Error(err)
 			}
 		}
+		time.Sleep(time.Minute) // of the bubble: what is under way arrives, and its reader ends
 	})
 }
