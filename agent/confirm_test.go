@@ -121,7 +121,7 @@ func TestEnforced(t *testing.T) {
 	c.Servers[i].Stop()
 	resp = c.Submit(base + fmt.Sprintf(granted, "DELETE"))
 	began = time.Now()
-	r = c.receipt(t, c.Others(nil)[0], resp.Revision)
+	c.receipt(t, c.Others(nil)[0], resp.Revision)
 	t.Logf("confirmed %v after its server was stopped", time.Since(began))
 	c.Until("it enforces again", func() bool {
 		p := c.Proxy(orders.serving(t).Instance)
