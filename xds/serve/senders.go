@@ -65,6 +65,7 @@ type sender struct {
 
 	mu       sync.Mutex // guards what follows
 	to       *stream    // is being written to; nil: none
+	began    time.Time  // when that was begun
 	replaced bool
 }
 
@@ -96,7 +97,7 @@ func (s *sender) run() {
 func (s *sender) begin(to *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.to = to
+	s.to, s.began = to, time.Now()
 	if s.late == nil {
 		s.late = time.AfterFunc(atOnce, s.isLate)
 	} else {
@@ -117,13 +118,14 @@ func (s *sender) finish() (replaced bool) {
 func (s *sender) isLate() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	took := time.Since(s.began)
 	switch {
-	case s.to == nil: // it has been read just now
+	case s.to == nil || took < atOnce: // it has been read just now; this was about it
 	case !s.replaced:
 		s.replaced = true
 		s.late.Reset(max(0, s.of.patience-atOnce))
 		s.of.replace()
-	default:
+	case took >= s.of.patience:
 		s.to.fleet.refuse(refusedUnread, "instance", s.to.instance)
 		s.to.end(status.Error(codes.DeadlineExceeded, "response was not read"))
 	}
