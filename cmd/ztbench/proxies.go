@@ -133,6 +133,7 @@ func (f *flock) connect(ctx context.Context, o order) (answer, error) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
+	_ = f.failed() // who had to come again has everything, too, only later
 	return answer{At: at}, nil
 }
 
