@@ -33,6 +33,7 @@ type lanes struct {
 	all, renewals                    lane
 	waiting                          prometheus.Gauge
 	refused                          prometheus.Counter
+	patience                         time.Duration // how long one waits for its turn
 }
 
 // lane holds one for each handshake that computes.
@@ -40,7 +41,7 @@ type lane chan struct{}
 
 func newLanes(config *tls.Config, metrics prometheus.Registerer) *lanes {
 	l := &lanes{
-		all: make(lane, runtime.GOMAXPROCS(0)), renewals: make(lane, 1),
+		all: make(lane, runtime.GOMAXPROCS(0)), renewals: make(lane, 1), patience: maxLaneWait,
 		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "zt_controlplane_waiting_handshakes", Help: "TLS handshakes on the node port that wait for a processor.",
 		}),
@@ -97,7 +98,7 @@ func (c *laneConn) take() error {
 	default:
 		c.lanes.waiting.Inc()
 		defer c.lanes.waiting.Dec()
-		late := time.NewTimer(maxLaneWait)
+		late := time.NewTimer(c.lanes.patience)
 		defer late.Stop()
 		select {
 		case c.lane <- struct{}{}:

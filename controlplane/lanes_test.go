@@ -46,6 +46,7 @@ func newPort(t *testing.T) *port {
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
 	}, prometheus.NewRegistry())}
+	p.patience = 20 * time.Second // however busy the machine is
 	var all sync.WaitGroup
 	all.Go(func() {
 		for {
