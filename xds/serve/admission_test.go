@@ -162,7 +162,14 @@ func TestCrowd(t *testing.T) {
 	}
 	s.until("two wait", func() bool {
 		s.notify()
-		return s.count("zt_serve_waiting_streams", "") == 2
+		s.admission.mu.Lock()
+		defer s.admission.mu.Unlock()
+		for _, from := range s.admission.instances { // not those of a burst, which pass
+			if from.waiting != 1 || from.limit.Tokens() > -0.5 {
+				return false
+			}
+		}
+		return s.admission.waiting == 2
 	})
 	c := s.connect("web-3")
 	c.subscribe(xds.ClusterType)
