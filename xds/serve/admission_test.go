@@ -154,23 +154,23 @@ func TestFlapping(t *testing.T) {
 func TestCrowd(t *testing.T) {
 	s := newServer(t, func(c *Config) { c.Admission.Waiting, c.Admission.Streams = 2, 0.0001 })
 	for i := range 2 {
-		conn := s.dial(fmt.Sprintf("node/web-%d", i))
-		for range streamBurst + 1 {
-			c := s.stream(conn, fmt.Sprintf("web-%d", i))
-			c.subscribe(xds.ClusterType)
+		instance := fmt.Sprintf("web-%d", i)
+		conn := s.dial("node/" + instance)
+		for n := range streamBurst + 1 { // one after the other, so that only the last waits
+			waiting := i
+			if n == streamBurst {
+				waiting++
+			}
+			s.stream(conn, instance).subscribe(xds.ClusterType)
+			s.until("it has its turn", func() bool {
+				s.notify()
+				s.admission.mu.Lock()
+				defer s.admission.mu.Unlock()
+				from := s.admission.instances[instance]
+				return from != nil && from.limit.Tokens() < streamBurst-float64(n)-0.5 && s.admission.waiting == waiting
+			})
 		}
 	}
-	s.until("two wait", func() bool {
-		s.notify()
-		s.admission.mu.Lock()
-		defer s.admission.mu.Unlock()
-		for _, from := range s.admission.instances { // not those of a burst, which pass
-			if from.waiting != 1 || from.limit.Tokens() > -0.5 {
-				return false
-			}
-		}
-		return s.admission.waiting == 2
-	})
 	c := s.connect("web-3")
 	c.subscribe(xds.ClusterType)
 	if _, err := c.Recv(); status.Code(err) != codes.Unavailable {
