@@ -53,6 +53,9 @@ type barriers struct {
 	running sync.Mutex // held by the one that runs
 }
 
+// errBarrier is what those hear that wait for a barrier which panics.
+var errBarrier = errors.New("the barrier did not end")
+
 type barrier struct {
 	done chan struct{} // closed when err is known
 	err  error
@@ -64,7 +67,7 @@ func (b *barriers) wait(ctx context.Context, run func() error) error {
 	mine := b.next
 	first := mine == nil
 	if first {
-		mine = &barrier{done: make(chan struct{})}
+		mine = &barrier{done: make(chan struct{}), err: errBarrier}
 		b.next = mine
 	}
 	b.mu.Unlock()
@@ -76,12 +79,12 @@ func (b *barriers) wait(ctx context.Context, run func() error) error {
 			return context.Cause(ctx)
 		}
 	}
+	defer close(mine.done) // also when run panics
 	b.running.Lock()
+	defer b.running.Unlock()
 	b.mu.Lock()
 	b.next = nil // who comes from now on waits for the next
 	b.mu.Unlock()
 	mine.err = run()
-	b.running.Unlock()
-	close(mine.done)
 	return mine.err
 }
