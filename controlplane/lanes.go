@@ -13,9 +13,9 @@ import (
 	"github.com/ztmesh/ztmesh/identity"
 )
 
-// maxLaneWait is how long a handshake waits for its turn. Whoever has waited longer is
-// likely to have given up (an Envoy does so after 2 s), so it is closed before anything
-// is computed for it; those that still wait come again.
+// maxLaneWait is how long a handshake waits for its turn. An Envoy gives up after 2 s, and
+// what was computed for one that has given up is lost; so whoever has waited longer is
+// closed before anything is computed for it, and comes again.
 const maxLaneWait = 1500 * time.Millisecond
 
 var errCrowdedLane = errors.New("TLS: too many handshakes at once")
@@ -31,6 +31,7 @@ type lanes struct {
 	credentials.TransportCredentials // over tls
 	tls                              *tls.Config
 	all, renewals                    lane
+	begun                            lane // those of all for which something was computed already
 	waiting                          prometheus.Gauge
 	refused                          prometheus.Counter
 	patience                         time.Duration // how long one waits for its turn
@@ -41,7 +42,7 @@ type lane chan struct{}
 
 func newLanes(config *tls.Config, metrics prometheus.Registerer) *lanes {
 	l := &lanes{
-		all: make(lane, runtime.GOMAXPROCS(0)), renewals: make(lane, 1), patience: maxLaneWait,
+		all: make(lane, runtime.GOMAXPROCS(0)), begun: make(lane, runtime.GOMAXPROCS(0)), renewals: make(lane, 1), patience: maxLaneWait,
 		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "zt_controlplane_waiting_handshakes", Help: "TLS handshakes on the node port that wait for a processor.",
 		}),
@@ -131,6 +132,9 @@ func (c *laneConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if err != nil {
 		return n, err
+	}
+	if c.lane == c.lanes.all {
+		c.lane = c.lanes.begun // not behind those that have just come: its signature would be lost
 	}
 	return n, c.take()
 }

@@ -69,7 +69,7 @@ func newPort(t *testing.T) *port {
 	t.Cleanup(func() {
 		l.Close()
 		all.Wait()
-		if len(p.all)+len(p.renewals) != 0 {
+		if len(p.all)+len(p.begun)+len(p.renewals) != 0 {
 			t.Error("a turn was not given back")
 		}
 	})
