@@ -9,10 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -237,18 +234,9 @@ func (r *recovery) ask(ctx context.Context, s *Server, addresses map[string]stri
 
 // askReport asks a member of this epoch. It must be who the log says is a member.
 func (s *Server) askReport(ctx context.Context, address string) (*ztv1.GetReportResponse, error) {
-	t, err := identity.ClusterClientConfig(s.trust(), identity.ALPNHTTP2)
-	if err != nil {
-		return nil, err
-	}
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(t)))
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	return ztv1.NewPeerServiceClient(conn).GetReport(ctx, &ztv1.GetReportRequest{})
+	return askPeer(ctx, s.trust(), address, func(ctx context.Context, peer ztv1.PeerServiceClient) (*ztv1.GetReportResponse, error) {
+		return peer.GetReport(ctx, &ztv1.GetReportRequest{})
+	})
 }
 
 // recovering is a recovery that is under way.

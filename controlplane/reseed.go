@@ -148,18 +148,26 @@ func (r *reseeding) ask(ctx context.Context, s *Server, peers []string) error {
 }
 
 func (r *reseeding) askOne(ctx context.Context, trust identity.Trust, address string) (*ztv1.ReseedResponse, error) {
+	return askPeer(ctx, trust, address, func(ctx context.Context, peer ztv1.PeerServiceClient) (*ztv1.ReseedResponse, error) {
+		return peer.Reseed(ctx, &ztv1.ReseedRequest{Lost: r.file.Lost, Server: r.file.New.ID})
+	})
+}
+
+// askPeer makes one call to a server of the cluster, over a connection of its own, for
+// at most 15 s: this server does not run.
+func askPeer[T any](ctx context.Context, trust identity.Trust, address string, ask func(context.Context, ztv1.PeerServiceClient) (T, error)) (none T, err error) {
 	t, err := identity.ClusterClientConfig(trust, identity.ALPNHTTP2)
 	if err != nil {
-		return nil, err
+		return none, err
 	}
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(t)))
 	if err != nil {
-		return nil, err
+		return none, err
 	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	return ztv1.NewPeerServiceClient(conn).Reseed(ctx, &ztv1.ReseedRequest{Lost: r.file.Lost, Server: r.file.New.ID})
+	return ask(ctx, ztv1.NewPeerServiceClient(conn))
 }
 
 // hasLog says whether the log is where it was.
