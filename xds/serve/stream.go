@@ -212,10 +212,8 @@ func (s *stream) take(r *discoveryv3.DeltaDiscoveryRequest) error {
 			return err
 		}
 	}
-	if !s.requests.Allow() {
-		if err := pace(s.ctx, s.requests); err != nil {
-			return err
-		}
+	if err := pace(s.ctx, s.requests); err != nil {
+		return err
 	}
 	return s.heed(r)
 }
