@@ -75,36 +75,20 @@ func (s *site) told(ctx context.Context, at int, dir string) (map[string]string,
 // without a quorum. It tells a proxy what it told before, and the Envoy that comes to it
 // never lets a call through. With the others back, writes go on.
 func TestOneServerAlone(t *testing.T) {
-	dir, err := os.MkdirTemp("", "ztalone")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if !t.Failed() {
-			_ = os.RemoveAll(dir)
-			return
-		}
-		t.Logf("logs and folders are in %s", dir)
-	})
-	block, err := zttest.NewBlock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &site{&fleet.Cluster{Site: &fleet.Site{Bin: filepath.Join(dir, "bin"), Dir: dir, Env: fleet.Environment()}}, t, block}
-	s.check(s.Build(t.Context(), filepath.Join("..", "..", ".."), "ztd", "ztctl", "ztagent"))
+	s := newSite(t)
 	servers := []*fleet.Server{s.server("ztd-1", 1), s.server("ztd-2", 2), s.server("ztd-3", 3)}
 	s.check(s.Begin(s.ctx(), trustDomain, servers))
-	app, err := zttest.NewHTTPApp("orders", block.At(30)+":8080")
+	app, err := zttest.NewHTTPApp("orders", s.block.At(30)+":8080")
 	s.check(err)
 	t.Cleanup(func() { app.Close() })
-	granted := fmt.Sprintf(spec, block.At(30)+":8080")
+	granted := fmt.Sprintf(spec, s.block.At(30)+":8080")
 	s.check(os.WriteFile(s.path("spec.yaml"), []byte(granted), 0o600))
 	s.ctl("ztd-1.admin.yaml", "apply", "-f", "spec.yaml", "--no-wait")
 	orders := s.agent("orders", 22)
 	s.agent("web", 21)
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
-	call := func(ctx context.Context) error { return s.call(ctx, client, block.At(21)) }
+	call := func(ctx context.Context) error { return s.call(ctx, client, s.block.At(21)) }
 	s.until("web reaches orders", call)
 
 	const rounds = 2

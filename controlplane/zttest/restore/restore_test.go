@@ -180,10 +180,9 @@ func (s *site) callOn(egress string) *calls {
 	return c
 }
 
-// TestAllServersAreLost: three servers are killed and their folders are never used
-// again. One is restored at the address of the first, two join. The Envoys serve all
-// the while, the agents renew; a server of before is refused.
-func TestAllServersAreLost(t *testing.T) {
+// newSite builds the programs into a folder, which is kept if the test fails.
+func newSite(t *testing.T) *site {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "ztrestore")
 	if err != nil {
 		t.Fatal(err)
@@ -201,6 +200,14 @@ func TestAllServersAreLost(t *testing.T) {
 	}
 	s := &site{&fleet.Cluster{Site: &fleet.Site{Bin: filepath.Join(dir, "bin"), Dir: dir, Env: fleet.Environment()}}, t, block}
 	s.check(s.Build(t.Context(), filepath.Join("..", "..", ".."), "ztd", "ztctl", "ztagent"))
+	return s
+}
+
+// TestAllServersAreLost: three servers are killed and their folders are never used
+// again. One is restored at the address of the first, two join. The Envoys serve all
+// the while, the agents renew; a server of before is refused.
+func TestAllServersAreLost(t *testing.T) {
+	s := newSite(t)
 	before := []*fleet.Server{s.server("ztd-1", 1), s.server("ztd-2", 2), s.server("ztd-3", 3)}
 	s.check(s.Begin(s.ctx(), trustDomain, before))
 	s.until("the credential knows the servers", func(context.Context) error {
@@ -210,16 +217,16 @@ func TestAllServersAreLost(t *testing.T) {
 		}
 		return err
 	})
-	app, err := zttest.NewHTTPApp("orders", block.At(30)+":8080")
+	app, err := zttest.NewHTTPApp("orders", s.block.At(30)+":8080")
 	s.check(err)
 	t.Cleanup(func() { app.Close() })
-	s.check(os.WriteFile(s.path("spec.yaml"), fmt.Appendf(nil, spec, block.At(30)+":8080"), 0o600))
+	s.check(os.WriteFile(s.path("spec.yaml"), fmt.Appendf(nil, spec, s.block.At(30)+":8080"), 0o600))
 	s.ctl("ztd-1.admin.yaml", "apply", "-f", "spec.yaml", "--no-wait")
 	orders, web := s.agent("orders", 22), s.agent("web", 21)
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
-	s.until("web reaches orders", func(ctx context.Context) error { return s.call(ctx, client, block.At(21)) })
-	load := s.callOn(block.At(21))
+	s.until("web reaches orders", func(ctx context.Context) error { return s.call(ctx, client, s.block.At(21)) })
+	load := s.callOn(s.block.At(21))
 	s.ctl("ztd-1.admin.yaml", "backup", "shop.ztbackup")
 
 	for _, v := range before {
