@@ -297,7 +297,7 @@ func (l *Log) Sync() error {
 	if l.err == nil {
 		l.err = l.flush()
 	}
-	dirty, head, err := l.dirty, l.head, l.err
+	dirty, newest, err := l.dirty, l.newest(), l.err
 	if err == nil && len(l.pending) > 0 {
 		err = fmt.Errorf("audit segment: %w", unix.ENOSPC)
 	}
@@ -317,13 +317,22 @@ func (l *Log) Sync() error {
 			err = errors.Join(err, f.Close())
 		}
 	}
-	if err == nil && head.Sequence > 0 {
-		err = errors.Join(l.cfg.Files.SyncDir(l.cfg.Dir), l.writeHead(completeName, head))
+	if err == nil && newest.Sequence > 0 {
+		err = errors.Join(l.cfg.Files.SyncDir(l.cfg.Dir), l.writeHead(completeName, newest))
 	}
 	if err != nil {
 		return l.fail(fmt.Errorf("sync audit segments: %w", err))
 	}
 	return l.letGo()
+}
+
+// newest is the newest record that is here, which is not the head of the chain while
+// that is in a hole.
+func (l *Log) newest() Head {
+	if n := len(l.segments); n > 0 {
+		return Head{l.segments[n-1].last, l.segments[n-1].hash}
+	}
+	return l.anchor
 }
 
 func (l *Log) fail(err error) error {

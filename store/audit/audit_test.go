@@ -459,6 +459,40 @@ func TestFill(t *testing.T) {
 	}
 }
 
+// TestHoleAtTheEnd: a server that was told of a state, and stopped before it was sent the
+// records that led there, starts again and knows what is missing.
+func TestHoleAtTheEnd(t *testing.T) {
+	records := chain(t, 60, "a")
+	for name, stop := range map[string]func(*Log) error{
+		"stopped": (*Log).Close,
+		"killed":  func(l *Log) error { return l.Sync() }, // as a snapshot does, and no more
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			l := open(t, small(dir), Head{})
+			appendAll(t, l, records[:10])
+			if err := l.Jump(headOf(records, 40)); err != nil {
+				t.Fatal(err)
+			}
+			if err := stop(l); err != nil {
+				t.Fatal(err)
+			}
+			l = open(t, small(dir), headOf(records, 40))
+			if got := l.Holes(); len(got) != 1 || got[0] != (Range{11, 40}) {
+				t.Fatalf("holes %v", got)
+			}
+			if err := l.Fill(Range{11, 40}, 0, source(records[10:40])); err != nil {
+				t.Fatal(err)
+			}
+			appendAll(t, l, records[40:])
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			wantRange(t, open(t, small(dir), headOf(records, 60)), 1, 60)
+		})
+	}
+}
+
 // TestFillFromLater: what the other server has let go of is no hole.
 func TestFillFromLater(t *testing.T) {
 	records := chain(t, 60, "a")

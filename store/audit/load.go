@@ -21,7 +21,7 @@ import (
 // The directory:
 //
 //	SEQUENCE.audit  a segment; the 20 digits are its first record
-//	complete        the newest head up to which the segments were synced
+//	complete        the newest record of the segments when they were synced
 //	anchor          the head up to which records were let go
 const (
 	suffix       = ".audit"
