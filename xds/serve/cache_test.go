@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
@@ -26,7 +27,7 @@ func (b *bench) act(revision uint64) string {
 	some := func(names ...string) (out []string) {
 		return slices.DeleteFunc(slices.Clone(names), func(string) bool { return b.random.IntN(2) == 0 })
 	}
-	switch b.random.IntN(8) {
+	switch b.random.IntN(9) {
 	case 0, 1:
 		var lines []string
 		for _, name := range some("cluster a", "cluster b", "listener a", "listener b", "route a", "extension a", "extension b", "extension c") {
@@ -77,6 +78,10 @@ func (b *bench) act(revision uint64) string {
 		}
 		return fmt.Sprint("answer ", r)
 	}
+	if b.random.IntN(4) == 0 {
+		b.retry(time.Now().Add(24 * time.Hour))
+		return "retry"
+	}
 	m := b.respond()
 	if m == nil {
 		return ""
@@ -89,7 +94,7 @@ func (b *bench) act(revision uint64) string {
 // for a token that does not come: whatever is done, in any order.
 func TestNothingIsForgotten(t *testing.T) {
 	for seed := range uint64(400) {
-		f := New(Config{Retain: true})
+		f := New(Config{Retain: true, Retry: Retry{First: time.Hour, Most: time.Hour}}) // act retries
 		f.senders.limit = 0
 		b := &bench{stream: &stream{
 			fleet: f, instance: "web-1", ctx: t.Context(), end: func(error) {}, answered: func() {},

@@ -11,7 +11,9 @@
 //     another's. A name that is not its own is answered as removed.
 //   - A stream whose instance has no configuration yet waits; it is never sent a
 //     part.
-//   - A version is sent once per stream, and a refused one is not repeated.
+//   - A version is sent once per stream. One that is refused is repeated by itself, ever
+//     more rarely, until it is taken or there is a newer one (see Retry); never where an
+//     Envoy would ACK what it has refused, only since it gets it again.
 //   - Each type goes out in the newest version at the moment of sending: nothing
 //     queues behind a slow reader.
 //   - What a proxy refuses holds back nothing else, save that the clusters which a

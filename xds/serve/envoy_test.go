@@ -28,6 +28,7 @@ type mesh struct {
 	instance xds.Instance
 	envoy    *envoy.Process
 	ctx      context.Context
+	more     []xds.Inbound // that web has beside its one port
 }
 
 // web is the configuration of the Envoy: one port that api may call, and calls
@@ -43,6 +44,7 @@ func (m *mesh) web(grant string, destinations int) *xds.Resources {
 			Rules: []xds.Rule{{Grant: grant, Callers: xds.Callers{IDs: []string{td + "api"}}}},
 		}},
 	}
+	c.Inbound = append(c.Inbound, m.more...)
 	for i := range destinations {
 		c.Destinations = append(c.Destinations, xds.Destination{
 			Service: fmt.Sprintf("shop/orders%d", i), Port: "http", ID: fmt.Sprintf("%sorders%d", td, i),
@@ -120,6 +122,7 @@ func newMesh(t *testing.T, first func(*mesh) *xds.Resources) *mesh {
 	for i := range m.servers {
 		var s *server
 		s = newServerOf(t, ca, func(c *Config) {
+			c.Retry = Retry{First: 50 * time.Millisecond, Most: 200 * time.Millisecond}
 			c.OnConnect = func(instance string) {
 				s.SetSecrets(instance, secrets)
 				s.SetGates(instance, xds.Gates(nil))

@@ -56,6 +56,7 @@ type Config struct {
 	Now     func() time.Time      // default: time.Now
 
 	Admission Admission // of many proxies at once
+	Retry     Retry     // of what a proxy refuses
 
 	FirstRequest time.Duration // a stream says who it is within this; default 10 s
 	SendTimeout  time.Duration // a response leaves within this, or the stream ends; default 30 s
@@ -77,6 +78,7 @@ func (c Config) withDefaults() Config {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
+	c.Retry = c.Retry.withDefaults()
 	if c.FirstRequest == 0 {
 		c.FirstRequest = 10 * time.Second
 	}

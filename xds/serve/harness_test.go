@@ -53,7 +53,7 @@ func newServer(t *testing.T, change ...func(*Config)) *server {
 func newServerOf(t *testing.T, ca *authority, change ...func(*Config)) *server {
 	t.Helper()
 	s := &server{t: t, ca: ca, metrics: prometheus.NewRegistry()}
-	cfg := Config{Authorize: instanceOfPeer, Server: "test", Metrics: s.metrics}
+	cfg := Config{Authorize: instanceOfPeer, Server: "test", Metrics: s.metrics, Retry: Retry{First: time.Hour, Most: time.Hour}}
 	for _, c := range change {
 		c(&cfg)
 	}

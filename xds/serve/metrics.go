@@ -10,6 +10,7 @@ type metrics struct {
 	connected prometheus.Gauge
 	pushes    *prometheus.CounterVec
 	nacks     *prometheus.CounterVec
+	retries   *prometheus.CounterVec
 	refused   *prometheus.CounterVec
 	foreign   *prometheus.CounterVec
 	waiting   prometheus.Gauge
@@ -30,6 +31,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		nacks: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "zt_serve_nacks_total",
 			Help: "xDS responses that a proxy refused, by type.",
+		}, []string{"type"}),
+		retries: with.NewCounterVec(prometheus.CounterOpts{
+			Name: "zt_serve_retries_total",
+			Help: "Resources that a proxy had refused and was sent once more, by type.",
 		}, []string{"type"}),
 		refused: with.NewCounterVec(prometheus.CounterOpts{
 			Name: "zt_serve_refused_streams_total",

@@ -57,8 +57,8 @@ type Nack struct {
 	TypeURL  string
 	Resource string
 	Version  string
-	Message  string // Envoy's own words: at most 1 KiB of printable text
-	When     time.Time
+	Message  string    // Envoy's own words: at most 1 KiB of printable text
+	When     time.Time // it first refused this version, since it connected
 }
 
 // maxMessage bounds what is kept of Envoy's words, in bytes.

@@ -129,8 +129,10 @@ type stream struct {
 	// mu guards the state of the protocol: what is in the watches, and the following.
 	// It is never held while calling out or sending, and taken before proxy.mu.
 	mu        sync.Mutex
-	nonce     uint64     // of the newest response
-	refused   bool       // something was NACKed on it
+	nonce     uint64    // of the newest response
+	refused   bool      // something was NACKed on it
+	retryAt   time.Time // when retries fires; zero: it does not
+	retries   *time.Timer
 	strangers []stranger // asked for and not the proxy's, not told of yet
 
 	// watches has one entry per type that was asked for, by indexOf. Written with mu
@@ -191,6 +193,7 @@ func (s *stream) leave() {
 	s.taking.Lock()
 	defer s.taking.Unlock()
 	s.answered()
+	s.rests()
 	if s.proxy != nil {
 		s.fleet.detach(s)
 	}

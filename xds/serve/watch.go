@@ -36,12 +36,13 @@ type watch struct {
 
 // entry is one resource that the client has, was sent, or asked for.
 type entry struct {
-	sent   string // version sent last; empty: none, or to be sent again
-	acked  string // version that the client holds; empty: none
-	absent bool   // it was answered that there is none
-	had    bool   // the client was sent it or said that it holds it
-	alone  bool   // a response with it and others was NACKed: send it by itself
-	nack   *Nack  // the newest answer was this; nil: it was an ACK
+	sent   string   // version sent last; empty: none, or to be sent again
+	acked  string   // version that the client holds; empty: none
+	absent bool     // it was answered that there is none
+	had    bool     // the client was sent it or said that it holds it
+	alone  bool     // a response with it and others was NACKed: send it by itself
+	again  bool     // it was refused, and is to be sent once more
+	nack   *refusal // the newest answer was this; nil: it was an ACK
 }
 
 // response is what one response says.
@@ -201,7 +202,7 @@ func (w *watch) next(v *view) *response {
 		switch {
 		case w.awaited[name] > 0: // the newest version only, when its ACK has come
 			r.complete = false
-		case want != nil && (e == nil || e.sent != want.Version):
+		case want != nil && (e == nil || e.sent != want.Version || e.again):
 			r.resources = append(r.resources, want)
 		case want != nil || e != nil && e.absent:
 		case e != nil && e.had && !mayRemove:
@@ -312,7 +313,7 @@ func (w *watch) commit(nonce string, r *response) {
 			e = &entry{}
 			w.known[res.Name] = e
 		}
-		e.sent, e.had, e.absent = res.Version, true, false
+		e.sent, e.had, e.absent, e.again = res.Version, true, false, false
 	}
 	for _, name := range r.removed {
 		if e := w.known[name]; e == nil || !e.had {
@@ -347,7 +348,7 @@ func (w *watch) acknowledge(r *discoveryv3.DeltaDiscoveryRequest) {
 	} else {
 		for _, res := range answered.resources {
 			if e := w.known[res.Name]; e != nil {
-				e.acked, e.alone, e.nack = res.Version, false, nil
+				e.acked, e.alone, e.again, e.nack = res.Version, false, false, nil
 			}
 		}
 	}
@@ -356,7 +357,7 @@ func (w *watch) acknowledge(r *discoveryv3.DeltaDiscoveryRequest) {
 
 // refused takes a NACK. Envoy names no resource that could be relied on, so of
 // several each is sent once more by itself: then a NACK is about one. That one
-// is not sent again in this version.
+// is sent again when Retry says so.
 func (w *watch) refused(r *response, message string) {
 	s := w.stream
 	s.refused = true
@@ -369,10 +370,12 @@ func (w *watch) refused(r *response, message string) {
 			e.sent, e.alone = "", true
 			w.said = 0
 		default:
-			e.alone = false
-			e.nack = &Nack{
+			n := Nack{
 				TypeURL: w.typeURL, Resource: res.Name, Version: res.Version,
 				Message: message, When: s.fleet.cfg.Now(),
+			}
+			if !s.refuse(e, n) {
+				continue
 			}
 			s.fleet.warn("proxy refused a resource", "instance", s.instance,
 				"type", typeLabel(w.typeURL), "resource", res.Name, "version", res.Version, "message", message)
@@ -392,7 +395,7 @@ func (s *stream) nacks() []Nack {
 		}
 		for e := range maps.Values(w.known) {
 			if e.nack != nil && len(all) < maxNacks {
-				all = append(all, *e.nack)
+				all = append(all, e.nack.Nack)
 			}
 		}
 	}
