@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -41,9 +42,7 @@ func (l *Ledger) Check(ctx context.Context) error {
 		if status.Code(err) != codes.Unavailable || ctx.Err() != nil {
 			return err
 		}
-		if err := pause(ctx); err != nil {
-			return err
-		}
+		pause(ctx, 20*time.Millisecond)
 	}
 	floor := l.newest // every write since the last check began after it
 	errs := []error{

@@ -42,8 +42,12 @@ import (
 )
 
 // mostWrites is how many writes there are between two checks: a cluster keeps its last
-// 1,000 revisions.
-const mostWrites = 800
+// 1,000 revisions. From manyWrites on writers rest, longer and longer, so that there are
+// still some while a fault lasts.
+const (
+	mostWrites = 800
+	manyWrites = 300
+)
 
 // callTimeout bounds one call: the outcome of a call that takes longer is unknown.
 const callTimeout = 3 * time.Second
@@ -164,11 +168,10 @@ func (l *Ledger) Writers(ctx context.Context, n int, seed uint64, patience time.
 }
 
 func (l *Ledger) write(ctx context.Context, writer int, rng *rand.Rand, patience time.Duration) error {
-	for ctx.Err() == nil {
+	for l.rest(ctx); ctx.Err() == nil; l.rest(ctx) {
 		l.mu.Lock()
 		if len(l.writes) >= mostWrites {
 			l.mu.Unlock()
-			_ = pause(ctx)
 			continue
 		}
 		w := &Write{Document: fmt.Sprintf("w%d/d%d", writer, rng.IntN(l.docs)), began: l.tick()}
@@ -214,7 +217,8 @@ func (l *Ledger) settle(ctx context.Context, w *Write, rng *rand.Rand, patience 
 				w.Refused, w.ended = true, l.tick()
 				l.counts.Refused++
 				l.mu.Unlock()
-				return pause(ctx)
+				pause(ctx, 20*time.Millisecond) // else who is refused at once fills the ledger
+				return nil
 			}
 		}
 		select {
@@ -225,13 +229,25 @@ func (l *Ledger) settle(ctx context.Context, w *Write, rng *rand.Rand, patience 
 	}
 }
 
-// pause keeps who is refused at once from filling the ledger.
-func pause(ctx context.Context) error {
+// rest lets a writer wait for 20 ms at manyWrites, and inversely to the square of how many
+// writes are left: at mostWrites three writers have been at it for some three minutes.
+func (l *Ledger) rest(ctx context.Context) {
+	l.mu.Lock()
+	writes := len(l.writes)
+	l.mu.Unlock()
+	if writes < manyWrites {
+		return
+	}
+	left := float64(max(mostWrites-writes, 1)) / (mostWrites - manyWrites)
+	pause(ctx, min(time.Duration(float64(20*time.Millisecond)/(left*left)), 10*time.Second))
+}
+
+// pause waits for so long, or for the end.
+func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
-	case <-time.After(20 * time.Millisecond):
+	case <-time.After(d):
 	}
-	return nil
 }
 
 func (l *Ledger) acknowledge(w *Write, revision uint64, again bool) {

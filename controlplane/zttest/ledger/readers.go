@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -25,7 +26,7 @@ func (l *Ledger) Readers(ctx context.Context, n int, seed uint64) error {
 			rng := rand.New(rand.NewPCG(seed, 1000+uint64(server)))
 			for ctx.Err() == nil && errs[server] == nil {
 				errs[server] = l.Read(fmt.Sprintf("w%d/d%d", rng.IntN(n), rng.IntN(l.docs)), server)
-				_ = pause(ctx)
+				pause(ctx, 20*time.Millisecond)
 			}
 		})
 	}
