@@ -3,7 +3,6 @@
 package canaries_test
 
 import (
-	"context"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -32,45 +31,28 @@ const (
 
 // life is a cluster of real programs, and the secrets that are known of it.
 type life struct {
-	*fleet.Cluster
-	t        *testing.T
-	block    zttest.Block
+	*fleet.Test
 	agents   []*zttest.Process
 	canaries []canaries.Canary
 	said     map[string][]byte // what programs have written to their streams, or served
 	kek      identity.Keys     // all that there ever were
 }
 
-func (l *life) check(err error) {
-	l.t.Helper()
-	if err != nil {
-		l.t.Fatal(err)
-	}
-}
-
-func (l *life) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(l.t.Context(), patience)
-	l.t.Cleanup(cancel)
-	return ctx
-}
-
-func (l *life) path(elem ...string) string { return filepath.Join(append([]string{l.Dir}, elem...)...) }
-
 func (l *life) read(elem ...string) []byte {
-	l.t.Helper()
-	b, err := os.ReadFile(l.path(elem...))
-	l.check(err)
+	l.T.Helper()
+	b, err := os.ReadFile(l.Path(elem...))
+	l.Check(err)
 	return b
 }
 
 func (l *life) canary(name string, secret []byte, own ...string) {
-	l.t.Helper()
+	l.T.Helper()
 	if len(secret) < 16 {
-		l.t.Fatalf("the %s has %d bytes", name, len(secret))
+		l.T.Fatalf("the %s has %d bytes", name, len(secret))
 	}
 	for _, c := range l.canaries {
 		if string(c.Secret) == string(secret) {
-			l.t.Fatalf("the %s is the %s", name, c.Name)
+			l.T.Fatalf("the %s is the %s", name, c.Name)
 		}
 	}
 	l.canaries = append(l.canaries, canaries.Canary{Name: name, Secret: secret, Own: own})
@@ -78,35 +60,35 @@ func (l *life) canary(name string, secret []byte, own ...string) {
 
 // keyOf makes the key of a pair in a file of its owner a canary.
 func (l *life) keyOf(name string, pair *identity.KeyPair, own ...string) {
-	l.t.Helper()
-	secret, _ := scalar(l.t, pair.Key)
+	l.T.Helper()
+	secret, _ := scalar(l.T, pair.Key)
 	l.canary(name, secret, own...)
 }
 
 // tokenOf makes a token, in a file, a canary.
 func (l *life) tokenOf(name, file string) {
-	l.t.Helper()
+	l.T.Helper()
 	l.canary(name, []byte(strings.Split(strings.TrimSpace(string(l.read(file))), ".")[2]), file)
 }
 
 // ctl runs ztctl as the first admin, and keeps what it says.
 func (l *life) ctl(args ...string) string {
-	l.t.Helper()
-	out, err := l.Command(l.ctx(), "ztctl", append([]string{"--config", l.path("ztd-1.admin.yaml")}, args...)...)
+	l.T.Helper()
+	out, err := l.Command(l.Context(), "ztctl", append([]string{"--config", l.Path("ztd-1.admin.yaml")}, args...)...)
 	l.keep(fmt.Sprintf("%d: ztctl %s", len(l.said), strings.Join(args, " ")), out, err)
-	l.check(err)
+	l.Check(err)
 	return out
 }
 
 // refused is ctl, or another program, that must fail.
 func (l *life) refused(program string, args ...string) {
-	l.t.Helper()
-	cmd := exec.CommandContext(l.ctx(), l.Program(program), args...)
+	l.T.Helper()
+	cmd := exec.CommandContext(l.Context(), l.Program(program), args...)
 	cmd.Dir, cmd.Env = l.Dir, l.Env
 	out, err := cmd.CombinedOutput()
 	l.keep(fmt.Sprintf("%d: %s", len(l.said), program), string(out), err)
 	if err == nil {
-		l.t.Errorf("%s is done", program)
+		l.T.Errorf("%s is done", program)
 	}
 }
 
@@ -148,49 +130,15 @@ var said = []string{
 // begin has everything happen that makes secrets.
 func begin(t *testing.T) *life {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ztcanary")
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, err := zttest.NewBlock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &life{
-		Cluster: &fleet.Cluster{Site: &fleet.Site{Bin: filepath.Join(dir, "bin"), Dir: filepath.Join(dir, "site"), Env: fleet.Environment()}},
-		t:       t, block: block, said: map[string][]byte{},
-	}
-	t.Cleanup(func() {
-		for _, p := range l.agents {
-			p.Kill()
-		}
-		for _, s := range l.Servers {
-			s.Kill()
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	l.check(l.Build(t.Context(), filepath.Join("..", "..", ".."), "ztd", "ztagent", "ztctl"))
-	var servers []*fleet.Server
-	for n := range 3 {
-		servers = append(servers, &fleet.Server{Name: fmt.Sprintf("ztd-%d", n+1), Host: block.At(n + 1), Flags: []string{
-			"--log-level", "debug", "--snapshot-entries", "32", "--snapshot-interval", "200ms", "--trailing-entries", "16",
-		}})
-	}
-	l.check(l.Begin(l.ctx(), trustDomain, servers))
+	l := &life{Test: fleet.NewTest(t, patience, []string{"ztd", "ztagent", "ztctl"}), said: map[string][]byte{}}
+	l.BeginThree(trustDomain, "--log-level", "debug", "--snapshot-entries", "32", "--snapshot-interval", "200ms", "--trailing-entries", "16")
 	return l
 }
 
 func (l *life) spec() {
-	l.t.Helper()
-	l.check(os.WriteFile(l.path("spec.yaml"), []byte(specText), 0o600))
-	l.check(fleet.Until(l.ctx(), "the credential knows the servers", func(context.Context) error {
-		if n := strings.Count(string(l.read("ztd-1.admin.yaml")), ":7400"); n < 3 {
-			return fmt.Errorf("%d of 3", n)
-		}
-		return nil
-	}))
+	l.T.Helper()
+	l.Check(os.WriteFile(l.Path("spec.yaml"), []byte(specText), 0o600))
+	l.KnowsAll(3)
 	l.ctl("apply", "-f", "spec.yaml", "--message", said[1], "--no-wait")
 	l.ctl("block", "shop/orders", "--reason", said[2], "--no-wait")
 	for _, text := range said {
@@ -201,14 +149,14 @@ func (l *life) spec() {
 
 // tokens are made by the command, into files.
 func (l *life) token(name string, args ...string) string {
-	l.t.Helper()
+	l.T.Helper()
 	l.ctl(append([]string{"token", "create", "--out", name + ".token"}, args...)...)
 	l.tokenOf("token "+name, name+".token")
 	return name + ".token"
 }
 
 func (l *life) tokens() {
-	l.t.Helper()
+	l.T.Helper()
 	for n := range 2 { // of the joins
 		l.tokenOf(fmt.Sprintf("server token of ztd-%d", n+2), fmt.Sprintf("ztd-%d.token", n+2))
 	}
@@ -217,7 +165,7 @@ func (l *life) tokens() {
 	}
 	l.token("unused-server", "--server")
 	l.token("derived", "--workload", "shop/web", "--idempotency-key", "said-once")
-	l.refused("ztctl", "--config", l.path("ztd-1.admin.yaml"), "token", "create", "--workload", "shop/orders", "--idempotency-key", "said-once")
+	l.refused("ztctl", "--config", l.Path("ztd-1.admin.yaml"), "token", "create", "--workload", "shop/orders", "--idempotency-key", "said-once")
 	deleted := l.token("deleted", "--workload", "shop/web")
 	id := strings.Split(string(l.read(deleted)), ".")[1]
 	l.ctl("token", "delete", id)
@@ -227,10 +175,10 @@ func (l *life) tokens() {
 }
 
 func (l *life) admins() {
-	l.t.Helper()
+	l.T.Helper()
 	load := func(name, file string) {
-		c, err := fleet.LoadCredential(l.path(file))
-		l.check(err)
+		c, err := fleet.LoadCredential(l.Path(file))
+		l.Check(err)
 		l.keyOf(name, c.Pair, file)
 	}
 	load("first admin's key", "ztd-1.admin.yaml")
@@ -243,50 +191,39 @@ func (l *life) admins() {
 
 // enrol has agents and proxies without agents enrol, at the three servers.
 func (l *life) enrol() {
-	l.t.Helper()
+	l.T.Helper()
 	for n := range 4 {
 		name := fmt.Sprintf("agent-%d", n+1)
-		p, err := zttest.Start(zttest.Command{
-			Name: name, Path: l.Program("ztagent"), Dir: l.Dir, Env: l.Env, Log: l.Log(name),
-			Args: []string{
-				"run", "--no-envoy", "--workload", "shop/web", "--token-file", l.token(name, "--workload", "shop/web"), "--data-dir", name,
-				"--server", l.Servers[n%3].Node(), "--log-level", "debug",
-			},
-		})
-		l.check(err)
-		l.agents = append(l.agents, p)
-		l.check(p.Await(l.ctx(), "its certificates", func(context.Context) error {
-			if b, err := os.ReadFile(p.Log()); err != nil || !strings.Contains(string(b), `"msg":"serving"`) {
-				return errors.Join(errors.New("it does not serve"), err)
-			}
-			return nil
-		}))
+		l.agents = append(l.agents, l.Agent(name,
+			"--no-envoy", "--workload", "shop/web", "--token-file", l.token(name, "--workload", "shop/web"),
+			"--server", l.Servers[n%3].Node(), "--log-level", "debug",
+		))
 		for _, file := range []string{"node.pem", "svid.pem"} {
-			pair, err := identity.LoadKeyPair(l.path(name, file))
-			l.check(err)
+			pair, err := identity.LoadKeyPair(l.Path(name, file))
+			l.Check(err)
 			l.keyOf(name+"'s "+file, pair, name+"/")
 		}
 	}
 	for n := range 6 {
 		name := fmt.Sprintf("envoy-%d", n+1)
 		l.ctl("bootstrap", name, "--workload", "shop/web", "--server", l.Servers[n%3].Node(), "--token-file", l.token(name, "--workload", "shop/web"))
-		pair, err := identity.LoadKeyPair(l.path(name, "node.pem"))
-		l.check(err)
+		pair, err := identity.LoadKeyPair(l.Path(name, "node.pem"))
+		l.Check(err)
 		l.keyOf(name+"'s node.pem", pair, name+"/")
 	}
 }
 
 // keysOf are those that a server has now.
 func (l *life) keysOf(server string) identity.Keys {
-	l.t.Helper()
-	keys, err := identity.KeyFile(l.path(server + ".kek")).Read(l.t.Context())
-	l.check(err)
+	l.T.Helper()
+	keys, err := identity.KeyFile(l.Path(server + ".kek")).Read(l.T.Context())
+	l.Check(err)
 	return keys
 }
 
 // rotate replaces the key-encryption key; both are canaries.
 func (l *life) rotate() {
-	l.t.Helper()
+	l.T.Helper()
 	old := l.keysOf("ztd-1").First()
 	l.ctl("backup", "before.ztbackup")
 	l.ctl("key", "rotate", "--dry-run")
@@ -295,71 +232,71 @@ func (l *life) rotate() {
 	now := l.keysOf("ztd-1").First()
 	var err error
 	l.kek, err = identity.NewKeys(now, old)
-	l.check(err)
+	l.Check(err)
 	l.canary("old key-encryption key", old.Reveal(), ".kek")
 	l.canary("key-encryption key", now.Reveal(), ".kek")
 	l.ctl("key", "drop", old.ID())
 	l.ctl("key", "status", "-o", "json")
 	if got := l.keysOf("ztd-2").IDs(); !slices.Equal(got, []string{now.ID()}) {
-		l.t.Errorf("keys %v", got)
+		l.T.Errorf("keys %v", got)
 	}
 }
 
 // sealed are the secrets that the servers hold under their keys.
 func (l *life) sealed(dirs ...string) {
-	l.t.Helper()
+	l.T.Helper()
 	for _, dir := range dirs {
 		var who struct{ ID string }
-		l.check(json.Unmarshal(l.read(dir, "server.json"), &who))
+		l.Check(json.Unmarshal(l.read(dir, "server.json"), &who))
 		plain, err := l.kek.Open("data-keys of server "+who.ID, trustDomain, l.read(dir, "data-keys.sealed"))
-		l.check(err)
+		l.Check(err)
 		for b := plain.Reveal(); len(b) >= 36; b = b[36:] {
 			l.canary(fmt.Sprintf("data key %d of %s", binary.BigEndian.Uint32(b), dir), b[4:36])
 		}
-		data, err := identity.OpenDataKeys(l.path(dir, "data-keys.sealed"), trustDomain, who.ID, l.kek)
-		l.check(err)
-		pair, err := identity.LoadSealedKeyPair(l.path(dir, "intermediate.sealed"), data)
-		l.check(err)
+		data, err := identity.OpenDataKeys(l.Path(dir, "data-keys.sealed"), trustDomain, who.ID, l.kek)
+		l.Check(err)
+		pair, err := identity.LoadSealedKeyPair(l.Path(dir, "intermediate.sealed"), data)
+		l.Check(err)
 		l.keyOf(dir+"'s intermediate", pair)
 	}
 }
 
 func (l *life) root() {
-	l.t.Helper()
+	l.T.Helper()
 	der, err := l.kek.Open("root-key", trustDomain, l.read("ztd-1", "root-key.sealed"))
-	l.check(err)
-	l.canary("root's key", scalarOf(l.t, der.Reveal()))
+	l.Check(err)
+	l.canary("root's key", scalarOf(l.T, der.Reveal()))
 	for _, file := range []string{"before.ztbackup", "after.ztbackup"} {
 		b := l.read(file)
 		var header struct{ Key []byte }
-		l.check(json.Unmarshal(b[12:12+binary.BigEndian.Uint32(b[8:])], &header))
+		l.Check(json.Unmarshal(b[12:12+binary.BigEndian.Uint32(b[8:])], &header))
 		key, err := l.kek.Open("backup-key", trustDomain, header.Key)
-		l.check(err)
+		l.Check(err)
 		l.canary("key of "+file, key.Reveal())
 	}
 }
 
 // errorsToo has everything say no.
 func (l *life) errorsToo() {
-	l.t.Helper()
+	l.T.Helper()
 	key := strings.TrimSpace(string(l.kek.First().Text().Reveal()))
 	wrong := identity.NewKEK()
 	l.canary("key of nothing", wrong.Reveal(), "wrong.kek")
 	keys, err := identity.NewKeys(wrong)
-	l.check(errors.Join(err, identity.SaveKeys(l.path("wrong.kek"), keys)))
+	l.Check(errors.Join(err, identity.SaveKeys(l.Path("wrong.kek"), keys)))
 	l.refused("ztd", "run", "--data-dir", "ztd-1", "--kek", key)
-	l.refused("ztd", "run", "--data-dir", "ztd-1", "--kek", "file:"+l.path("wrong.kek"))
-	l.refused("ztd", "run", "--data-dir", "ztd-1", "--kek", "command:/bin/cat "+l.path("ztd-2.kek")+" "+l.path("nothing"))
-	l.refused("ztd", "restore", "--data-dir", "restored-wrong", "--from", "after.ztbackup", "--kek", "file:"+l.path("wrong.kek"))
-	l.refused("ztd", "join", "--data-dir", "joined-wrong", "--server", l.Servers[0].Node(), "--token-file", "unused-server.token", "--kek", "file:"+l.path("wrong.kek"))
-	l.refused("ztctl", "--config", l.path("ztd-1.admin.yaml"), "key", "rotate", "--to", "nothing")
-	l.refused("ztctl", "--config", l.path("ztd-1.kek"), "status")
-	l.refused("ztctl", "--config", l.path("ztd-1.admin.yaml"), "apply", "-f", "ztd-1.kek")
+	l.refused("ztd", "run", "--data-dir", "ztd-1", "--kek", "file:"+l.Path("wrong.kek"))
+	l.refused("ztd", "run", "--data-dir", "ztd-1", "--kek", "command:/bin/cat "+l.Path("ztd-2.kek")+" "+l.Path("nothing"))
+	l.refused("ztd", "restore", "--data-dir", "restored-wrong", "--from", "after.ztbackup", "--kek", "file:"+l.Path("wrong.kek"))
+	l.refused("ztd", "join", "--data-dir", "joined-wrong", "--server", l.Servers[0].Node(), "--token-file", "unused-server.token", "--kek", "file:"+l.Path("wrong.kek"))
+	l.refused("ztctl", "--config", l.Path("ztd-1.admin.yaml"), "key", "rotate", "--to", "nothing")
+	l.refused("ztctl", "--config", l.Path("ztd-1.kek"), "status")
+	l.refused("ztctl", "--config", l.Path("ztd-1.admin.yaml"), "apply", "-f", "ztd-1.kek")
 }
 
 // reads has everything shown that there is to be shown.
 func (l *life) reads() {
-	l.t.Helper()
+	l.T.Helper()
 	for _, args := range [][]string{
 		{"status"}, {"get"}, {"get", "blocks"}, {"members"}, {"token", "list"}, {"admin", "list"}, {"history"}, {"log"}, {"key", "status"}, {"context", "list"},
 	} {
@@ -368,27 +305,27 @@ func (l *life) reads() {
 	}
 	for _, s := range l.Servers {
 		for _, path := range []string{"/metrics", "/healthz", "/readyz", "/debug/state", "/debug/members", "/debug/pprof/goroutine?debug=2", "/debug/pprof/heap?debug=1"} {
-			body, err := s.Get(l.ctx(), path)
-			l.check(err)
+			body, err := s.Get(l.Context(), path)
+			l.Check(err)
 			l.said[s.Name+path] = []byte(body)
 		}
 	}
 	for n := range l.Servers {
-		stream, err := l.API(n).ReadAudit(l.ctx(), &ztv1.ReadAuditRequest{})
-		l.check(err)
+		stream, err := l.API(n).ReadAudit(l.Context(), &ztv1.ReadAuditRequest{})
+		l.Check(err)
 		for i := 0; ; i++ {
 			m, err := stream.Recv()
 			if errors.Is(err, io.EOF) {
 				break
 			}
-			l.check(err)
+			l.Check(err)
 			l.said[fmt.Sprintf("audit of %s, %d", l.Servers[n].Name, i)] = []byte(m.String())
 		}
 	}
 	for _, p := range l.processes() {
 		for _, file := range []string{"cmdline", "environ"} {
 			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", p.PID(), file))
-			l.check(err)
+			l.Check(err)
 			l.said[fmt.Sprintf("%s of %s", file, p.Name())] = b
 		}
 	}
@@ -403,13 +340,13 @@ func (l *life) processes() (all []*zttest.Process) {
 
 // search looks for all canaries in all that there is.
 func (l *life) search() (found []canaries.Found, places int) {
-	l.t.Helper()
+	l.T.Helper()
 	f := canaries.NewFinder(l.canaries)
 	for where, content := range l.said {
 		places++
 		found = append(found, f.Find(where, content, false)...)
 	}
-	l.check(filepath.WalkDir(l.Dir, func(path string, d fs.DirEntry, err error) error {
+	l.Check(filepath.WalkDir(l.Dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
@@ -435,11 +372,11 @@ func TestCanaries(t *testing.T) {
 	l.errorsToo()
 	l.reads()
 	// Backups of either key are restored, and what they become is searched, too.
-	l.check(identity.SaveKeys(l.path("restored.kek"), l.kek))
+	l.Check(identity.SaveKeys(l.Path("restored.kek"), l.kek))
 	for n, file := range []string{"before.ztbackup", "after.ztbackup"} {
-		out, err := l.Command(l.ctx(), "ztd", "restore", "--from", file, "--data-dir", fmt.Sprintf("restored-%d", n), "--kek", "file:"+l.path("restored.kek"), "--log-level", "debug")
+		out, err := l.Command(l.Context(), "ztd", "restore", "--from", file, "--data-dir", fmt.Sprintf("restored-%d", n), "--kek", "file:"+l.Path("restored.kek"), "--log-level", "debug")
 		l.keep("restore of "+file, out, err)
-		l.check(err)
+		l.Check(err)
 	}
 	l.root()
 	l.sealed("ztd-1", "ztd-2", "ztd-3", "restored-0", "restored-1")
@@ -462,7 +399,7 @@ func TestCanaries(t *testing.T) {
 	for i, c := range l.canaries {
 		form := canaries.Forms()[i%len(canaries.Forms())]
 		where := filepath.Join([]string{"ztd-1", "ztd-2/raft", "ztd-3/raft/snapshots", "restored-0"}[i%4], "planted")
-		l.check(os.WriteFile(l.path(where), []byte("before "+form.Write(c.Secret[:len(c.Secret)/2])[0]+" after"), 0o600))
+		l.Check(os.WriteFile(l.Path(where), []byte("before "+form.Write(c.Secret[:len(c.Secret)/2])[0]+" after"), 0o600))
 		f := canaries.NewFinder(l.canaries[i : i+1])
 		if got := f.Find(where, l.read(where), true); len(got) == 0 || got[0].Canary != c.Name {
 			t.Errorf("the %s, planted as %s, is not found: %v", c.Name, form.Name, got)
@@ -472,6 +409,6 @@ func TestCanaries(t *testing.T) {
 				t.Error("the search finds nothing that was planted")
 			}
 		}
-		l.check(os.Remove(l.path(where)))
+		l.Check(os.Remove(l.Path(where)))
 	}
 }

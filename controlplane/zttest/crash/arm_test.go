@@ -5,7 +5,6 @@ package crash_test
 import (
 	"fmt"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,11 +15,7 @@ import (
 // TestArm: what the environment arms is what happens, and what it cannot arm ends the
 // process at once: a cycle that waits for nothing would pass.
 func TestArm(t *testing.T) {
-	dir := t.TempDir()
-	c := &fleet.Cluster{Site: &fleet.Site{Bin: filepath.Join(dir, "bin"), Dir: dir, Env: fleet.Environment()}}
-	if err := c.Build(t.Context(), filepath.Join("..", "..", ".."), "ztd"); err != nil {
-		t.Fatal(err)
-	}
+	c := fleet.NewTest(t, patience, []string{"ztd"})
 	for n, tt := range []struct {
 		arm, says string
 		code      int // -1: SIGKILL

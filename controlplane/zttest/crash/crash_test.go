@@ -8,35 +8,18 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
 	"github.com/ztmesh/ztmesh/failpoint"
 )
 
-// number reads a variable of the environment.
-func number(t *testing.T, name string, standard uint64) uint64 {
-	t.Helper()
-	s := os.Getenv(name)
-	if s == "" {
-		return standard
-	}
-	n, err := strconv.ParseUint(s, 10, 64)
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	return n
-}
-
 // TestCrash is the suite. Every failpoint has its turn before one has its second.
 func TestCrash(t *testing.T) {
-	cycles, seed := int(number(t, "ZT_CYCLES", uint64(len(failpoint.Names())))), number(t, "ZT_SEED", rand.Uint64())
-	var until time.Time // zero: all cycles
-	if s := os.Getenv("ZT_MINUTES"); s != "" {
-		until = time.Now().Add(time.Duration(number(t, "ZT_MINUTES", 0)) * time.Minute)
-	}
+	cycles, seed := int(fleet.Number(t, "ZT_CYCLES", uint64(len(failpoint.Names())))), fleet.Number(t, "ZT_SEED", rand.Uint64())
+	until := fleet.Deadline(t)
 	names := failpoint.Names()
 	if only := os.Getenv("ZT_FAILPOINTS"); only != "" {
 		names = strings.Split(only, ",")
@@ -58,7 +41,7 @@ func TestCrash(t *testing.T) {
 	for ; n < cycles && (until.IsZero() || time.Now().Before(until)); n++ {
 		if len(order) == 0 {
 			order = slices.Clone(names)
-			r.rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+			r.Rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		}
 		point := order[0]
 		order = order[1:]
@@ -78,7 +61,7 @@ func TestCrash(t *testing.T) {
 		kills += k
 	}
 	t.Logf("%d cycles in %v, %d kills at %d of %d failpoints, %d kills where one was not reached in time (%v); %+v",
-		n, took.Round(time.Second), kills, len(r.reached), len(names), sum(r.missed), slices.Sorted(maps.Keys(r.missed)), r.ledger.Counts())
+		n, took.Round(time.Second), kills, len(r.reached), len(names), sum(r.missed), slices.Sorted(maps.Keys(r.missed)), r.Ledger.Counts())
 	for _, name := range names {
 		// A short run may be too short for all of them.
 		if n >= 2*len(names) && r.reached[name] == 0 {

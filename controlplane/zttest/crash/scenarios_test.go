@@ -5,7 +5,6 @@ package crash_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/ztmesh/ztmesh/controlplane/zttest"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/ledger"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
@@ -83,22 +83,22 @@ var often = map[string]int{
 
 // armed is what arms a failpoint: sometimes not the first time that it is passed.
 func (r *run) armed(point string) string {
-	return fmt.Sprintf("%s:%d", point, 1+r.rng.IntN(max(1, often[point])))
+	return fmt.Sprintf("%s:%d", point, 1+r.Rand.IntN(max(1, often[point])))
 }
 
 // underLoad arms a running server, which then comes to the failpoint by what the
 // clients do. In every fifth cycle a second server dies beside it, and in half of those
 // the third one, too: then nothing is left but what is on their disks.
 func (r *run) underLoad(point string, victim int) {
-	r.t.Helper()
-	l := r.startLoad()
+	r.T.Helper()
+	l := r.StartLoad()
 	s := r.Servers[victim]
 	before := said(s.Log(), point)
 	r.arm(s, r.armed(point))
 	var second <-chan time.Time
-	other := r.Servers[(victim+1+r.rng.IntN(2))%3]
-	if r.rng.IntN(5) == 0 {
-		second = time.After(time.Duration(r.rng.IntN(100)) * time.Millisecond)
+	other := r.Servers[(victim+1+r.Rand.IntN(2))%3]
+	if r.Rand.IntN(5) == 0 {
+		second = time.After(time.Duration(r.Rand.IntN(100)) * time.Millisecond)
 	}
 	give := time.NewTimer(reach)
 	defer give.Stop()
@@ -107,9 +107,9 @@ func (r *run) underLoad(point string, victim int) {
 		case <-second:
 			other.Kill()
 			second = nil
-			switch r.rng.IntN(4) {
+			switch r.Rand.IntN(4) {
 			case 0: // it comes back at once; else not until the end of the cycle
-				r.check(other.Start(r.Site))
+				r.Check(other.Start(r.Site))
 			case 1, 2:
 				for _, s := range r.Servers {
 					s.Kill()
@@ -123,7 +123,7 @@ func (r *run) underLoad(point string, victim int) {
 	}
 	r.dies(s.Process, point, before, 0)
 	if r.running() > 1 {
-		r.moreWrites(2) // the others go on
+		r.MoreWrites(2) // the others go on
 	}
 	r.restore()
 	r.settle(l)
@@ -140,23 +140,23 @@ func (r *run) running() int {
 }
 
 func (r *run) arm(s *fleet.Server, what string) {
-	r.t.Helper()
-	ctx := r.ctx()
-	r.check(s.Post(ctx, "/debug/failpoint?arm="+what))
+	r.T.Helper()
+	ctx := r.Context()
+	r.Check(s.Post(ctx, "/debug/failpoint?arm="+what))
 }
 
-func (r *run) leads(point string)   { r.underLoad(point, r.leader()) }
+func (r *run) leads(point string)   { r.underLoad(point, r.Leads()) }
 func (r *run) follows(point string) { r.underLoad(point, r.follower()) }
-func (r *run) serves(point string)  { r.underLoad(point, r.rng.IntN(3)) }
+func (r *run) serves(point string)  { r.underLoad(point, r.Rand.IntN(3)) }
 
 // starts kills a server anywhere, and it dies again on its way up.
 func (r *run) starts(point string) {
-	r.t.Helper()
-	l := r.startLoad()
-	s := r.Servers[r.rng.IntN(3)]
+	r.T.Helper()
+	l := r.StartLoad()
+	s := r.Servers[r.Rand.IntN(3)]
 	s.Kill()
 	before := said(s.Log(), point)
-	r.check(s.Start(r.Site, "ZT_FAILPOINT="+r.armed(point)))
+	r.Check(s.Start(r.Site, "ZT_FAILPOINT="+r.armed(point)))
 	r.dies(s.Process, point, before, reach)
 	r.restore()
 	r.settle(l)
@@ -164,9 +164,9 @@ func (r *run) starts(point string) {
 
 // isElected kills the leader: one of the others dies as it becomes, or makes, the next.
 func (r *run) isElected(point string) {
-	r.t.Helper()
-	l := r.startLoad()
-	leader := r.leader()
+	r.T.Helper()
+	l := r.StartLoad()
+	leader := r.Leads()
 	followers := []*fleet.Server{r.Servers[(leader+1)%3], r.Servers[(leader+2)%3]}
 	before := said(followers[0].Log(), point) + said(followers[1].Log(), point)
 	for _, s := range followers {
@@ -192,17 +192,17 @@ func (r *run) isElected(point string) {
 // isDeposed: a leader dies as it hears that it leads no more, since it hands over or
 // since it was stopped for longer than the others wait.
 func (r *run) isDeposed(point string) {
-	r.t.Helper()
-	l := r.startLoad()
-	s := r.Servers[r.leader()]
+	r.T.Helper()
+	l := r.StartLoad()
+	s := r.Servers[r.Leads()]
 	before := said(s.Log(), point)
 	r.arm(s, point)
-	if r.rng.IntN(2) == 0 {
-		r.check(syscall.Kill(s.PID(), syscall.SIGTERM))
+	if r.Rand.IntN(2) == 0 {
+		r.Check(syscall.Kill(s.PID(), syscall.SIGTERM))
 	} else {
-		r.check(syscall.Kill(s.PID(), syscall.SIGSTOP))
-		r.moreWrites(2) // there is another
-		r.check(syscall.Kill(s.PID(), syscall.SIGCONT))
+		r.Check(syscall.Kill(s.PID(), syscall.SIGSTOP))
+		r.MoreWrites(2) // there is another
+		r.Check(syscall.Kill(s.PID(), syscall.SIGCONT))
 	}
 	r.dies(s.Process, point, before, reach)
 	r.restore()
@@ -212,14 +212,14 @@ func (r *run) isDeposed(point string) {
 // isSeeded keeps a follower away until its peers have no log for it any more, and it
 // dies over the snapshot that it is sent.
 func (r *run) isSeeded(point string) {
-	r.t.Helper()
-	l := r.startLoad()
-	leader := r.Servers[r.leader()]
+	r.T.Helper()
+	l := r.StartLoad()
+	leader := r.Servers[r.Leads()]
 	away := r.Servers[r.follower()]
 	away.Kill()
 	r.awaitCut(leader)
 	before := said(away.Log(), point)
-	r.check(away.Start(r.Site, "ZT_FAILPOINT="+point))
+	r.Check(away.Start(r.Site, "ZT_FAILPOINT="+point))
 	r.dies(away.Process, point, before, reach)
 	r.restore()
 	r.settle(l)
@@ -227,40 +227,40 @@ func (r *run) isSeeded(point string) {
 
 // awaitCut waits until a server has cut entries from its log that it has now.
 func (r *run) awaitCut(s *fleet.Server) {
-	r.t.Helper()
-	ctx := r.ctx()
+	r.T.Helper()
+	ctx := r.Context()
 	cuts := func() int {
 		var passed map[string]int
 		body, err := s.Get(ctx, "/debug/failpoint")
-		r.check(err)
-		r.check(json.Unmarshal([]byte(body), &passed))
+		r.Check(err)
+		r.Check(json.Unmarshal([]byte(body), &passed))
 		return passed["store.log.uncut"]
 	}
 	// The first may cut what the one who is away has.
 	before := cuts()
-	r.check(fleet.Until(r.ctx(), "a cut", func(ctx context.Context) error {
+	r.Until("a cut", func(ctx context.Context) error {
 		if n := cuts(); n < before+2 {
 			return fmt.Errorf("%d of 2", n-before)
 		}
 		return nil
-	}))
+	})
 }
 
 // stops ends a server in good order, and it dies on its way down.
-func (r *run) stops(point string) { r.stopping(point, r.rng.IntN(3)) }
+func (r *run) stops(point string) { r.stopping(point, r.Rand.IntN(3)) }
 
 // hands is stops of the leader.
-func (r *run) hands(point string) { r.stopping(point, r.leader()) }
+func (r *run) hands(point string) { r.stopping(point, r.Leads()) }
 
 func (r *run) stopping(point string, victim int) {
-	r.t.Helper()
-	l := r.startLoad()
+	r.T.Helper()
+	l := r.StartLoad()
 	s := r.Servers[victim]
 	before := said(s.Log(), point)
 	r.arm(s, point)
-	r.check(syscall.Kill(s.PID(), syscall.SIGTERM))
+	r.Check(syscall.Kill(s.PID(), syscall.SIGTERM))
 	r.dies(s.Process, point, before, reach)
-	r.moreWrites(2)
+	r.MoreWrites(2)
 	r.restore()
 	r.settle(l)
 }
@@ -268,31 +268,31 @@ func (r *run) stopping(point string, victim int) {
 // initialises: what an interrupted init has left is refused, by init and by run, with
 // what to do; and then done again.
 func (r *run) initialises(point string) {
-	r.t.Helper()
-	ctx := r.ctx()
+	r.T.Helper()
+	ctx := r.Context()
 	r.joined++
 	name := fmt.Sprintf("init-%d", r.joined)
 	args := []string{"init", "--trust-domain", "other.example", "--data-dir", name}
 	p := r.dying("ztd", name, point, args...)
 	r.dies(p, point, 0, reach)
 	if out, err := r.Command(ctx, "ztd", args...); err == nil || !strings.Contains(err.Error(), "interrupted") {
-		r.t.Errorf("init after one that was interrupted at %s: %s, %v", point, out, err)
+		r.T.Errorf("init after one that was interrupted at %s: %s, %v", point, out, err)
 	}
 	if out, err := r.Command(ctx, "ztd", "run", "--data-dir", name); err == nil || !strings.Contains(err.Error(), "is not the data directory of a server") {
-		r.t.Errorf("run after an init that was interrupted at %s: %s, %v", point, out, err)
+		r.T.Errorf("run after an init that was interrupted at %s: %s, %v", point, out, err)
 	}
-	r.check(os.RemoveAll(filepath.Join(r.Dir, name)))
+	r.Check(os.RemoveAll(filepath.Join(r.Dir, name)))
 	_, err := r.Command(ctx, "ztd", args...)
-	r.check(err)
-	r.check(os.RemoveAll(filepath.Join(r.Dir, name)))
+	r.Check(err)
+	r.Check(os.RemoveAll(filepath.Join(r.Dir, name)))
 }
 
 // recovers: of a cluster beside this one, one server of two is lost, and the recovery
 // of the other dies. Before it is decided, nothing has changed; after that, nobody
 // serves from the folder until it is ended, and then it is whole.
 func (r *run) recovers(point string) {
-	r.t.Helper()
-	ctx := r.ctx()
+	r.T.Helper()
+	ctx := r.Context()
 	r.joined++
 	c := &fleet.Cluster{Site: r.Site}
 	at := func(n int) *fleet.Server {
@@ -300,7 +300,7 @@ func (r *run) recovers(point string) {
 		s.Flags = []string{"--election-timeout", "200ms"}
 		return s
 	}
-	r.check(c.Begin(ctx, "other.example", []*fleet.Server{at(0), at(1)}))
+	r.Check(c.Begin(ctx, "other.example", []*fleet.Server{at(0), at(1)}))
 	defer func() {
 		for _, s := range c.Servers {
 			if s.Running() {
@@ -311,42 +311,42 @@ func (r *run) recovers(point string) {
 	survivor, lost := c.Servers[0], c.Servers[1]
 	_, err := c.API(0).Apply(ctx, &ztv1.ApplyRequest{Files: []*ztv1.File{{Name: "w", Content: []byte(
 		"apiVersion: ztmesh.dev/v1alpha1\nkind: Workload\nmetadata: {namespace: load, name: agent}\nspec: {}\n")}}})
-	r.check(err)
+	r.Check(err)
 	lost.Kill()
 	survivor.Kill()
 	args := []string{"recover", "--yes", "--lost", c.IDs[1], "--data-dir", survivor.Name}
 	p := r.dying("ztd", survivor.Name, point, args...)
 	r.dies(p, point, 0, 4*reach)
 	id, err := c.ID(survivor)
-	r.check(err)
+	r.Check(err)
 	if point == "controlplane.recover.built" {
 		if id != c.IDs[0] {
-			r.t.Errorf("killed at %s, and it is another server", point)
+			r.T.Errorf("killed at %s, and it is another server", point)
 		}
 	} else if out, err := r.Command(ctx, "ztd", "run", "--data-dir", survivor.Name); err == nil || !strings.Contains(err.Error(), "a recover of "+survivor.Name+" was interrupted") {
-		r.t.Errorf("run after a recovery that was interrupted at %s: %s, %v", point, out, err)
+		r.T.Errorf("run after a recovery that was interrupted at %s: %s, %v", point, out, err)
 	}
 	_, err = r.Command(ctx, "ztd", args...)
-	r.check(err)
+	r.Check(err)
 	if c.IDs[0], err = c.ID(survivor); err != nil || c.IDs[0] == id && id != "" && point == "controlplane.recover.built" {
-		r.t.Errorf("recovered after %s: it is %s as before, %v", point, id, err)
+		r.T.Errorf("recovered after %s: it is %s as before, %v", point, id, err)
 	}
-	r.check(survivor.Start(r.Site))
-	r.check(survivor.Ready(ctx))
+	r.Check(survivor.Start(r.Site))
+	r.Check(survivor.Ready(ctx))
 	c.Servers, c.IDs, c.Ports = c.Servers[:1], c.IDs[:1], c.Ports[:1]
-	r.check(c.Together(ctx))
+	r.Check(c.Together(ctx))
 	_, err = c.Token(ctx, "load/agent")
-	r.check(err)
+	r.Check(err)
 }
 
 // dying starts a program that is to end at a failpoint.
 func (r *run) dying(program, name, point string, args ...string) *zttest.Process {
-	r.t.Helper()
+	r.T.Helper()
 	p, err := zttest.Start(zttest.Command{
 		Name: name, Path: r.Program(program), Args: args, Dir: r.Dir,
 		Env: append(r.Env[:len(r.Env):len(r.Env)], "ZT_FAILPOINT="+point), Log: r.Log(name),
 	})
-	r.check(err)
+	r.Check(err)
 	return p
 }
 
@@ -359,18 +359,18 @@ func (r *run) newcomer() *fleet.Server {
 // joins: a server dies while it joins. Its token is used up, and the folder is no
 // server's; with a new token it joins.
 func (r *run) joins(point string) {
-	r.t.Helper()
-	l := r.startLoad()
+	r.T.Helper()
+	l := r.StartLoad()
 	s := r.newcomer()
 	args := r.joinArgs(s, r.token(""))
 	p := r.dying("ztd", s.Name, point, args...)
 	r.dies(p, point, 0, reach)
-	ctx := r.ctx()
+	ctx := r.Context()
 	if said(p.Log(), point) > 0 { // else it has found no leader
-		r.check(fleet.Until(ctx, "a clear answer", func(ctx context.Context) error {
+		r.Check(fleet.Until(ctx, "a clear answer", func(ctx context.Context) error {
 			_, err := r.Command(ctx, "ztd", args...)
 			if err == nil {
-				r.t.Errorf("a server token was used twice, after a join that died at %s", point)
+				r.T.Errorf("a server token was used twice, after a join that died at %s", point)
 			} else if !strings.Contains(err.Error(), "token refused") {
 				return err
 			}
@@ -382,33 +382,33 @@ func (r *run) joins(point string) {
 }
 
 func (r *run) joinArgs(s *fleet.Server, token string) []string {
-	r.t.Helper()
-	args, err := r.JoinArgs(s, token, r.rng.IntN(3))
-	r.check(err)
+	r.T.Helper()
+	args, err := r.JoinArgs(s, token, r.Rand.IntN(3))
+	r.Check(err)
 	return args
 }
 
 func (r *run) idOf(s *fleet.Server) string {
-	r.t.Helper()
+	r.T.Helper()
 	id, err := r.ID(s)
-	r.check(err)
+	r.Check(err)
 	return id
 }
 
 // admits: the leader dies while a server joins.
 func (r *run) admits(point string) {
-	r.t.Helper()
-	l := r.startLoad()
-	leader := r.Servers[r.leader()]
+	r.T.Helper()
+	l := r.StartLoad()
+	leader := r.Servers[r.Leads()]
 	s := r.newcomer()
 	args := r.joinArgs(s, r.token(""))
 	before := said(leader.Log(), point)
 	r.arm(leader, point)
-	ctx := r.ctx()
+	ctx := r.Context()
 	_, err := r.Command(ctx, "ztd", args...)
 	r.dies(leader.Process, point, before, reach)
 	if err == nil && said(leader.Log(), point) > before {
-		r.t.Errorf("a join by a leader that died at %s succeeded", point)
+		r.T.Errorf("a join by a leader that died at %s succeeded", point)
 	}
 	r.restore()
 	r.comeAndGo(s)
@@ -418,14 +418,14 @@ func (r *run) admits(point string) {
 // comeAndGo joins a server with a new token, waits until it votes, and removes it. What
 // was left of earlier tries is removed with it.
 func (r *run) comeAndGo(s *fleet.Server) {
-	r.t.Helper()
-	ctx := r.ctx()
-	r.check(r.Join(ctx, s))
-	r.check(s.Start(r.Site))
+	r.T.Helper()
+	ctx := r.Context()
+	r.Check(r.Join(ctx, s))
+	r.Check(s.Start(r.Site))
 	defer s.Kill()
-	r.check(s.Ready(ctx))
+	r.Check(s.Ready(ctx))
 	id := r.idOf(s)
-	r.check(fleet.Until(r.ctx(), "the newcomer votes", func(ctx context.Context) error { return r.votes(ctx, s, id, true) }))
+	r.Until("the newcomer votes", func(ctx context.Context) error { return r.votes(ctx, s, id, true) })
 	r.remove(id)
 	r.gone(s, id)
 }
@@ -444,41 +444,41 @@ func (r *run) votes(ctx context.Context, by *fleet.Server, id string, want bool)
 
 // remove takes a server out, and asks again until that is clear.
 func (r *run) remove(id string) {
-	r.t.Helper()
-	r.check(fleet.Until(r.ctx(), "a removal", func(ctx context.Context) error {
-		_, err := r.API(r.rng.IntN(3)).RemoveMember(ctx, &ztv1.RemoveMemberRequest{Id: id})
+	r.T.Helper()
+	r.Until("a removal", func(ctx context.Context) error {
+		_, err := r.API(r.Rand.IntN(3)).RemoveMember(ctx, &ztv1.RemoveMemberRequest{Id: id})
 		if status.Code(err) == codes.NotFound {
 			return nil
 		}
 		return err
-	}))
+	})
 }
 
 // gone wants a removed server to have ended by itself, and nobody to count on its vote;
 // and removes what failed joins have left of records.
 func (r *run) gone(s *fleet.Server, id string) {
-	r.t.Helper()
+	r.T.Helper()
 	for _, by := range r.Servers {
-		r.check(fleet.Until(r.ctx(), "the vote is gone", func(ctx context.Context) error { return r.votes(ctx, by, id, false) }))
+		r.Until("the vote is gone", func(ctx context.Context) error { return r.votes(ctx, by, id, false) })
 	}
 	give := time.NewTimer(patience)
 	defer give.Stop()
 	select {
 	case <-s.Exited():
 	case <-give.C:
-		r.t.Errorf("%s was removed and goes on", s.Name)
+		r.T.Errorf("%s was removed and goes on", s.Name)
 		s.Kill()
 	}
 	// It may have led, and signed.
 	journal := filepath.Join(r.Dir, "log", s.Name+".issuance")
-	r.check(os.Rename(filepath.Join(s.Dir(r.Site), "issuance.log"), journal))
+	r.Check(os.Rename(filepath.Join(s.Dir(r.Site), "issuance.log"), journal))
 	r.past = append(r.past, journal)
-	r.check(os.RemoveAll(s.Dir(r.Site)))
+	r.Check(os.RemoveAll(s.Dir(r.Site)))
 	var all *ztv1.ListMembersResponse
-	r.check(fleet.Until(r.ctx(), "the members", func(ctx context.Context) (err error) {
-		all, err = r.API(r.leader()).ListMembers(ctx, &ztv1.ListMembersRequest{})
+	r.Until("the members", func(ctx context.Context) (err error) {
+		all, err = r.API(r.Leads()).ListMembers(ctx, &ztv1.ListMembersRequest{})
 		return err
-	}))
+	})
 	for _, m := range all.Members {
 		if m.ClusterAddress == "" {
 			r.remove(m.Id) // it has joined and was never started
@@ -488,21 +488,21 @@ func (r *run) gone(s *fleet.Server, id string) {
 
 // grows: the leader dies while it makes a newcomer a voter; the newcomer asks the next.
 func (r *run) grows(point string) {
-	r.t.Helper()
-	l := r.startLoad()
+	r.T.Helper()
+	l := r.StartLoad()
 	s := r.newcomer()
-	ctx := r.ctx()
-	r.check(r.Join(ctx, s))
-	leader := r.Servers[r.leader()]
+	ctx := r.Context()
+	r.Check(r.Join(ctx, s))
+	leader := r.Servers[r.Leads()]
 	before := said(leader.Log(), point)
 	r.arm(leader, point)
-	r.check(s.Start(r.Site))
+	r.Check(s.Start(r.Site))
 	defer s.Kill()
 	r.dies(leader.Process, point, before, reach)
 	r.restore()
-	r.check(s.Ready(ctx))
+	r.Check(s.Ready(ctx))
 	id := r.idOf(s)
-	r.check(fleet.Until(r.ctx(), "the newcomer votes", func(ctx context.Context) error { return r.votes(ctx, s, id, true) }))
+	r.Until("the newcomer votes", func(ctx context.Context) error { return r.votes(ctx, s, id, true) })
 	r.remove(id)
 	r.gone(s, id)
 	r.settle(l)
@@ -511,25 +511,25 @@ func (r *run) grows(point string) {
 // shrinks: the leader dies while it removes a server; asked again, the next leader
 // ends what was begun.
 func (r *run) shrinks(point string) {
-	r.t.Helper()
-	l := r.startLoad()
+	r.T.Helper()
+	l := r.StartLoad()
 	s := r.newcomer()
-	ctx := r.ctx()
-	r.check(r.Join(ctx, s))
-	r.check(s.Start(r.Site))
+	ctx := r.Context()
+	r.Check(r.Join(ctx, s))
+	r.Check(s.Start(r.Site))
 	defer s.Kill()
-	r.check(s.Ready(ctx))
+	r.Check(s.Ready(ctx))
 	id := r.idOf(s)
-	r.check(fleet.Until(r.ctx(), "the newcomer votes", func(ctx context.Context) error { return r.votes(ctx, s, id, true) }))
-	leader := r.Servers[r.leader()]
+	r.Until("the newcomer votes", func(ctx context.Context) error { return r.votes(ctx, s, id, true) })
+	leader := r.Servers[r.Leads()]
 	before := said(leader.Log(), point)
 	r.arm(leader, point)
 	call, stop := context.WithTimeout(ctx, reach)
 	defer stop()
-	_, err := r.API(r.leader()).RemoveMember(call, &ztv1.RemoveMemberRequest{Id: id})
+	_, err := r.API(r.Leads()).RemoveMember(call, &ztv1.RemoveMemberRequest{Id: id})
 	r.dies(leader.Process, point, before, reach)
 	if err == nil && said(leader.Log(), point) > before {
-		r.t.Errorf("a removal by a leader that died at %s succeeded", point)
+		r.T.Errorf("a removal by a leader that died at %s succeeded", point)
 	}
 	r.restore()
 	r.remove(id)
@@ -537,27 +537,24 @@ func (r *run) shrinks(point string) {
 	r.settle(l)
 }
 
-// agentArgs run an agent without an Envoy.
-func (r *run) agentArgs(name, token string) []string {
-	r.t.Helper()
+// agentFlags run an agent without an Envoy.
+func (r *run) agentFlags(name, token string) []string {
+	r.T.Helper()
 	file, err := r.TokenFile(name, token)
-	r.check(err)
-	return []string{
-		"run", "--no-envoy", "--workload", workload, "--token-file", file, "--data-dir", name,
-		"--server", r.Servers[0].Node() + "," + r.Servers[1].Node() + "," + r.Servers[2].Node(),
-	}
+	r.Check(err)
+	return append(r.AtAll(), "--no-envoy", "--workload", ledger.Workload, "--token-file", file)
 }
 
 // enrols: an agent dies while it enrols; started again, with the same token, it is the
 // same instance.
 func (r *run) enrols(point string) {
-	r.t.Helper()
-	l := r.startLoad()
+	r.T.Helper()
+	l := r.StartLoad()
 	name := r.nextAgent()
-	token := r.token(workload)
-	p := r.dying("ztagent", name, point, r.agentArgs(name, token)...)
+	token := r.token(ledger.Workload)
+	p := r.dyingAgent(name, token, point)
 	r.dies(p, point, 0, reach)
-	r.agentServes(name, token).Stop(patience)
+	r.Agent(name, r.agentFlags(name, token)...).Stop(patience)
 	r.deregister(name)
 	r.settle(l)
 }
@@ -567,39 +564,28 @@ func (r *run) nextAgent() string {
 	return fmt.Sprintf("agent-%d", r.joined)
 }
 
-// agentServes runs an agent and waits until it serves.
-func (r *run) agentServes(name, token string) *zttest.Process {
-	r.t.Helper()
-	p, err := zttest.Start(zttest.Command{
-		Name: name, Path: r.Program("ztagent"), Args: r.agentArgs(name, token), Dir: r.Dir, Env: r.Env, Log: r.Log(name),
-	})
-	r.check(err)
-	ctx := r.ctx()
-	r.check(p.Await(ctx, "its certificates", func(context.Context) error {
-		if b, err := os.ReadFile(p.Log()); err != nil || !strings.Contains(string(b), `"msg":"serving"`) {
-			return errors.Join(errors.New("it does not serve"), err)
-		}
-		return nil
-	}))
-	return p
+// dyingAgent starts an agent that is to end at a failpoint.
+func (r *run) dyingAgent(name, token, point string) *zttest.Process {
+	r.T.Helper()
+	return r.dying("ztagent", name, point, append([]string{"run", "--data-dir", name}, r.agentFlags(name, token)...)...)
 }
 
 func (r *run) deregister(name string) {
-	r.t.Helper()
-	r.check(fleet.Until(r.ctx(), "an agent deregisters", func(ctx context.Context) error {
+	r.T.Helper()
+	r.Until("an agent deregisters", func(ctx context.Context) error {
 		_, err := r.Command(ctx, "ztagent", "deregister", "--data-dir", name)
 		return err
-	}))
-	r.check(os.RemoveAll(filepath.Join(r.Dir, name)))
+	})
+	r.Check(os.RemoveAll(filepath.Join(r.Dir, name)))
 }
 
 // leaves: an agent dies when the cluster has forgotten its instance; asked again, it
 // forgets it, too.
 func (r *run) leaves(point string) {
-	r.t.Helper()
-	l := r.startLoad()
+	r.T.Helper()
+	l := r.StartLoad()
 	name := r.nextAgent()
-	r.agentServes(name, r.token(workload)).Stop(patience)
+	r.Agent(name, r.agentFlags(name, r.token(ledger.Workload))...).Stop(patience)
 	p := r.dying("ztagent", name, point, "deregister", "--data-dir", name)
 	r.dies(p, point, 0, reach)
 	r.deregister(name)
@@ -615,18 +601,18 @@ type renewal struct {
 
 // renews starts such an agent, if there is none.
 func (r *run) renews(point string) {
-	r.t.Helper()
+	r.T.Helper()
 	if r.renewal != nil {
 		return
 	}
-	a := &renewal{name: r.nextAgent(), token: r.token(workload)}
-	a.Process = r.dying("ztagent", a.name, point, r.agentArgs(a.name, a.token)...)
+	a := &renewal{name: r.nextAgent(), token: r.token(ledger.Workload)}
+	a.Process = r.dyingAgent(a.name, a.token, point)
 	r.renewal = a
 }
 
 // renewed waits for its end, and sees that it goes on with what it has.
 func (r *run) renewed() {
-	r.t.Helper()
+	r.T.Helper()
 	const point = "agent.renew.answered"
 	a := r.renewal
 	if a == nil {
@@ -634,6 +620,6 @@ func (r *run) renewed() {
 	}
 	r.renewal = nil
 	r.dies(a.Process, point, 0, 90*time.Second)
-	r.agentServes(a.name, a.token).Stop(patience)
+	r.Agent(a.name, r.agentFlags(a.name, a.token)...).Stop(patience)
 	r.deregister(a.name)
 }

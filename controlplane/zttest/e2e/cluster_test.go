@@ -6,13 +6,13 @@ import (
 	"net/http"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/ztmesh/ztmesh/controlplane/zttest"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -36,39 +36,29 @@ spec: {from: {workloads: [web]}, to: {services: [orders], methods: [GET]}}
 
 const orders = "orders.shop.mesh"
 
-// load calls as an application does, over and over, until it is stopped.
-type load struct {
-	stop   context.CancelFunc
-	done   sync.WaitGroup
-	passed atomic.Int64
-	mu     sync.Mutex // guards failed
-	failed []string
-}
-
-// startLoad begins once a call has passed: endpoints are healthy only after
-// their first check.
-func startLoad(t *testing.T, m *mesh.Mesh, web *mesh.Instance) *load {
+// startLoad has web call over and over until the load is ended; not one call may fail.
+// It begins once a call has passed: endpoints are healthy only after their first check.
+func startLoad(t *testing.T, m *mesh.Mesh, web *mesh.Instance) (end func()) {
 	t.Helper()
 	reach(t, m, web)
-	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{stop: cancel}
-	for range 4 {
-		client := &http.Client{Transport: &http.Transport{}}
-		l.done.Go(func() {
-			defer client.CloseIdleConnections()
-			for ctx.Err() == nil {
-				a, err := web.Call(client, http.MethodGet, orders, "/load")
-				if err == nil && a.Status == 200 {
-					l.passed.Add(1)
-					continue
-				}
-				l.mu.Lock()
-				l.failed = append(l.failed, fmt.Sprintf("%d %s %q %v", a.Status, a.Reason, a.Body, err))
-				l.mu.Unlock()
-			}
-		})
+	const callers = 4
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: callers}}
+	t.Cleanup(client.CloseIdleConnections)
+	calls := zttest.StartCalls(t.Context(), callers, 0, func(context.Context) error {
+		a, err := web.Call(client, http.MethodGet, orders, "/load")
+		if err == nil && a.Status != 200 {
+			err = fmt.Errorf("%d %s %q", a.Status, a.Reason, a.Body)
+		}
+		return err
+	})
+	return func() {
+		t.Helper()
+		passed, err := calls.Stop()
+		if err != nil {
+			t.Error(err)
+		}
+		t.Logf("%d calls passed", passed)
 	}
-	return l
 }
 
 // reach waits until a call by web passes.
@@ -80,20 +70,6 @@ func reach(t *testing.T, m *mesh.Mesh, web *mesh.Instance) {
 		a, err := web.Call(client, http.MethodGet, orders, "/")
 		return err == nil && a.Status == 200
 	})
-}
-
-// end stops the load; not one call may have failed.
-func (l *load) end(t *testing.T) {
-	t.Helper()
-	l.stop()
-	l.done.Wait()
-	if len(l.failed) > 0 {
-		t.Errorf("%d calls failed, such as: %s", len(l.failed), l.failed[0])
-	}
-	if l.passed.Load() == 0 {
-		t.Error("no call passed")
-	}
-	t.Logf("%d calls passed", l.passed.Load())
 }
 
 // acknowledged is a write that a client was told of.
@@ -134,7 +110,7 @@ func TestLeaderLost(t *testing.T) {
 	m.Apply(fmt.Sprintf(shop, m.NewApp()))
 	m.Run("shop/orders").Acked()
 	caller := m.Run("shop/web").Acked()
-	calls := startLoad(t, m, caller)
+	endLoad := startLoad(t, m, caller)
 
 	leader := m.Leader()
 	ctx, cancel := context.WithTimeout(t.Context(), mesh.Patience)
@@ -193,7 +169,7 @@ func TestLeaderLost(t *testing.T) {
 			return err == nil
 		})
 	}
-	calls.end(t)
+	endLoad()
 	leader.Start()
 	m.Until("the old leader has caught up", func() bool {
 		info, err := leader.Admin().GetServerInfo(t.Context(), &ztv1.GetServerInfoRequest{})
@@ -236,7 +212,7 @@ func TestFailover(t *testing.T) {
 	m := mesh.New(t, mesh.Config{Servers: 3})
 	m.Apply(fmt.Sprintf(shop, m.NewApp()))
 	instances := []*mesh.Instance{m.Run("shop/orders").Acked(), m.Run("shop/web").Acked()}
-	calls := startLoad(t, m, instances[1])
+	endLoad := startLoad(t, m, instances[1])
 
 	before := map[*mesh.Instance]string{}
 	for _, in := range instances {
@@ -270,7 +246,7 @@ func TestFailover(t *testing.T) {
 			t.Errorf("%s was told something new:\n%s\nbefore:\n%s", in.Workload, after, before[in])
 		}
 	}
-	calls.end(t)
+	endLoad()
 }
 
 // pushed is how many responses a server has sent, secrets aside.
@@ -307,7 +283,7 @@ spec: {serves: [{name: http, port: 8080, protocol: http, target: %q}]}
 `
 	m.Apply(fmt.Sprintf(shop+more, app, app))
 	callee, caller := m.Run("shop/orders").Acked(), m.Run("shop/web").Acked()
-	calls := startLoad(t, m, caller)
+	endLoad := startLoad(t, m, caller)
 	began := time.Now()
 	clash := m.EnrolAt("shop/clash", callee.Address).Start()
 	var refused []*ztv1.Nack
@@ -334,7 +310,7 @@ spec: {serves: [{name: http, port: 8080, protocol: http, target: %q}]}
 		}
 	}
 	m.Apply(fmt.Sprintf(shop, app)) // clash is no more
-	calls.end(t)
+	endLoad()
 	m.Until("another proxy goes on", func() bool {
 		p := m.Proxy(callee.ID)
 		return len(p.Nacks) == 0 && p.AckedRevision >= resp.Revision

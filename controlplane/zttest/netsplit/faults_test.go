@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
+	"github.com/ztmesh/ztmesh/controlplane/zttest/ledger"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
@@ -25,90 +26,90 @@ import (
 // followerIsolated: the others write on, nobody elects, then or when it is back, and it
 // catches up. A machine that stalls for a second elects, too: this is asked three times.
 func (s *split) followerIsolated() {
-	s.t.Helper()
+	s.T.Helper()
 	const tries = 3
 	for try := 1; ; try++ {
-		l := s.startLoad()
+		l := s.StartLoad()
 		term := s.newest()
-		away := others(s.leader())[s.rng.IntN(2)]
+		away := others(s.Leads())[s.Rand.IntN(2)]
 		s.net.part(away+1, ends(others(away))...)
 		s.wait(s.last(4 * time.Second))
-		s.moreWrites(10)
+		s.MoreWrites(10)
 		s.net.heal()
 		s.wait(2 * time.Second)
 		s.settle(l)
 		if now := s.newest(); now == term {
 			return
 		} else if try == tries {
-			s.t.Fatalf("%s was isolated %d times, and each time somebody was elected: term %d, then %d", s.Servers[away].Name, tries, term, now)
+			s.T.Fatalf("%s was isolated %d times, and each time somebody was elected: term %d, then %d", s.Servers[away].Name, tries, term, now)
 		}
 	}
 }
 
 // leaderInMinority: whoever asks the old leader gets no answer that is not true.
 func (s *split) leaderInMinority() {
-	s.t.Helper()
-	l := s.startLoad()
-	old := s.leader()
+	s.T.Helper()
+	l := s.StartLoad()
+	old := s.Leads()
 	instance, at := s.instance(), s.Ports[old]
-	token, err := s.Token(s.ctx(), workload)
-	s.check(err)
+	token, err := s.Token(s.Context(), ledger.Workload)
+	s.Check(err)
 	s.net.part(old+1, ends(others(old))...)
 
 	// From now on nothing can be agreed on there.
-	call, cancel := context.WithTimeout(s.ctx(), 10*time.Second)
+	call, cancel := context.WithTimeout(s.Context(), 10*time.Second)
 	defer cancel()
-	if _, err := s.API(old).CreateToken(call, &ztv1.CreateTokenRequest{Workload: workload}); err == nil {
-		s.t.Error("a leader in the minority made a token")
+	if _, err := s.API(old).CreateToken(call, &ztv1.CreateTokenRequest{Workload: ledger.Workload}); err == nil {
+		s.T.Error("a leader in the minority made a token")
 	}
 	lost := s.enrol(call, old, token)
 	if lost.err == nil {
-		s.t.Error("a leader in the minority enrolled an instance")
+		s.T.Error("a leader in the minority enrolled an instance")
 	}
-	s.check(s.renew(instance, at)) // it has heard a leader within five minutes: itself
+	s.Check(s.renew(instance, at)) // it has heard a leader within five minutes: itself
 
 	// The others go on, and what they agree on shows in no answer of the old one but
 	// a true one; the readers ask it all the time, and the ledger judges.
-	s.moreWrites(5)
+	s.MoreWrites(5)
 	next := s.leaderBut(old)
 	name := "w0/d0"
-	before := s.ledger.Counts().Reads
+	before := s.Ledger.Counts().Reads
 	for range 20 {
-		s.check(s.ledger.Read(name, next))
-		answered, err := s.ledger.TryRead(name, old)
-		s.check(err)
+		s.Check(s.Ledger.Read(name, next))
+		answered, err := s.Ledger.TryRead(name, old)
+		s.Check(err)
 		if answered {
-			s.t.Error("a server without a quorum answered a read that was to be newest")
+			s.T.Error("a server without a quorum answered a read that was to be newest")
 			break
 		}
-		if stale, err := s.API(old).GetDocument(s.ctx(), &ztv1.GetDocumentRequest{
+		if stale, err := s.API(old).GetDocument(s.Context(), &ztv1.GetDocumentRequest{
 			Kind: "Workload", Namespace: "load", Name: "agent", Stale: true,
 		}); err != nil || stale.GetDocument().GetRevision() == 0 {
-			s.t.Errorf("a stale read of a server without a quorum: %v, %v", stale, err)
+			s.T.Errorf("a stale read of a server without a quorum: %v, %v", stale, err)
 			break
 		}
 	}
-	if s.ledger.Counts().Reads == before {
-		s.t.Error("nobody read")
+	if s.Ledger.Counts().Reads == before {
+		s.T.Error("nobody read")
 	}
-	s.check(s.renew(instance, at))
+	s.Check(s.renew(instance, at))
 
 	// The token is worth one instance, whoever comes first where it counts.
-	if won := s.enrol(s.ctx(), next, token); won.err != nil {
-		s.t.Errorf("the majority does not enrol: %v", won.err)
+	if won := s.enrol(s.Context(), next, token); won.err != nil {
+		s.T.Errorf("the majority does not enrol: %v", won.err)
 	}
 	s.net.heal()
-	s.check(fleet.Until(s.ctx(), "the first to ask is refused", func(ctx context.Context) error {
+	s.Until("the first to ask is refused", func(ctx context.Context) error {
 		again := s.ask(ctx, old, lost.req)
 		if again == nil {
-			s.t.Error("one token made two instances")
+			s.T.Error("one token made two instances")
 			return nil
 		}
 		if status.Code(again) != codes.PermissionDenied {
 			return again
 		}
 		return nil
-	}))
+	})
 	s.settle(l)
 }
 
@@ -121,13 +122,13 @@ type enrolment struct {
 }
 
 func (s *split) enrol(ctx context.Context, server int, token string) *enrolment {
-	s.t.Helper()
+	s.T.Helper()
 	key, err := identity.NewKey()
-	s.check(err)
+	s.Check(err)
 	csr, err := identity.NewCSR(key)
-	s.check(err)
+	s.Check(err)
 	e := &enrolment{key: key, req: &ztv1.EnrolRequest{
-		Token: token, Workload: workload, Instance: identity.NewID(), NodeCsr: csr, SvidCsr: csr,
+		Token: token, Workload: ledger.Workload, Instance: identity.NewID(), NodeCsr: csr, SvidCsr: csr,
 	}}
 	e.err = s.ask(ctx, server, e.req)
 	return e
@@ -140,24 +141,24 @@ func (s *split) ask(ctx context.Context, server int, req *ztv1.EnrolRequest) err
 
 // instance enrols one.
 func (s *split) instance() *identity.KeyPair {
-	s.t.Helper()
-	token, err := s.Token(s.ctx(), workload)
-	s.check(err)
+	s.T.Helper()
+	token, err := s.Token(s.Context(), ledger.Workload)
+	s.Check(err)
 	key, err := identity.NewKey()
-	s.check(err)
+	s.Check(err)
 	csr, err := identity.NewCSR(key)
-	s.check(err)
-	req := &ztv1.EnrolRequest{Token: token, Workload: workload, Instance: identity.NewID(), NodeCsr: csr, SvidCsr: csr}
+	s.Check(err)
+	req := &ztv1.EnrolRequest{Token: token, Workload: ledger.Workload, Instance: identity.NewID(), NodeCsr: csr, SvidCsr: csr}
 	var chain [][]byte
-	s.check(fleet.Until(s.ctx(), "an enrolment", func(ctx context.Context) error {
-		resp, err := ztv1.NewNodeServiceClient(s.Ports[s.leader()].Node).Enrol(ctx, req)
+	s.Until("an enrolment", func(ctx context.Context) error {
+		resp, err := ztv1.NewNodeServiceClient(s.Ports[s.Leads()].Node).Enrol(ctx, req)
 		chain = resp.GetCertificates().GetNodeChain()
 		return err
-	}))
+	})
 	certs, err := identity.ParseDER(chain)
-	s.check(err)
+	s.Check(err)
 	pair, err := identity.NewKeyPair(key, certs)
-	s.check(err)
+	s.Check(err)
 	return pair
 }
 
@@ -176,7 +177,7 @@ func (s *split) renew(as *identity.KeyPair, at fleet.Ports) error {
 	if err != nil {
 		return err
 	}
-	return fleet.Until(s.ctx(), "a renewal", func(ctx context.Context) error {
+	return fleet.Until(s.Context(), "a renewal", func(ctx context.Context) error {
 		_, err := ztv1.NewNodeServiceClient(conn).Renew(ctx, &ztv1.RenewRequest{SvidCsr: csr})
 		return err
 	})
@@ -184,8 +185,8 @@ func (s *split) renew(as *identity.KeyPair, at fleet.Ports) error {
 
 // leaderBut waits for a leader that is not one of before.
 func (s *split) leaderBut(old int) (n int) {
-	s.t.Helper()
-	s.check(fleet.Until(s.ctx(), "another leader", func(ctx context.Context) error {
+	s.T.Helper()
+	s.Until("another leader", func(ctx context.Context) error {
 		for _, i := range others(old) {
 			info, err := s.API(i).GetServerInfo(ctx, &ztv1.GetServerInfoRequest{})
 			if err == nil && info.Leader == s.IDs[i] {
@@ -194,16 +195,16 @@ func (s *split) leaderBut(old int) (n int) {
 			}
 		}
 		return errors.New("there is none")
-	}))
+	})
 	return n
 }
 
 // oneWay: what one server sends to another is lost, while answers would come; for every
 // pair, in the short form for three.
 func (s *split) oneWay() {
-	s.t.Helper()
-	l := s.startLoad()
-	pairs := s.rng.Perm(6)
+	s.T.Helper()
+	l := s.StartLoad()
+	pairs := s.Rand.Perm(6)
 	if !s.long {
 		pairs = pairs[:3]
 	}
@@ -212,9 +213,9 @@ func (s *split) oneWay() {
 		to := others(from)[p%2]
 		s.net.cut(from+1, to+1)
 		s.wait(s.last(1500 * time.Millisecond))
-		s.moreWrites(3)
+		s.MoreWrites(3)
 		s.net.heal()
-		s.moreWrites(3)
+		s.MoreWrites(3)
 	}
 	s.settle(l)
 }
@@ -222,63 +223,63 @@ func (s *split) oneWay() {
 // leaderHearsNobody: it speaks, and so keeps the others from electing, until it has
 // noticed that nobody answers.
 func (s *split) leaderHearsNobody() {
-	s.t.Helper()
-	l := s.startLoad()
-	old := s.leader()
+	s.T.Helper()
+	l := s.StartLoad()
+	old := s.Leads()
 	for _, o := range others(old) {
 		s.net.cut(o+1, old+1)
 	}
 	next := s.leaderBut(old)
-	s.moreWrites(5)
+	s.MoreWrites(5)
 	s.wait(s.last(2 * time.Second))
 	if now := s.leaderBut(old); now != next {
-		s.t.Logf("%s took over from %s", s.Servers[now].Name, s.Servers[next].Name)
+		s.T.Logf("%s took over from %s", s.Servers[now].Name, s.Servers[next].Name)
 	}
 	s.settle(l)
 }
 
 // bridge: two servers do not hear each other, and both hear the third.
 func (s *split) bridge() {
-	s.t.Helper()
-	l := s.startLoad()
-	apart := others(s.rng.IntN(3))
+	s.T.Helper()
+	l := s.StartLoad()
+	apart := others(s.Rand.IntN(3))
 	s.net.part(apart[0]+1, apart[1]+1)
 	s.wait(s.last(2 * time.Second))
-	s.moreWrites(5)
+	s.MoreWrites(5)
 	s.settle(l)
 }
 
 // flapping: links come and go faster than anybody elects.
 func (s *split) flapping() {
-	s.t.Helper()
-	l := s.startLoad()
+	s.T.Helper()
+	l := s.StartLoad()
 	for end := time.Now().Add(s.last(6 * time.Second)); time.Now().Before(end); {
-		from := s.rng.IntN(3)
-		to := others(from)[s.rng.IntN(2)]
-		if s.rng.IntN(2) == 0 {
+		from := s.Rand.IntN(3)
+		to := others(from)[s.Rand.IntN(2)]
+		if s.Rand.IntN(2) == 0 {
 			s.net.part(from+1, to+1)
 		} else {
 			s.net.cut(from+1, to+1)
 		}
-		s.wait(time.Duration(50+s.rng.IntN(400)) * time.Millisecond)
+		s.wait(time.Duration(50+s.Rand.IntN(400)) * time.Millisecond)
 		s.net.heal()
-		s.wait(time.Duration(s.rng.IntN(300)) * time.Millisecond)
+		s.wait(time.Duration(s.Rand.IntN(300)) * time.Millisecond)
 	}
-	s.moreWrites(5)
+	s.MoreWrites(5)
 	s.settle(l)
 }
 
 // leaderStopped: a leader that was stopped, and does not know how long, answers no read
 // by what it knew, also those that lay before it when it went on.
 func (s *split) leaderStopped() {
-	s.t.Helper()
-	l := s.startLoad()
-	old := s.leader()
+	s.T.Helper()
+	l := s.StartLoad()
+	old := s.Leads()
 	process := s.Servers[old].PID()
-	s.check(syscall.Kill(process, syscall.SIGSTOP))
+	s.Check(syscall.Kill(process, syscall.SIGSTOP))
 	defer syscall.Kill(process, syscall.SIGCONT)
 	s.leaderBut(old)
-	s.moreWrites(5)
+	s.MoreWrites(5)
 	s.wait(s.last(5 * time.Second))
 	answers := make(chan error)
 	const readers = 16
@@ -286,31 +287,31 @@ func (s *split) leaderStopped() {
 		go func() {
 			var err error
 			for n := 0; n < 5 && err == nil; n++ {
-				err = s.ledger.Read(fmt.Sprintf("w%d/d%d", i%writers, n%2), old)
+				err = s.Ledger.Read(fmt.Sprintf("w%d/d%d", i%s.Writers, n%2), old)
 			}
 			answers <- err
 		}()
 	}
-	s.moreWrites(5)
-	s.check(syscall.Kill(process, syscall.SIGCONT))
+	s.MoreWrites(5)
+	s.Check(syscall.Kill(process, syscall.SIGCONT))
 	for range readers {
-		s.check(<-answers)
+		s.Check(<-answers)
 	}
-	s.moreWrites(5)
+	s.MoreWrites(5)
 	s.settle(l)
 }
 
 // black: an administrator's answer is lost on its way. What ztctl says is true: that it
 // does not know, and what to run next; and that tells.
 func (s *split) black() {
-	s.t.Helper()
-	leader := s.leader()
+	s.T.Helper()
+	leader := s.Leads()
 	server := s.Servers[leader]
 	contexts := filepath.Join(s.Dir, "one.yaml")
-	s.check(s.onlyServer(contexts, server))
-	spec := filepath.Join(s.Dir, fmt.Sprintf("black-%d.yaml", s.rng.IntN(1<<30)))
-	name := fmt.Sprintf("n%d", s.rng.IntN(1<<30))
-	s.check(os.WriteFile(spec, fmt.Appendf(nil, `apiVersion: ztmesh.dev/v1alpha1
+	s.Check(s.onlyServer(contexts, server))
+	spec := filepath.Join(s.Dir, fmt.Sprintf("black-%d.yaml", s.Rand.IntN(1<<30)))
+	name := fmt.Sprintf("n%d", s.Rand.IntN(1<<30))
+	s.Check(os.WriteFile(spec, fmt.Appendf(nil, `apiVersion: ztmesh.dev/v1alpha1
 kind: Workload
 metadata: {namespace: dark, name: %s}
 spec: {}
@@ -320,43 +321,43 @@ spec: {}
 	s.net.cut(leader+1, client)
 	out, code := s.ztctl(contexts, "apply", "-f", spec, "--request-timeout", "3s")
 	if code != 1 || strings.Contains(out, "unknown") {
-		s.t.Errorf("in the dark from the start, ztctl ends with %d: %s", code, out)
+		s.T.Errorf("in the dark from the start, ztctl ends with %d: %s", code, out)
 	}
 	s.net.heal()
 
 	// The answer is lost: the server stops when it has committed, and what it says when
 	// it goes on does not arrive.
 	before, err := paused(server)
-	s.check(err)
-	s.check(server.Post(s.ctx(), "/debug/failpoint?arm=api.apply.committed=pause"))
+	s.Check(err)
+	s.Check(server.Post(s.Context(), "/debug/failpoint?arm=api.apply.committed=pause"))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		out, code = s.ztctl(contexts, "apply", "-f", spec, "--request-timeout", "8s")
 	}()
-	s.check(fleet.Until(s.ctx(), "the commit", func(context.Context) error {
+	s.Until("the commit", func(context.Context) error {
 		n, err := paused(server)
 		if err == nil && n == before {
 			err = errors.New("not yet")
 		}
 		return err
-	}))
+	})
 	s.net.cut(leader+1, client)
-	s.check(syscall.Kill(server.PID(), syscall.SIGCONT))
+	s.Check(syscall.Kill(server.PID(), syscall.SIGCONT))
 	<-done
 	key := idempotencyKey.FindStringSubmatch(out)
 	if code == 0 || key == nil || !strings.Contains(out, "not known") || strings.Contains(out, "nothing was") {
-		s.t.Fatalf("the answer was lost, and ztctl ends with %d: %s", code, out)
+		s.T.Fatalf("the answer was lost, and ztctl ends with %d: %s", code, out)
 	}
 	s.net.heal()
-	s.check(fleet.Until(s.ctx(), "what to run next", func(context.Context) error {
+	s.Until("what to run next", func(context.Context) error {
 		if out, code := s.ztctl(contexts, "apply", "-f", spec, "--idempotency-key", key[1]); code != 0 {
 			return fmt.Errorf("ztctl ends with %d: %s", code, out)
 		}
 		return nil
-	}))
-	all, err := s.API(leader).ListRevisions(s.ctx(), &ztv1.ListRevisionsRequest{PageSize: 1000})
-	s.check(err)
+	})
+	all, err := s.API(leader).ListRevisions(s.Context(), &ztv1.ListRevisionsRequest{PageSize: 1000})
+	s.Check(err)
 	times := 0
 	for _, r := range all.Revisions {
 		for _, c := range r.Changes {
@@ -366,9 +367,9 @@ spec: {}
 		}
 	}
 	if times != 1 {
-		s.t.Errorf("what was not known took effect %d times", times)
+		s.T.Errorf("what was not known took effect %d times", times)
 	}
-	s.check(s.Converge(s.ctx()))
+	s.Check(s.Converge(s.Context()))
 }
 
 // paused is how often a server has stopped after a commit.

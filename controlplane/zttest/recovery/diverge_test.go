@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/zttest"
-	"github.com/ztmesh/ztmesh/controlplane/zttest/fleet"
 )
 
 // TestDivergedServerStops: one of three servers, a follower and then the leader, is
@@ -27,26 +26,26 @@ func TestDivergedServerStops(t *testing.T) {
 	}
 	mesh, _, _ := strings.Cut(spec, "---\n")
 	for n, role := range []string{"a follower", "the leader"} {
-		leader, err := r.Leader(r.ctx())
-		r.check(err)
+		leader, err := r.Leader(r.Context())
+		r.Check(err)
 		wrong := (leader + 1) % 3
 		s := r.Servers[wrong]
 		s.Kill()
-		r.check(s.Start(r.Site, fmt.Sprint("ZT_SEEDED_BUG=lost-delete:goes-", n)))
-		r.check(s.Ready(r.ctx()))
+		r.Check(s.Start(r.Site, fmt.Sprint("ZT_SEEDED_BUG=lost-delete:goes-", n)))
+		r.Check(s.Ready(r.Context()))
 		if role == "the leader" {
-			r.check(r.lead(wrong))
+			r.Check(r.lead(wrong))
 		}
 		r.apply(wrong, mesh+"---\n"+put("stays")+"---\n"+put(fmt.Sprint("goes-", n)))
-		r.check(r.Converge(r.ctx()))
+		r.Check(r.Converge(r.Context()))
 		id := r.IDs[wrong]
 
 		at := time.Now()
 		other := (wrong + 1) % 3
-		r.check(r.replace(other, mesh+"---\n"+put("stays")))
+		r.Check(r.replace(other, mesh+"---\n"+put("stays")))
 		select {
 		case <-s.Exited():
-		case <-r.ctx().Done():
+		case <-r.Context().Done():
 			t.Fatalf("%s has diverged, and goes on", role)
 		}
 		t.Logf("%s: it stopped %v after the apply was asked for", role, time.Since(at).Round(time.Millisecond))
@@ -65,25 +64,25 @@ func TestDivergedServerStops(t *testing.T) {
 
 		// Also without the bug: what it has on its disk would lead to the right state, but
 		// who knows.
-		r.check(s.Start(r.Site))
+		r.Check(s.Start(r.Site))
 		select {
 		case <-s.Exited():
-		case <-r.ctx().Done():
+		case <-r.Context().Done():
 			t.Fatal("a server that has diverged starts again")
 		}
-		r.check(fleet.Until(r.ctx(), "a reseed", func(ctx context.Context) error {
+		r.Until("a reseed", func(ctx context.Context) error {
 			_, err := r.Command(ctx, "ztd", "reseed", "--data-dir", s.Name)
 			return err
-		}))
+		})
 		if _, err := os.Stat(filepath.Join(s.Dir(r.Site), "diverged.json")); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("diverged.json is left: %v", err)
 		}
 		if r.IDs[wrong], err = r.ID(s); err != nil || r.IDs[wrong] == id {
 			t.Errorf("it is who it was, %v", err)
 		}
-		r.check(s.Start(r.Site))
-		r.check(s.Ready(r.ctx()))
-		r.check(r.Together(r.ctx()))
-		r.check(r.Converge(r.ctx()))
+		r.Check(s.Start(r.Site))
+		r.Check(s.Ready(r.Context()))
+		r.Check(r.Together(r.Context()))
+		r.Check(r.Converge(r.Context()))
 	}
 }
