@@ -38,16 +38,16 @@ const envPrefix = "ZTAGENT_"
 // keys declares every key as a flag, with its default.
 func keys() *pflag.FlagSet {
 	f := pflag.NewFlagSet("", pflag.ContinueOnError)
-	f.String("data-dir", "/var/lib/ztagent", "directory of this instance's state; one for each instance")
-	f.String("workload", "", "NAMESPACE/NAME that the token was made for")
-	f.StringSlice("server", nil, "node port of a server, HOST:PORT; several, by comma or repeated, are tried in turn")
-	f.String("token-file", "", "file with the token; read when one is needed")
-	f.String("address", "", "IP address that the Envoy listens on for its peers (default: the one this host calls from)")
-	f.String("egress-address", "", "loopback address that it listens on for its application (default 127.0.0.1)")
-	f.String("zone", "", "where this host is, such as a datacentre: peers in the same zone call it first, and it calls them (default: as before)")
+	f.String("data-dir", "/var/lib/ztagent", "`FOLDER` with this instance's state; one for each instance")
+	f.String("workload", "", "`NAMESPACE/NAME` that the token was made for")
+	f.StringSlice("server", nil, "node port of a server, `HOST:PORT`; repeatable, or several by comma: they are tried in turn")
+	f.String("token-file", "", "`FILE` with the token; read when one is needed")
+	f.String("address", "", "IP `ADDRESS` that the Envoy listens on for its peers (default: the one this host calls from)")
+	f.String("egress-address", "", "loopback `ADDRESS` that it listens on for its application (default 127.0.0.1)")
+	f.String("zone", "", "where this host is, such as a datacentre: peers in the same `ZONE` call it first, and it calls them (default: as before)")
 	f.Uint32("weight", 0, "share of the calls among the workload's instances, 1 to 1000 (default: as before, and at first 100)")
-	f.String("public-roots", "", "PEM file of the CAs by which the Envoy knows servers outside the mesh (default: the host's)")
-	f.String("envoy", "envoy", "path of the Envoy to run")
+	f.String("public-roots", "", "PEM `FILE` of the CAs by which the Envoy knows servers outside the mesh (default: the host's)")
+	f.String("envoy", "envoy", "`PATH` of the Envoy to run")
 	f.Bool("no-envoy", false, "run none: only serve certificates, and write the bootstrap for an Envoy that others run")
 	f.Int("envoy-concurrency", 0, "worker threads of the Envoy (default: one for each CPU)")
 	f.String("envoy-log-level", "warning", "trace, debug, info, warning, error, critical or off")
@@ -63,7 +63,7 @@ func withConfig(cmd *cobra.Command, names ...string) {
 	for _, name := range names {
 		cmd.Flags().AddFlag(all.Lookup(name))
 	}
-	cmd.Flags().String("config", "", "YAML file with flags as keys")
+	cmd.Flags().String("config", "", "YAML `FILE` with flags as keys")
 }
 
 // loadConfig decodes the configuration exactly: what is not known is an error.

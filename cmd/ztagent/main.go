@@ -64,7 +64,8 @@ keeps the Envoy running.
 
 Every flag of a command can also stand as a key in the YAML file that --config
 names, and in the environment: --data-dir as ZTAGENT_DATA_DIR. A flag wins over
-the environment, and that over the file. Unknown keys and variables are errors.`,
+the environment, and that over the file. Unknown keys and variables are errors.
+The exit code is 0, or 1 for any error.`,
 		Example: `  ztagent run --workload shop/web --server ztd-1:7401,ztd-2:7401 \
       --token-file web.token --address 10.0.0.7
   ztagent status`,

@@ -66,9 +66,9 @@ one who has a credential.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&req.Role, "role", "", "admin, editor or viewer")
-	f.StringSliceVar(&req.Namespaces, "namespaces", nil, "what an editor may change")
-	f.StringVar(&out, "out", "", "write the new context to this new file (mode 0600)")
+	f.StringVar(&req.Role, "role", "", "`ROLE`: admin, editor or viewer")
+	f.StringSliceVar(&req.Namespaces, "namespaces", nil, "`NAMESPACE`s that an editor may change; repeatable, or several by comma")
+	f.StringVar(&out, "out", "", "new `FILE` for the new context (mode 0600)")
 	keyFlag(cmd, &req.IdempotencyKey)
 	if err := cmd.MarkFlagRequired("role"); err != nil {
 		panic(err) // the flag stands above

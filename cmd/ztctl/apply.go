@@ -42,8 +42,8 @@ removed. --merge only adds and changes.
 
 It commits what changes and shows it, and waits until every proxy that is affected
 has confirmed its new configuration: its Envoy works by it (enforced), or, without an
-agent, has ACKed it. Running it again is safe: with
-nothing to change it waits for the newest revision.
+agent, has ACKed it. Running it again is safe: with nothing to change it waits for the
+newest revision.
 
 The commit is refused (exit code 5) when somebody else changed one of these
 namespaces after this command has read it, or after the revision that --base
@@ -67,8 +67,8 @@ of the namespace, or ztctl shadow end, ends the proposal.`,
 	f.BoolVar(&o.dryRun, "dry-run", false, "show what would change, and commit nothing")
 	f.BoolVar(&o.shadow, "shadow", false, "propose it: change no verdict, and report what it would change")
 	o.wait.flags(cmd)
-	f.StringVarP(&o.message, "message", "m", "", "free text, kept with the revision")
-	f.StringToStringVar(&o.bases, "base", nil, "NAMESPACE=REVISION that was reviewed; repeatable (default: as read now)")
+	f.StringVarP(&o.message, "message", "m", "", "free `TEXT`, kept with the revision")
+	f.StringToStringVar(&o.bases, "base", nil, "`NAMESPACE=REVISION` that was reviewed; repeatable (default: as read now)")
 	f.Lookup("base").DefValue = ""
 	keyFlag(cmd, &o.key)
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "no-wait")

@@ -80,7 +80,7 @@ func (a *app) newUnblock() *cobra.Command {
 	var w waiting
 	var key string
 	cmd := &cobra.Command{
-		Use:   "unblock NAME",
+		Use:   "unblock [NAME]",
 		Short: "Lift a Block of ztctl block",
 		Long: `unblock lifts a Block that ztctl block wrote, and waits until every proxy that is
 affected has confirmed (ACKed). Name the Block, or what was blocked as it was named

@@ -51,7 +51,7 @@ one the current one.`,
 		Example: "  ztctl context import ztd.admin.yaml\n  ztctl context import ztd.admin.yaml --name prod",
 		RunE:    func(_ *cobra.Command, args []string) error { return a.importContexts(args[0], as) },
 	}
-	imports.Flags().StringVar(&as, "name", "", "what to call it here (for a file with one context)")
+	imports.Flags().StringVar(&as, "name", "", "`NAME` to call it by here (for a file with one context)")
 	remove := &cobra.Command{
 		Use: "remove NAME", Short: "Forget a context and its credential", Args: cobra.ExactArgs(1),
 		Example: "  ztctl context remove old", ValidArgsFunction: a.completeContexts,

@@ -22,7 +22,7 @@ const maxSpecBytes = 64 << 20
 
 // fileFlag gives cmd its repeatable -f.
 func fileFlag(cmd *cobra.Command, paths *[]string, required bool) {
-	cmd.Flags().StringArrayVarP(paths, "file", "f", nil, "file, folder (with all below it) or - for stdin; repeatable")
+	cmd.Flags().StringArrayVarP(paths, "file", "f", nil, "`FILE`, folder (with all below it) or - for stdin; repeatable")
 	if required {
 		if err := cmd.MarkFlagRequired("file"); err != nil {
 			panic(err) // the flag stands one line above

@@ -27,7 +27,7 @@ func (a *app) newHistory() *cobra.Command {
 		},
 	}
 	cmd.Flags().Uint64Var(&limit, "limit", 20, "how many, at most 1000; up to 100, with how far each has got on the proxies that it affects")
-	cmd.Flags().Uint64Var(&before, "before", 0, "only revisions before this one")
+	cmd.Flags().Uint64Var(&before, "before", 0, "only revisions before this `REVISION`")
 	cmd.Flags().BoolVar(&changes, "changes", false, "show what each changed")
 	staleFlag(cmd, &stale)
 	return cmd

@@ -36,7 +36,7 @@ Workloads, a Grant and an Assertion, with comments. It never replaces a file.`,
 			return a.init(dir, trustDomain)
 		},
 	}
-	cmd.Flags().StringVar(&trustDomain, "trust-domain", starterDomain, "that of ztd init")
+	cmd.Flags().StringVar(&trustDomain, "trust-domain", starterDomain, "the `DOMAIN` of ztd init")
 	return cmd
 }
 

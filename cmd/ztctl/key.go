@@ -25,6 +25,8 @@ that its --kek names.
   ztctl key drop ID    take the old one out of the servers' key files
 
 Backups that were made before need the old key: keep it for as long as them.`,
+		Example: `  ztctl key rotate --dry-run
+  ztctl key status`,
 	}
 	cmd.AddCommand(a.newKeyStatus(), a.newKeyRotate(), a.newKeyDrop())
 	return cmd

@@ -41,12 +41,12 @@ func (a *app) newLog() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&req.Who, "who", "", "only calls by whose SPIFFE ID has this in it")
-	f.StringVar(&req.Namespace, "namespace", "", "only calls about this namespace")
-	f.StringVar(&req.Method, "method", "", "only calls of methods whose name has this in it")
+	f.StringVar(&req.Who, "who", "", "only calls by whose SPIFFE ID has this `TEXT` in it")
+	f.StringVarP(&req.Namespace, "namespace", "n", "", "only calls about this `NAMESPACE`")
+	f.StringVar(&req.Method, "method", "", "only calls of methods whose name has this `TEXT` in it")
 	f.DurationVar(&since, "since", 0, "only calls of so long ago at most")
-	f.Uint64Var(&req.Revision, "revision", 0, "only the call that made this revision")
-	f.Uint64Var(&req.Before, "before", 0, "only records before this number")
+	f.Uint64Var(&req.Revision, "revision", 0, "only the call that made this `REVISION`")
+	f.Uint64Var(&req.Before, "before", 0, "only records before this `NUMBER`")
 	f.Uint32Var(&limit, "limit", 20, "how many")
 	f.BoolVarP(&follow, "follow", "f", false, "show new records as they come")
 	cmd.AddCommand(a.newLogVerify(), a.newLogExport(), a.newLogRefusals(), a.newLogAccept())

@@ -42,7 +42,7 @@ func (a *app) newLogRefusals() *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&who, "who", "", "only of callers whose SPIFFE ID has this in it")
+	f.StringVar(&who, "who", "", "only of callers whose SPIFFE ID has this `TEXT` in it")
 	f.StringVar(&from, "from", "", "only from addresses that have this in them")
 	f.DurationVar(&since, "since", 0, "only those of so long ago at most")
 	f.Uint32Var(&limit, "limit", 20, "how many lines, the newest")

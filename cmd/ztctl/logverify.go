@@ -140,9 +140,9 @@ names exports of the cluster of before, which they must go on from.`,
 			return a.verifyServers(cmd.Context(), before, head, issuance)
 		},
 	}
-	cmd.Flags().StringArrayVarP(&files, "file", "f", nil, "files of ztctl log export, in their order; no server is asked")
-	cmd.Flags().StringArrayVar(&before, "before", nil, "files of ztctl log export, in their order, that the servers' records must go on from")
-	cmd.Flags().StringVar(&head, "head", "", "a head that was noted before (record:sha256), which the chain must lead through")
+	cmd.Flags().StringArrayVarP(&files, "file", "f", nil, "`FILE` of ztctl log export; repeatable, in their order; no server is asked")
+	cmd.Flags().StringArrayVar(&before, "before", nil, "`FILE` of ztctl log export that the servers' records must go on from; repeatable, in their order")
+	cmd.Flags().StringVar(&head, "head", "", "a head that was noted before, `RECORD:SHA256`, which the chain must lead through")
 	cmd.Flags().BoolVar(&issuance, "issuance", false, "verify the issuance journals, too; needs role admin")
 	return cmd
 }

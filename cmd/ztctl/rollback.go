@@ -48,10 +48,10 @@ Files in a repository do not roll back: bring them in line before the next apply
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&o.namespaces, "namespaces", nil, "only these (default: all that have changed since)")
+	f.StringSliceVar(&o.namespaces, "namespaces", nil, "only these `NAMESPACE`s; repeatable, or several by comma (default: all that have changed since)")
 	f.BoolVar(&o.dryRun, "dry-run", false, "show what would change, and commit nothing")
 	o.wait.flags(cmd)
-	f.StringVarP(&o.message, "message", "m", "", "free text, kept with the revision")
+	f.StringVarP(&o.message, "message", "m", "", "free `TEXT`, kept with the revision")
 	keyFlag(cmd, &o.key)
 	cmd.MarkFlagsMutuallyExclusive("dry-run", "no-wait")
 	return cmd

@@ -66,10 +66,10 @@ workload only, and is shown only now: on stdout, or in a file of mode 0600.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&workload, "workload", "", "the workload whose proxy may join")
+	f.StringVar(&workload, "workload", "", "the workload whose proxy may join, `NAMESPACE/NAME`")
 	f.BoolVar(&server, "server", false, "for a server that joins the cluster")
 	f.DurationVar(&ttl, "ttl", time.Hour, "how long it can be used, at most 24h")
-	f.StringVar(&out, "out", "", "write it to this new file (mode 0600)")
+	f.StringVar(&out, "out", "", "new `FILE` for it (mode 0600; default: stdout)")
 	keyFlag(cmd, &key)
 	cmd.MarkFlagsMutuallyExclusive("workload", "server")
 	cmd.MarkFlagsOneRequired("workload", "server")

@@ -26,8 +26,10 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 		Long: `ztd is a server of the ztmesh control plane. Three or five of them agree on one
 zero-trust spec and stream what it means to a fleet of Envoys.
 
-Every flag is also a key of the file that --config names, and a variable
-ZTD_<FLAG> in the environment (ZTD_DATA_DIR).`,
+Every flag of ztd run is also a key of the file that --config names, and a variable
+in the environment: --data-dir is ZTD_DATA_DIR. A flag wins over the environment, and
+that over the file. All commands take the same file; unknown keys and variables are
+errors. The exit code is 0, or 1 for any error.`,
 		Example: `  # Everything in one process, with a new cluster in ./ztd-data:
   ztd --dev
 
@@ -48,8 +50,9 @@ ZTD_<FLAG> in the environment (ZTD_DATA_DIR).`,
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.Flags().BoolVar(&dev, "dev", false, "make a cluster of one server if there is none, listen on loopback, and serve")
-	configFlags(root.PersistentFlags())
-	root.AddCommand(initCommand(stdout, stderr), joinCommand(stdout, stderr), runCommand(stderr), reseedCommand(stdout, stderr), recoverCommand(stdout, stderr), restoreCommand(stdout, stderr), versionCommand(stdout))
+	withConfig(root)
+	root.AddCommand(initCommand(stdout, stderr), joinCommand(stdout, stderr), runCommand(stderr), reseedCommand(stdout, stderr),
+		recoverCommand(stdout, stderr), restoreCommand(stdout, stderr), versionCommand(stdout))
 	return root
 }
 
@@ -83,8 +86,9 @@ next: ztd run --data-dir %s
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&trustDomain, "trust-domain", "", "SPIFFE trust domain of the workloads, such as shop.example (required)")
+	cmd.Flags().StringVar(&trustDomain, "trust-domain", "", "SPIFFE trust `DOMAIN` of the workloads, such as shop.example (required)")
 	_ = cmd.MarkFlagRequired("trust-domain")
+	withConfig(cmd, "data-dir", "kek", "admin-file", "log-level")
 	return cmd
 }
 
@@ -109,8 +113,8 @@ func joinCommand(stdout, stderr io.Writer) *cobra.Command {
 		Long: `join redeems a one-use server token (ztctl token create --server) at the node
 port of any server of the cluster. The token pins the cluster's root, so that it
 is shown to no other. Afterwards ztd run makes this server a member, which votes
-once it has been up to date for a while (--stable-after of the leader). Where --kek names a file that
-is not there yet, the cluster hands its key-encryption key over.
+once it has been up to date for a while (--stable-after of the leader). Where --kek
+names a file that is not there yet, the cluster hands its key-encryption key over.
 
 With --replica it never votes: it serves proxies and stale reads, and forwards the
 rest. It adds capacity and costs the writers nothing.
@@ -146,19 +150,23 @@ and kept. So a server of before a restore or a recovery joins anew.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&server, "server", "", "node port of any server of the cluster (required)")
+	cmd.Flags().StringVar(&server, "server", "", "node port of any server of the cluster, `HOST:PORT` (required)")
 	cmd.Flags().BoolVar(&replica, "replica", false, "make it a read replica, which never votes")
 	cmd.Flags().BoolVar(&replace, "replace", false, "move the data directory of a server of before aside")
-	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with the server token (required)")
+	cmd.Flags().StringVar(&tokenFile, "token-file", "", "`FILE` with the server token (required)")
 	_ = cmd.MarkFlagRequired("server")
 	_ = cmd.MarkFlagRequired("token-file")
+	withConfig(cmd, "data-dir", "kek", "log-level")
 	return cmd
 }
 
 func runCommand(stderr io.Writer) *cobra.Command {
-	return &cobra.Command{
-		Use:     "run",
-		Short:   "Serve from the data directory until interrupted",
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Serve from the data directory until interrupted",
+		Long: `run serves from a data directory that ztd init, join or restore has made, until it is
+interrupted: then it hands its lead over and ends. It is ready when /readyz of
+--local-listen says so.`,
 		Example: "  ztd run --data-dir /var/lib/ztd --advertise 10.0.0.1",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -173,6 +181,8 @@ func runCommand(stderr io.Writer) *cobra.Command {
 			return serve(cmd.Context(), c, log)
 		},
 	}
+	withConfig(cmd)
+	return cmd
 }
 
 // runDev is everything in one process: for a first look, and for tests.
@@ -215,7 +225,7 @@ func runDev(cmd *cobra.Command, stdout, stderr io.Writer) error {
 func versionCommand(stdout io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
-		Short: "Print the version",
+		Short: "Show the version of ztd",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			_, err := fmt.Fprintln(stdout, controlplane.Version)

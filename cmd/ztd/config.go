@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"github.com/spf13/viper"
 
@@ -46,50 +47,61 @@ type config struct {
 	LogLevel string `mapstructure:"log-level"`
 }
 
-// configFlags declares every key as a flag, with its default.
-func configFlags(f *pflag.FlagSet) {
+// keys declares every key as a flag, with its default.
+func keys() *pflag.FlagSet {
+	f := pflag.NewFlagSet("", pflag.ContinueOnError)
 	d := controlplane.Default()
-	f.String("config", "", "YAML file with these flags as keys")
-	f.String("data-dir", "ztd-data", "folder with this server's state")
-	f.String("kek", "", "source of the key-encryption key: file:PATH, env:NAME or command:PROGRAM ARGUMENT... (default file:<data-dir>.kek)")
-	f.String("admin-file", "", "the first admin's credential (default <data-dir>.admin.yaml)")
-	f.String("admin-listen", d.AdminListen, "where administrators connect (gRPC and REST)")
-	f.String("node-listen", d.NodeListen, "where proxies and agents connect")
-	f.String("cluster-listen", d.ClusterListen, "where the other servers connect")
-	f.String("local-listen", d.LocalListen, "metrics, health and pprof; loopback only")
-	f.String("zone", "", "where this server runs, such as a datacentre: proxies in the same zone prefer it (default: not said)")
-	f.String("advertise", "", "host by which others reach this server (default: that of each listen address, or this machine's first address)")
+	f.String("data-dir", "ztd-data", "`FOLDER` with this server's state")
+	f.String("kek", "", "`SOURCE` of the key-encryption key: file:PATH, env:NAME or command:PROGRAM ARGUMENT... (default file:<data-dir>.kek)")
+	f.String("admin-file", "", "`FILE` of the first admin's credential (default <data-dir>.admin.yaml)")
+	f.String("admin-listen", d.AdminListen, "`ADDRESS` where administrators connect (gRPC and REST)")
+	f.String("node-listen", d.NodeListen, "`ADDRESS` where proxies and agents connect")
+	f.String("cluster-listen", d.ClusterListen, "`ADDRESS` where the other servers connect")
+	f.String("local-listen", d.LocalListen, "`ADDRESS` of metrics, health and pprof; loopback only")
+	f.String("zone", "", "where this server runs, such as a datacentre: proxies in the same `ZONE` prefer it (default: not said)")
+	f.String("advertise", "", "`HOST` by which others reach this server (default: that of each listen address, or this machine's first address)")
 	f.Duration("election-timeout", time.Second, "silence of the leader after which another one is elected")
 	f.Uint64("snapshot-entries", 4096, "entries since the last snapshot of the log after which there is a new one")
 	f.Duration("snapshot-interval", 30*time.Second, "how often that is looked at, to twice as often")
 	f.Uint64("trailing-entries", 2048, "entries that stay in the log after a snapshot, for servers that are a little behind")
-	f.Uint64("disk-reserve", 64, "MiB to keep back for the day that the disk is full; while less than as much again is free, changes are refused")
+	f.Uint64("disk-reserve", 64, "`MIB` to keep back for the day that the disk is full; while less than as much again is free, changes are refused")
 	f.Bool("reseed", false, "when this server's log is lost or damaged, put a new member in its place (ztd reseed) and go on")
 	f.Duration("stable-after", 10*time.Second, "how long a server that has joined is to be up to date before it votes")
 	f.Duration("dead-after", 24*time.Hour, "silence after which a server is removed, if the cluster is safe without it; negative: never")
 	f.Int("min-voters", 3, "nobody is removed for silence if fewer voters would be left")
 	f.String("log-level", "info", "debug, info, warn or error")
+	return f
+}
+
+// withConfig gives a command the flags of these keys, or of all, and --config.
+func withConfig(cmd *cobra.Command, names ...string) {
+	keys().VisitAll(func(f *pflag.Flag) {
+		if len(names) == 0 || slices.Contains(names, f.Name) {
+			cmd.Flags().AddFlag(f)
+		}
+	})
+	cmd.Flags().String("config", "", "YAML `FILE` with flags as keys")
 }
 
 // loadConfig decodes the configuration exactly: a key that is not known is an
-// error.
-func loadConfig(f *pflag.FlagSet) (config, error) {
+// error. All commands share one file and one environment, so keys without a flag on
+// the command are known, too.
+func loadConfig(own *pflag.FlagSet) (config, error) {
 	var c config
 	v := viper.New()
 	v.SetEnvPrefix("ztd")
 	v.SetEnvKeyReplacer(strings.NewReplacer("-", "_"))
 	v.AutomaticEnv()
-	var err error
-	f.VisitAll(func(flag *pflag.Flag) {
-		if flag.Name != "config" && flag.Name != "help" && err == nil && knownKey(flag.Name) {
-			err = v.BindPFlag(flag.Name, flag)
+	known := keys()
+	var errs []error
+	known.VisitAll(func(flag *pflag.Flag) {
+		if f := own.Lookup(flag.Name); f != nil {
+			flag = f
 		}
+		errs = append(errs, v.BindPFlag(flag.Name, flag))
 	})
-	if err != nil {
-		return c, err
-	}
-	file, err := f.GetString("config")
-	if err != nil {
+	file, err := own.GetString("config")
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return c, err
 	}
 	if file != "" {
@@ -101,7 +113,7 @@ func loadConfig(f *pflag.FlagSet) (config, error) {
 	}
 	var unknown []string
 	for _, key := range v.AllKeys() {
-		if !knownKey(key) {
+		if known.Lookup(key) == nil {
 			unknown = append(unknown, key)
 		}
 	}
@@ -117,22 +129,16 @@ func loadConfig(f *pflag.FlagSet) (config, error) {
 
 // unknownVariables names each ZTD_* that is not a key.
 func unknownVariables(environ []string) error {
+	known := keys()
 	var errs []error
 	for _, e := range environ {
 		name, _, _ := strings.Cut(e, "=")
 		key, ours := strings.CutPrefix(name, "ZTD_")
-		if ours && !knownKey(strings.ReplaceAll(strings.ToLower(key), "_", "-")) {
+		if ours && known.Lookup(strings.ReplaceAll(strings.ToLower(key), "_", "-")) == nil {
 			errs = append(errs, fmt.Errorf("environment variable %s is not known", name))
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// knownKey says whether a flag is of the configuration and not of one command.
-func knownKey(name string) bool {
-	known := pflag.NewFlagSet("", pflag.ContinueOnError)
-	configFlags(known)
-	return known.Lookup(name) != nil
 }
 
 func (c config) logger(w io.Writer) (*slog.Logger, error) {

@@ -72,13 +72,14 @@ Interrupted, it can be run again; ztd run says so if it must be.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&how.Lost, "lost", nil, "id of a server that is lost for ever; may be given several times")
-	f.StringSliceVar(&how.Reports, "survivor", nil, "file with the report of a survivor that does not run; may be given several times")
-	f.StringSliceVar(&how.Peers, "peer", nil, "cluster port of a survivor that runs, beside those that the log names; may be given several times")
+	f.StringSliceVar(&how.Lost, "lost", nil, "`ID` of a server that is lost for ever; repeatable")
+	f.StringSliceVar(&how.Reports, "survivor", nil, "`FILE` with the report of a survivor that does not run; repeatable")
+	f.StringSliceVar(&how.Peers, "peer", nil, "cluster port of a survivor that runs, `HOST:PORT`, beside those that the log names; repeatable")
 	f.BoolVar(&report, "report", false, "print what this server has, for a recovery elsewhere; nothing is changed")
 	f.BoolVar(&how.DryRun, "dry-run", false, "compare and tell, change nothing")
 	f.BoolVar(&yes, "yes", false, "do not ask")
 	f.StringVarP(&output, "output", "o", "text", "text or json")
+	withConfig(cmd, "data-dir", "kek", "log-level")
 	return cmd
 }
 

@@ -46,7 +46,8 @@ data directory and kept. The server must not run. Interrupted, it can be run aga
 			return nil
 		},
 	}
-	cmd.Flags().StringSliceVar(&peers, "peer", nil, "cluster port of a server to ask, beside those that this one knows; may be given several times")
+	cmd.Flags().StringSliceVar(&peers, "peer", nil, "cluster port of a server to ask, `HOST:PORT`, beside those that this one knows; repeatable")
+	withConfig(cmd, "data-dir", "kek", "log-level")
 	return cmd
 }
 

@@ -56,8 +56,9 @@ key-encryption key: %s
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&from, "from", "", "the backup (required)")
+	cmd.Flags().StringVar(&from, "from", "", "`FILE` with the backup (required)")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "check the backup, tell what it holds, write nothing")
 	_ = cmd.MarkFlagRequired("from")
+	withConfig(cmd, "data-dir", "kek", "log-level")
 	return cmd
 }
