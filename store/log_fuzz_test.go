@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"maps"
-	"path"
 	"runtime"
 	"slices"
 	"testing"
@@ -96,24 +94,13 @@ func (d *memDisk) put(t testing.TB, name string, b []byte) {
 	}
 }
 
-// logFiles are the names of everything that the log is made of.
-func logFiles(d *memDisk) (names []string) {
-	for _, dir := range slices.Sorted(maps.Keys(d.dirs)) {
-		for name := range d.dirs[dir].files {
-			names = append(names, path.Join(dir, name))
-		}
-	}
-	slices.Sort(names)
-	return names
-}
-
 // TestMutatedLog: CVE-2020-15106 (a length that is damaged, a panic) and CVE-2020-15112
 // (an index that is out of range). A number that is put anywhere into the log, the mark
 // or the terms makes it refuse, or show no more than a shorter log.
 func TestMutatedLog(t *testing.T) {
 	whole := writtenLog(t)
 	refused := 0
-	for _, name := range logFiles(whole) {
+	for _, name := range sortedKeys(whole.open().names) {
 		b := whole.content(t, name)
 		used := len(bytes.TrimRight(b, "\x00"))
 		step := 1 + used/60
@@ -153,7 +140,7 @@ func FuzzLogFiles(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, script []byte, number uint64) {
 		d := writtenLog(t)
-		names := logFiles(d)
+		names := sortedKeys(d.open().names)
 		for ; len(script) >= 5; script = script[5:] {
 			name := names[int(script[1])%len(names)]
 			b := d.content(t, name)
@@ -241,5 +228,5 @@ type tornFile struct {
 
 func (f tornFile) Sync() error {
 	f.of.disk.kill()
-	return errKilled
+	return errPower
 }
