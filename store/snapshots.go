@@ -29,7 +29,9 @@ type snapshots struct {
 	fail  func(error)              // the disk has refused
 	note  func(index uint64) error // there is a durable one; set by open
 
-	mu    sync.Mutex           // guards what follows
+	keeping sync.Mutex // held by keep: what it finds on the disk is what known says
+
+	mu    sync.Mutex           // guards what follows; taken after keeping
 	known []*raft.SnapshotMeta // newest first
 	made  uint64               // sinks so far
 }
@@ -304,6 +306,8 @@ func (k *sink) Close() error {
 
 // keep gives a finished snapshot its name, and drops the oldest.
 func (s *snapshots) keep(k *sink) error {
+	s.keeping.Lock()
+	defer s.keeping.Unlock()
 	if err := s.files.Rename(k.unfinished, k.name); err != nil {
 		return err
 	}

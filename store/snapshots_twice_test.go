@@ -3,6 +3,9 @@ package store
 import (
 	"errors"
 	"io"
+	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -52,6 +55,39 @@ func TestSnapshotTwiceAtOnce(t *testing.T) {
 		}
 		if err := r.Close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestSnapshotsAtOnce: many end at the same time, of few entries. The newest are kept, and
+// what is listed is what is there.
+func TestSnapshotsAtOnce(t *testing.T) {
+	s, _, err := openSnapshots(osFiles{}, t.TempDir(), func(err error) { t.Errorf("the store ends: %v", err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.note = func(uint64) error { return nil }
+	for round := range uint64(50) {
+		var wg sync.WaitGroup
+		for i := range uint64(9) {
+			sink, err := s.Create(raft.SnapshotVersionMax, 3*round+i%3+1, 2, raft.Configuration{}, 1, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() {
+				if err := sink.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		there, err := filepath.Glob(filepath.Join(s.dir, "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []string{s.path(snapshotID(3*round+2, 2)), s.path(snapshotID(3*round+3, 2))}
+		if !slices.Equal(there, want) || s.covered() != 3*round+3 {
+			t.Fatalf("round %d: %q are there, want %q", round, there, want)
 		}
 	}
 }
