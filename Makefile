@@ -154,7 +154,7 @@ bench: dirs = $$($(call folders,^func Benchmark))
 bench-policy: envoy ## Run those of the policy: compiling it, and Envoys that enforce it
 bench-policy: dirs = ./controlplane/policy ./controlplane/compile ./controlplane/zttest/policybench
 bench-store: ## Run those of the store: against bare raft, and of large specs
-bench-store: dirs = ./store ./controlplane/refusals
+bench-store: dirs = ./store ./store/state ./controlplane/refusals
 bench bench-policy bench-store:
 	@mkdir -p .bin; \
 	$(GO) test -run '^$$' -bench . -benchmem -timeout $(TEST_TIMEOUT) $(TESTFLAGS) $(dirs) | tee .bin/$@.txt; \

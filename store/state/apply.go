@@ -391,7 +391,7 @@ func (s *State) record(r *logv1.Revision) {
 	for n > MaxRevisions || s.historyBytes > MaxRevisionBytes && n > 1 {
 		k, oldest, _ := history.Root().Minimum()
 		history.Delete(k)
-		s.historyBytes -= revisionSize(oldest)
+		s.historyBytes -= revisionSize(oldest.value)
 		n--
 	}
 	s.history = history.Commit()

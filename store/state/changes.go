@@ -174,7 +174,7 @@ func diff[T any](a, b *tree[T], same func(T, T) bool) []string {
 			keys = append(keys, string(kb))
 			kb, vb, okb = ib.Next()
 		default:
-			if !same(va, vb) {
+			if !same(va.value, vb.value) {
 				keys = append(keys, string(ka))
 			}
 			ka, va, oka = ia.Next()

@@ -15,7 +15,7 @@ func (s *State) Revisions(before uint64) iter.Seq[*logv1.Revision] {
 			it.SeekReverseLowerBound(revisionKey(before - 1))
 		}
 		for _, r, ok := it.Previous(); ok; _, r, ok = it.Previous() {
-			if !yield(r) {
+			if !yield(r.value) {
 				return
 			}
 		}
@@ -30,7 +30,7 @@ func (s *State) RevisionsAfter(after uint64) (changes iter.Seq[*logv1.Revision],
 		it := s.history.Root().Iterator()
 		it.SeekLowerBound(revisionKey(after + 1))
 		for _, r, ok := it.Next(); ok; _, r, ok = it.Next() {
-			if !yield(r) {
+			if !yield(r.value) {
 				return
 			}
 		}
@@ -38,5 +38,5 @@ func (s *State) RevisionsAfter(after uint64) (changes iter.Seq[*logv1.Revision],
 	// What was dropped is older than all that is kept: if a revision up to after
 	// is kept, nothing later was dropped.
 	_, oldest, ok := s.history.Root().Minimum()
-	return seq, after >= s.revision || ok && oldest.GetRevision() <= after
+	return seq, after >= s.revision || ok && oldest.value.GetRevision() <= after
 }

@@ -54,7 +54,8 @@ func (s *State) WriteTo(w io.Writer) (int64, error) {
 	for r := range values(s.history) {
 		sw.put(&logv1.Record{Record: &logv1.Record_Revision{Revision: r}})
 	}
-	for key := range values(s.outcomeOrder) {
+	order := s.outcomeOrder.Root().Iterator()
+	for _, key, ok := order.Next(); ok; _, key, ok = order.Next() {
 		o, _ := s.outcomes.Get([]byte(key))
 		sw.put(&logv1.Record{Record: &logv1.Record_Outcome{Outcome: o}})
 	}

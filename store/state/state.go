@@ -191,7 +191,8 @@ func (s *State) DocumentsAfter(after Key, kind, namespace string) iter.Seq[Docum
 		}
 		it := s.documents.Root().Iterator()
 		it.SeekLowerBound(from.radix())
-		for _, d, ok := it.Next(); ok; _, d, ok = it.Next() {
+		for _, r, ok := it.Next(); ok; _, r, ok = it.Next() {
+			d := r.value
 			k := d.Key
 			switch {
 			case kind != "" && k.Kind != kind:
@@ -212,7 +213,7 @@ func (s *State) DocumentsAfter(after Key, kind, namespace string) iter.Seq[Docum
 }
 
 // seek returns an iterator at the first document that is not below k.
-func (s *State) seek(k Key) *iradix.Iterator[*Document] {
+func (s *State) seek(k Key) *iradix.Iterator[record[*Document]] {
 	it := s.documents.Root().Iterator()
 	it.SeekLowerBound(k.radix())
 	return it
@@ -234,7 +235,7 @@ func (s *State) Namespaces() iter.Seq2[string, uint64] {
 	return func(yield func(string, uint64) bool) {
 		it := s.namespaces.Root().Iterator()
 		for k, rev, ok := it.Next(); ok; k, rev, ok = it.Next() {
-			if !yield(string(k), rev) {
+			if !yield(string(k), rev.value) {
 				return
 			}
 		}
@@ -329,15 +330,12 @@ func (s *State) Outcome(key string) (*logv1.Outcome, bool) {
 	return o, true
 }
 
-// rooted is a tree, with a digest or without.
-type rooted[T any] interface{ Root() *iradix.Node[T] }
-
 // values returns the values of a tree in the order of their keys.
-func values[T any](t rooted[T]) iter.Seq[T] {
+func values[T any](t *tree[T]) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		it := t.Root().Iterator()
-		for _, v, ok := it.Next(); ok; _, v, ok = it.Next() {
-			if !yield(v) {
+		for _, r, ok := it.Next(); ok; _, r, ok = it.Next() {
+			if !yield(r.value) {
 				return
 			}
 		}

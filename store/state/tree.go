@@ -36,29 +36,43 @@ func (d digest) append(b []byte) []byte {
 	return b
 }
 
-// tree is a persistent radix tree that knows the digest of its records. It has the
-// methods of the one that it is made of.
+// tree is a persistent radix tree of records that knows the digest of all of them. Its
+// methods are those of iradix.Tree.
 type tree[T any] struct {
-	*iradix.Tree[T]
+	radix  *iradix.Tree[record[T]]
 	digest digest
 	encode func([]byte, T) []byte // appends what a value says, equal for equal ones; nil: no digest is kept
 }
 
+// record is a value, and what it has added to the digest of its tree: that is taken away
+// again when it goes, whatever has become of the value.
+type record[T any] struct {
+	value  T
+	digest digest
+}
+
 func newTree[T any](encode func([]byte, T) []byte) *tree[T] {
-	return &tree[T]{Tree: iradix.New[T](), encode: encode}
+	return &tree[T]{radix: iradix.New[record[T]](), encode: encode}
 }
 
 // empty is a tree of the same kind without records.
 func (t *tree[T]) empty() *tree[T] { return newTree(t.encode) }
 
-// Insert is that of iradix.Tree.
+func (t *tree[T]) Get(k []byte) (T, bool) {
+	r, ok := t.radix.Get(k)
+	return r.value, ok
+}
+
+func (t *tree[T]) Len() int { return t.radix.Len() }
+
+func (t *tree[T]) Root() *iradix.Node[record[T]] { return t.radix.Root() }
+
 func (t *tree[T]) Insert(k []byte, v T) (*tree[T], T, bool) {
 	x := t.Txn()
 	old, had := x.Insert(k, v)
 	return x.Commit(), old, had
 }
 
-// Delete is that of iradix.Tree.
 func (t *tree[T]) Delete(k []byte) (*tree[T], T, bool) {
 	x := t.Txn()
 	old, had := x.Delete(k)
@@ -68,17 +82,16 @@ func (t *tree[T]) Delete(k []byte) (*tree[T], T, bool) {
 	return x.Commit(), old, true
 }
 
-// Txn is that of iradix.Tree.
 func (t *tree[T]) Txn() *txn[T] {
-	return &txn[T]{Txn: t.Tree.Txn(), digest: t.digest, encode: t.encode}
+	return &txn[T]{radix: t.radix.Txn(), digest: t.digest, encode: t.encode}
 }
 
 // sum is the digest of the records as they are, made anew.
 func (t *tree[T]) sum() (d digest) {
 	x := t.empty().Txn()
 	it := t.Root().Iterator()
-	for k, v, ok := it.Next(); ok; k, v, ok = it.Next() {
-		d.add(x.of(k, v))
+	for k, r, ok := it.Next(); ok; k, r, ok = it.Next() {
+		d.add(x.of(k, r.value))
 	}
 	return d
 }
@@ -86,9 +99,10 @@ func (t *tree[T]) sum() (d digest) {
 // known is the digest that was kept up to date.
 func (t *tree[T]) known() digest { return t.digest }
 
-// txn is a transaction of a tree; one goroutine uses it.
+// txn is a transaction of a tree; one goroutine uses it. Its methods are those of
+// iradix.Txn.
 type txn[T any] struct {
-	*iradix.Txn[T]
+	radix  *iradix.Txn[record[T]]
 	digest digest
 	encode func([]byte, T) []byte
 	buf    []byte
@@ -107,28 +121,29 @@ func (x *txn[T]) of(k []byte, v T) (d digest) {
 	return d
 }
 
-// Insert is that of iradix.Txn.
+func (x *txn[T]) Get(k []byte) (T, bool) {
+	r, ok := x.radix.Get(k)
+	return r.value, ok
+}
+
+func (x *txn[T]) Root() *iradix.Node[record[T]] { return x.radix.Root() }
+
 func (x *txn[T]) Insert(k []byte, v T) (T, bool) {
-	old, had := x.Txn.Insert(k, v)
-	if had {
-		x.digest.take(x.of(k, old))
-	}
-	x.digest.add(x.of(k, v))
-	return old, had
+	d := x.of(k, v)
+	old, had := x.radix.Insert(k, record[T]{v, d})
+	x.digest.take(old.digest)
+	x.digest.add(d)
+	return old.value, had
 }
 
-// Delete is that of iradix.Txn.
 func (x *txn[T]) Delete(k []byte) (T, bool) {
-	old, had := x.Txn.Delete(k)
-	if had {
-		x.digest.take(x.of(k, old))
-	}
-	return old, had
+	old, had := x.radix.Delete(k)
+	x.digest.take(old.digest)
+	return old.value, had
 }
 
-// Commit is that of iradix.Txn.
 func (x *txn[T]) Commit() *tree[T] {
-	return &tree[T]{Tree: x.Txn.Commit(), digest: x.digest, encode: x.encode}
+	return &tree[T]{radix: x.radix.Commit(), digest: x.digest, encode: x.encode}
 }
 
 // encodeMessage encodes a record that is a message; none of them has a map.
