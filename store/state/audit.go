@@ -224,7 +224,7 @@ func aboutOf(before *State, e *logv1.Entry, r Result) about {
 		a.add("Admin", "", ad.GetName())
 		a.detail = "role " + ad.GetRole()
 		if len(ad.GetNamespaces()) > 0 {
-			a.detail += " of " + strings.Join(ad.GetNamespaces()[:min(len(ad.GetNamespaces()), 16)], ", ")
+			a.detail += " of " + joined(ad.GetNamespaces()[:min(len(ad.GetNamespaces()), 16)])
 		}
 	case *logv1.Entry_DeleteAdmin:
 		a.add("Admin", "", op.DeleteAdmin.GetName())
@@ -263,6 +263,18 @@ func aboutOf(before *State, e *logv1.Entry, r Result) about {
 		}
 	}
 	return a
+}
+
+// joined is strings.Join(words, ", "), or a beginning of it that clip cuts.
+func joined(words []string) string {
+	n := 0
+	for i, w := range words {
+		if n += len(w); n > maxAuditText {
+			words = append(slices.Clone(words[:i]), w[:len(w)-(n-maxAuditText-1)])
+			break
+		}
+	}
+	return strings.Join(words, ", ")
 }
 
 // documents names the documents that were changed; those of a refused entry as it
