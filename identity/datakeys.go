@@ -162,16 +162,16 @@ func derive(key Secret, salt []byte, use string) (cipher.AEAD, error) {
 	return cipher.NewGCM(block)
 }
 
-// Seal encrypts plain and binds about to it, which Open must be given again.
-func (d *DataKeys) Seal(plain, about []byte) []byte {
+// Seal encrypts plain, binds about to it, which Open must be given again, and appends the
+// box to to.
+func (d *DataKeys) Seal(to, plain, about []byte) []byte {
 	s := d.seal.Load()
 	count := s.count.Add(1)
 	var nonce [12]byte
 	binary.BigEndian.PutUint64(nonce[4:], count)
-	out := make([]byte, boxHead, BoxOverhead+len(plain))
-	copy(out, s.head[:])
-	binary.BigEndian.PutUint64(out[len(s.head):], count)
-	return s.aead.Seal(out, nonce[:], plain, about)
+	to = append(slices.Grow(to, BoxOverhead+len(plain)), s.head[:]...)
+	to = binary.BigEndian.AppendUint64(to, count)
+	return s.aead.Seal(to, nonce[:], plain, about)
 }
 
 // Open decrypts a box of Seal. ErrSealed: it is of another server, about something

@@ -29,7 +29,7 @@ func TestDataKeys(t *testing.T) {
 	kek, next := identity.NewKEK(), identity.NewKEK()
 	d := dataKeys(t, path, kek)
 	plain, about := []byte("what is secret"), []byte("entry 7")
-	boxes := [][]byte{d.Seal(plain, about), d.Seal(plain, about)}
+	boxes := [][]byte{d.Seal(nil, plain, about), d.Seal(nil, plain, about)}
 	if bytes.Equal(boxes[0], boxes[1]) || bytes.Contains(boxes[0], plain) || len(boxes[0]) != len(plain)+identity.BoxOverhead {
 		t.Error("a box")
 	}
@@ -47,7 +47,7 @@ func TestDataKeys(t *testing.T) {
 		return d
 	}
 	d = open(keys(t, kek))
-	boxes = append(boxes, d.Seal(plain, about))
+	boxes = append(boxes, d.Seal(nil, plain, about))
 
 	before, err := os.ReadFile(path)
 	if err != nil {
@@ -78,7 +78,7 @@ func TestDataKeys(t *testing.T) {
 	if err := d.Renew(next); err != nil || d.Number() != 2 || d.Oldest() != 1 || d.KEK() != next.ID() {
 		t.Errorf("number %d, oldest %d, key %s, %v", d.Number(), d.Oldest(), d.KEK(), err)
 	}
-	boxes = append(boxes, d.Seal(plain, about))
+	boxes = append(boxes, d.Seal(nil, plain, about))
 	if _, err := identity.OpenDataKeys(path, trustDomain, serverA, keys(t, kek)); !errors.Is(err, identity.ErrSealed) {
 		t.Errorf("the old key opens: %v", err)
 	}
@@ -111,7 +111,7 @@ func TestDataKeysAreDropped(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data-keys")
 	kek := identity.NewKEK()
 	d := dataKeys(t, path, kek)
-	first := d.Seal([]byte("one"), nil)
+	first := d.Seal(nil, []byte("one"), nil)
 	if n, ok := identity.DataKeyOf(first); !ok || n != 1 {
 		t.Errorf("sealed with %d, %v", n, ok)
 	}
@@ -125,7 +125,7 @@ func TestDataKeysAreDropped(t *testing.T) {
 	}
 	check(err)
 	check(d.Renew(kek))
-	second := d.Seal([]byte("two"), nil)
+	second := d.Seal(nil, []byte("two"), nil)
 	check(d.Drop(2, kek))
 	if d.Oldest() != 1 {
 		t.Error("the key of a stream that is being written is gone")
@@ -172,7 +172,7 @@ func TestNoncesAreNotUsedTwice(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				head := string(d.Seal(nil, nil)[:28])
+				head := string(d.Seal(nil, nil, nil)[:28])
 				mu.Lock()
 				if seen[head] {
 					t.Error("a nonce twice")

@@ -164,7 +164,7 @@ func (p *KeyPair) SaveSealed(path string, keys *DataKeys) error {
 	if err != nil {
 		return err
 	}
-	if err := WriteFile(path, keys.Seal(pem.Reveal(), []byte(keyPairPurpose))); err != nil {
+	if err := WriteFile(path, keys.Seal(nil, pem.Reveal(), []byte(keyPairPurpose))); err != nil {
 		return fmt.Errorf("save key pair: %w", err)
 	}
 	return nil

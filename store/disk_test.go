@@ -91,7 +91,7 @@ func (d *disk) open(files *faultyFiles) error {
 // noCipher leaves everything as it is: what is damaged is to be found without one.
 type noCipher struct{}
 
-func (noCipher) Seal(b, _ []byte) []byte                              { return b }
+func (noCipher) Seal(to, b, _ []byte) []byte                          { return append(to, b...) }
 func (noCipher) Open(b, _ []byte) ([]byte, error)                     { return b, nil }
 func (noCipher) SealTo(w io.Writer, _ []byte) (io.WriteCloser, error) { return unclosed{w}, nil }
 func (noCipher) OpenFrom(r io.Reader, _ []byte) (io.Reader, error)    { return r, nil }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/hashicorp/raft"
 
@@ -15,8 +16,8 @@ import (
 // snapshots. Its methods are called from any goroutine. What it opens is what it has
 // sealed, about the same: a Cipher authenticates.
 type Cipher interface {
-	// Seal encrypts plain and binds about to it.
-	Seal(plain, about []byte) []byte
+	// Seal encrypts plain, binds about to it, and appends the box to to.
+	Seal(to, plain, about []byte) []byte
 	// Open is the inverse of Seal.
 	Open(box, about []byte) ([]byte, error)
 	// SealTo returns a writer that encrypts a stream to w. Without its Close the
@@ -34,11 +35,13 @@ type Cipher interface {
 var errSealed = errors.New("does not open")
 
 // sealEntry returns the entry as it is written: its data sealed, bound to where the
-// entry stands. An entry that was moved, or given another type, does not open.
-func sealEntry(c Cipher, e *raft.Log) raft.Log {
-	sealed := *e
-	sealed.Data = c.Seal(e.Data, aboutEntry(e))
-	return sealed
+// entry stands. An entry that was moved, or given another type, does not open. The data
+// is appended to to.
+func sealEntry(c Cipher, e *raft.Log, to []byte) (raft.Log, []byte) {
+	sealed, from := *e, len(to)
+	to = c.Seal(to, e.Data, aboutEntry(e))
+	sealed.Data = to[from:len(to):len(to)]
+	return sealed, to
 }
 
 // openEntry is the inverse of sealEntry, in place.
@@ -79,6 +82,9 @@ type sealedLog struct {
 	// not run. See diskLog.
 	halt func(error)
 	tail logTail
+
+	sealing sync.Mutex // guards scratch
+	scratch []byte     // what was sealed last, to be written over: the log below keeps none of it
 }
 
 // entryOfSnapshot is the type of an entry that only a snapshot holds, or nobody. raft
@@ -125,11 +131,16 @@ func (l *sealedLog) StoreLog(e *raft.Log) error { return l.StoreLogs([]*raft.Log
 
 // StoreLogs is part of raft.LogStore.
 func (l *sealedLog) StoreLogs(entries []*raft.Log) error {
-	sealed := make([]raft.Log, len(entries))
-	pointers := make([]*raft.Log, len(entries))
+	l.sealing.Lock()
+	defer l.sealing.Unlock()
+	sealed, pointers := make([]raft.Log, len(entries)), make([]*raft.Log, len(entries))
+	b := l.scratch[:0]
 	for i, e := range entries {
-		sealed[i] = sealEntry(l.cipher, e)
+		sealed[i], b = sealEntry(l.cipher, e, b)
 		pointers[i] = &sealed[i]
+	}
+	if cap(b) <= maxScratch {
+		l.scratch = b
 	}
 	if err := l.logStore.StoreLogs(pointers); err != nil {
 		l.tail.forget()

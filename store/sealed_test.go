@@ -98,7 +98,7 @@ func TestDiskOfAnotherCipher(t *testing.T) {
 func TestEntriesAreBoundToTheirPlace(t *testing.T) {
 	cipher := newCipher(t)
 	e := raft.Log{Index: 7, Term: 3, Type: raft.LogCommand, Data: []byte("x"), Extensions: []byte("e")}
-	sealed := sealEntry(cipher, &e)
+	sealed, _ := sealEntry(cipher, &e, []byte("before"))
 	for name, move := range map[string]func(*raft.Log){
 		"index": func(l *raft.Log) { l.Index++ }, "term": func(l *raft.Log) { l.Term++ },
 		"type":       func(l *raft.Log) { l.Type = raft.LogConfiguration },

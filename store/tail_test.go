@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -114,5 +115,11 @@ func (r *refusing) StoreLogs(logs []*raft.Log) error {
 	if r.refuse {
 		return errors.New("no")
 	}
-	return r.InmemStore.StoreLogs(logs)
+	var kept []*raft.Log // what it is given will be written over
+	for _, l := range logs {
+		c := *l
+		c.Data = bytes.Clone(l.Data)
+		kept = append(kept, &c)
+	}
+	return r.InmemStore.StoreLogs(kept)
 }
