@@ -20,12 +20,14 @@ import (
 	"github.com/ztmesh/ztmesh/store/state"
 )
 
-// fsm applies committed entries. raft calls Apply, StoreConfiguration, Snapshot and
-// Restore from one goroutine, never two at a time; Persist runs beside later calls
-// of Apply, which it does not see, since a State never changes.
+// fsm applies committed entries. raft calls ApplyBatch, Snapshot and Restore from one
+// goroutine, never two at a time; Persist runs beside later calls of ApplyBatch, which it
+// does not see, since a State never changes.
 //
-// It does not implement raft.BatchingFSM: raft answers a batch when all of it is
-// applied, and proposers would wait for one another.
+// raft answers a batch, of at most 64 entries that were committed together, when all of
+// it is applied. A proposer waits some microseconds for each entry behind its own. In
+// return those of a batch propose again together, and their next entries share a sync;
+// answered one by one, the first of them would get one of its own.
 //
 // An entry that cannot be applied breaks the fsm: it reports through fail, keeps
 // the state before that entry, and refuses everything after it, snapshots too,
@@ -64,10 +66,7 @@ type recorder interface {
 	Jump(audit.Head) error
 }
 
-var (
-	_ raft.FSM                = (*fsm)(nil)
-	_ raft.ConfigurationStore = (*fsm)(nil)
-)
+var _ raft.BatchingFSM = (*fsm)(nil)
 
 func newFSM(s *state.State, hooks fsmHooks) *fsm {
 	f := &fsm{format: cmp.Or(hooks.format, state.Format), hooks: hooks, watchers: make(map[*watcher]struct{}), applied: s.Index(), advanced: make(chan struct{})}
@@ -105,8 +104,22 @@ func (f *fsm) Apply(l *raft.Log) any {
 	return result
 }
 
-// StoreConfiguration is called in the place of Apply for a change of members.
-func (f *fsm) StoreConfiguration(index uint64, c raft.Configuration) {
+// ApplyBatch is Apply of each command in turn, and configure of each change of members,
+// which has no answer.
+func (f *fsm) ApplyBatch(entries []*raft.Log) []any {
+	answers := make([]any, len(entries))
+	for i, e := range entries {
+		if e.Type == raft.LogConfiguration {
+			f.configure(e.Index, raft.DecodeConfiguration(e.Data))
+			continue
+		}
+		answers[i] = f.Apply(e)
+	}
+	return answers
+}
+
+// configure notes a change of members.
+func (f *fsm) configure(index uint64, c raft.Configuration) {
 	if f.broken != nil {
 		return
 	}

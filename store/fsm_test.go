@@ -26,16 +26,22 @@ func TestBrokenFSM(t *testing.T) {
 		fail:       func(err error) { failures = append(failures, err) },
 		configured: func(raft.Configuration) {},
 	})
-	if r, ok := f.Apply(command(3, recordedInit())).(state.Result); !ok || r.Err != nil {
+	members := func(index uint64) *raft.Log {
+		return &raft.Log{Index: index, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(raft.Configuration{})}
+	}
+	answers := f.ApplyBatch([]*raft.Log{
+		command(3, recordedInit()), members(4),
+		{Index: 5, Type: raft.LogCommand, Data: []byte{0xff}},
+		command(6, putEntry(0, "g", "x")), members(7),
+	})
+	if r, ok := answers[0].(state.Result); !ok || r.Err != nil {
 		t.Errorf("before: %v", r)
 	}
-	f.StoreConfiguration(4, raft.Configuration{})
-	for _, l := range []*raft.Log{{Index: 5, Type: raft.LogCommand, Data: []byte{0xff}}, command(6, putEntry(0, "g", "x"))} {
-		if err, ok := f.Apply(l).(error); !ok || len(failures) != 1 || err != failures[0] {
-			t.Errorf("entry %d: %v, failures %v", l.Index, err, failures)
+	for _, i := range []int{2, 3} {
+		if err, ok := answers[i].(error); !ok || len(failures) != 1 || err != failures[0] {
+			t.Errorf("entry %d: %v, failures %v", 3+i, answers[i], failures)
 		}
 	}
-	f.StoreConfiguration(7, raft.Configuration{})
 	if applied, _ := f.progress(); applied != 4 || f.state.Load().Index() != 3 {
 		t.Errorf("applied %d, state at %d", applied, f.state.Load().Index())
 	}

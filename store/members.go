@@ -228,21 +228,26 @@ func (s *Store) transferred(ctx context.Context, f raft.Future) error {
 // formats is what members have said they read, since this server started: it is
 // newer than what their records say, and there before an entry could hold it.
 type formats struct {
-	mu sync.Mutex // guards of
-	of map[string]uint32
+	mu sync.Mutex        // guards of
+	of map[string]uint32 // replaced, never changed: every proposal looks at it
 }
 
 func (f *formats) all() map[string]uint32 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return maps.Clone(f.of)
+	return f.of
 }
 
 // Heard tells the store the newest format that a member reads, as it has just said.
 func (s *Store) Heard(id string, format uint32) {
 	s.heard.mu.Lock()
 	defer s.heard.mu.Unlock()
-	s.heard.of[id] = format
+	if s.heard.of[id] == format {
+		return
+	}
+	of := maps.Clone(s.heard.of)
+	of[id] = format
+	s.heard.of = of
 }
 
 // Format is the newest format that this server reads.
