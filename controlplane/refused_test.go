@@ -63,6 +63,10 @@ func TestRefusalsOnRecord(t *testing.T) {
 	foreign, err := identity.NewKeyPair(key, chain)
 	c.check(err)
 	id := func(name string) string { return "spiffe://control." + trustDomain + "/" + name }
+	const applied = "zt_store_applied_index"
+	// A follower that has not heard of them yet turns them away for another reason.
+	newest := leader.Metric(applied)
+	c.Until("the follower knows the viewer and the instance", func() bool { return follower.Metric(applied) >= newest })
 
 	for _, tt := range []struct {
 		name            string
