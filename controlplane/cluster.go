@@ -38,6 +38,9 @@ type cluster struct {
 	mu    sync.Mutex                  // guards what follows; never held while calling out
 	conns map[string]*grpc.ClientConn // by address; nil once closed
 	peers map[string]*peer            // by server id
+	// differing are the servers whose state is another than it should be, or may be: see
+	// watchHashes.
+	differing map[string]bool
 }
 
 // peer is one other server.
@@ -51,7 +54,8 @@ type peer struct {
 	revision  uint64
 	proxies   map[string]*ztv1.HeldProxy // by instance
 	cuts      map[cutKey]*ztv1.HeldCuts
-	said      *said // the last report; nil: none yet. It is never changed
+	said      *said           // the last report; nil: none yet. It is never changed
+	state     *ztv1.StateHash // as it told when something had changed; nil: it has not
 }
 
 // newCluster makes what is set of c usable.
@@ -107,7 +111,7 @@ func (c *cluster) listen(ctx context.Context, id string, p *peer) {
 		}
 		c.mu.Lock()
 		was := p.reachable
-		p.reachable, p.proxies = false, nil
+		p.reachable, p.proxies, p.state = false, nil, nil
 		c.mu.Unlock()
 		if was {
 			c.log.Warn("server out of reach", "server", id, "address", p.address, "error", err)
@@ -136,6 +140,9 @@ func (c *cluster) follow(ctx context.Context, p *peer) error {
 		}
 		c.mu.Lock()
 		p.reachable, p.revision, p.full = true, said.Revision, said.DiskFull
+		if said.HashKind == state.HashKind {
+			p.state = said.State
+		}
 		changed := p.take(said)
 		c.mu.Unlock()
 		c.heard(changed)
@@ -254,6 +261,12 @@ func (p *peer) take(said *ztv1.WatchProxiesResponse) (changed []string) {
 		delete(p.proxies, i)
 	}
 	return append(changed, said.Gone...)
+}
+
+func (c *cluster) setDiffering(ids map[string]bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.differing = ids
 }
 
 // held is the proxy of an instance by the peer that has its newest stream, and that

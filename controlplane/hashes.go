@@ -21,64 +21,61 @@ import (
 
 // hashed is what one server says of its past states.
 type hashed struct {
-	id     string
-	voter  bool
-	leader bool
-	at     map[uint64]state.Hash // by index
+	id    string
+	voter bool
+	at    map[uint64]state.Hash // by index
 }
 
 // judgement is what comparing the hashes after one entry says.
 type judgement struct {
 	index uint64
-	right state.Hash // zero: nobody can tell yet
-	wrong []string   // ids of servers whose hash is another, sorted
+	right state.Hash // zero: no majority of the voters has said the same
+	wrong []string   // ids of servers whose hash is another than right, sorted
+	split []string   // where nothing is right: ids of servers that contradict one another, sorted
 }
 
 // judgeHashes is the rule, as a pure function: of all that was said after one entry, the
-// hash of a majority of the voters that can be asked is right. Where there is none, and
-// all of them have been heard, it is that of the leader. Servers that cannot say, of
-// versions without hashes, are not among servers.
-func judgeHashes(servers []hashed, index uint64) judgement {
+// hash of a majority of all voters is right, of those that cannot be heard as well. Where
+// none has one, nobody is wrong, not even who contradicts the leader: a leader alone knows
+// no more than any other. Servers that cannot say, of versions without hashes, are not
+// among servers.
+func judgeHashes(servers []hashed, voters int, index uint64) judgement {
 	j := judgement{index: index}
 	votes := map[state.Hash]int{}
-	voters, heard := 0, 0
-	var led state.Hash
+	all := map[state.Hash]bool{}
+	var said []string
 	for _, s := range servers {
 		h, has := s.at[index]
-		if has && s.leader {
-			led = h
-		}
-		if !s.voter {
+		if !has {
 			continue
 		}
-		voters++
-		if has {
-			heard++
+		said, all[h] = append(said, s.id), true
+		if s.voter {
 			votes[h]++
 		}
 	}
+	slices.Sort(said)
 	for h, n := range votes {
 		if 2*n > voters {
 			j.right = h
 		}
 	}
-	if j.right == (state.Hash{}) && heard == voters {
-		j.right = led
-	}
-	if j.right == (state.Hash{}) {
-		return j
-	}
-	for _, s := range servers {
-		if h, has := s.at[index]; has && h != j.right {
-			j.wrong = append(j.wrong, s.id)
+	switch {
+	case j.right == (state.Hash{}) && len(all) > 1:
+		j.split = said
+	case j.right != (state.Hash{}):
+		for _, s := range servers {
+			if h, has := s.at[index]; has && h != j.right {
+				j.wrong = append(j.wrong, s.id)
+			}
 		}
+		slices.Sort(j.wrong)
 	}
-	slices.Sort(j.wrong)
 	return j
 }
 
 // compare judges every index that somebody else names as well, oldest first.
-func compare(self string, servers []hashed) (all []judgement) {
+func compare(self string, servers []hashed, voters int) (all []judgement) {
 	seen := map[uint64]bool{}
 	for _, s := range servers {
 		if s.id == self {
@@ -89,7 +86,7 @@ func compare(self string, servers []hashed) (all []judgement) {
 		}
 	}
 	for index := range seen {
-		all = append(all, judgeHashes(servers, index))
+		all = append(all, judgeHashes(servers, voters, index))
 	}
 	slices.SortFunc(all, func(a, b judgement) int {
 		if a.index < b.index {
@@ -100,27 +97,25 @@ func compare(self string, servers []hashed) (all []judgement) {
 	return all
 }
 
-// hashes is what every server that can be asked says, this one among them.
-func (c *cluster) hashes() (servers []hashed) {
-	voters := map[string]bool{}
+// hashes is what every server that can be asked says, this one last, and how many voters
+// there are, with those that cannot be asked.
+func (c *cluster) hashes() (servers []hashed, voters int) {
+	votes := map[string]bool{}
 	for _, m := range c.store.Members() {
-		voters[m.ID] = m.Voter
+		if m.Voter {
+			votes[m.ID] = true
+		}
 	}
-	leader, _ := c.store.Leader()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	own := hashed{id: c.self, voter: voters[c.self], leader: leader == c.self, at: map[uint64]state.Hash{}}
+	own := hashed{id: c.self, voter: votes[c.self], at: map[uint64]state.Hash{}}
 	for _, h := range c.store.StateHashes() {
 		own.at[h.Index] = h.Hash
 	}
 	for id, p := range c.peers {
-		r := c.fresh(p)
-		if r == nil || r.HashKind != state.HashKind {
-			continue
-		}
-		s := hashed{id: id, voter: voters[id], leader: leader == id, at: map[uint64]state.Hash{}}
-		for _, h := range r.Hashes {
-			if len(h.Hash) != len(state.Hash{}) {
+		s := hashed{id: id, voter: votes[id], at: map[uint64]state.Hash{}}
+		for _, h := range c.hashesOf(p) {
+			if len(h.GetHash()) != len(state.Hash{}) {
 				continue
 			}
 			s.at[h.Index] = state.Hash(h.Hash)
@@ -128,9 +123,23 @@ func (c *cluster) hashes() (servers []hashed) {
 				own.at[h.Index] = mine
 			}
 		}
-		servers = append(servers, s)
+		if len(s.at) > 0 {
+			servers = append(servers, s)
+		}
 	}
-	return append(servers, own)
+	return append(servers, own), len(votes)
+}
+
+// hashesOf is what a peer has said of its states lately: when it was asked, and when
+// something had changed. c.mu is held.
+func (c *cluster) hashesOf(p *peer) (out []*ztv1.StateHash) {
+	if r := c.fresh(p); r != nil && r.HashKind == state.HashKind {
+		out = append(out, r.Hashes...)
+	}
+	if p.reachable && p.state != nil {
+		out = append(out, p.state)
+	}
+	return out
 }
 
 // hashesOf is what this server says of itself.
@@ -139,6 +148,13 @@ func hashesOf(s *store.Store) (out []*ztv1.StateHash) {
 		out = append(out, &ztv1.StateHash{Index: h.Index, Hash: h.Hash[:]})
 	}
 	return out
+}
+
+// newestHash is what this server says of its newest state when something has changed.
+func (c *cluster) newestHash() *ztv1.StateHash {
+	st := c.store.State()
+	h := st.Hash()
+	return &ztv1.StateHash{Index: st.Index(), Hash: h[:]}
 }
 
 // hashMetrics are those of comparing states.
@@ -155,33 +171,45 @@ func newHashMetrics(registry prometheus.Registerer) *hashMetrics {
 		}),
 		differs: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "zt_controlplane_state_differs",
-			Help: "How many other servers have another state than most voters after the same entry: they are about to stop.",
+			Help: "How many servers have another state than most voters after the same entry, or contradict one another while no majority of all voters says the same.",
 		}),
 	}
 	registry.MustRegister(m.agreed, m.differs)
 	return m
 }
 
-// watchHashes compares the states of all servers until ctx ends. It ends with
-// store.ErrDiverged when that of this one is wrong; first, that is written down, so that
-// this server does not serve from it again.
+// comparePause is how long states are not compared again after they were.
+const comparePause = 50 * time.Millisecond
+
+// watchHashes compares the states of all servers until ctx ends: at intervals, and when
+// one of them tells that it has changed. It ends with store.ErrDiverged when that of this
+// one is wrong; first, that is written down, so that this server does not serve from it
+// again. Where nobody can tell which is right, it says so, and everything goes on.
 func (s *Server) watchHashes(ctx context.Context, others *cluster, every time.Duration, m *hashMetrics) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	told := map[string]bool{}
-	for {
-		differ := map[string]bool{}
-		servers := others.hashes()
+	var split judgement // as it was at the last tick
+	for ticked := true; ; {
+		moved := others.moved.next()
+		servers, voters := others.hashes()
 		own := servers[len(servers)-1].at
-		for _, j := range compare(s.id, servers) {
+		differ := map[string]bool{}
+		var now judgement
+		for _, j := range compare(s.id, servers, voters) {
 			if slices.Contains(j.wrong, s.id) {
 				return s.diverge(j, own[j.index], servers)
 			}
 			if _, has := own[j.index]; has && j.right != (state.Hash{}) {
 				m.agreed.Set(float64(j.index))
 			}
-			for _, id := range j.wrong {
+			if len(j.split) > 0 {
+				now = j
+			}
+			for _, id := range slices.Concat(j.wrong, j.split) {
 				differ[id] = true
+			}
+			for _, id := range j.wrong {
 				if !told[id] {
 					told[id] = true
 					s.cfg.Logger.Error("another server has diverged: it is to stop, and to be reseeded", "server", id, "index", j.index, "right", fmt.Sprintf("%x", j.right))
@@ -189,10 +217,26 @@ func (s *Server) watchHashes(ctx context.Context, others *cluster, every time.Du
 			}
 		}
 		m.differs.Set(float64(len(differ)))
+		others.setDiffering(differ)
+		if ticked { // what is heard of some only, and a moment later of all, is no split
+			if len(now.split) > 0 && len(split.split) > 0 && !told["split"] {
+				s.cfg.Logger.Error("the states of servers differ, and no majority of all voters says which is right: nobody stops, and one of them serves what is wrong; "+
+					"bring back the voters that are down, and the one that is wrong stops by itself, or find out which it is, stop it, and run ztd reseed there",
+					"servers", now.split, "index", now.index, "voters", voters)
+			}
+			told["split"] = len(now.split) > 0 && len(split.split) > 0
+			split = now
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+			ticked = true
+		case <-moved:
+			ticked = false
+			if err := await(ctx, time.After(comparePause)); err != nil {
+				return err
+			}
 		}
 	}
 }

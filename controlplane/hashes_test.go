@@ -19,40 +19,43 @@ func TestHashRule(t *testing.T) {
 		}
 		return s
 	}
-	leads := func(s hashed) hashed { s.leader = true; return s }
 	replica := func(s hashed) hashed { s.voter = false; return s }
 	for name, tt := range map[string]struct {
 		servers []hashed
+		voters  int
 		right   state.Hash
 		wrong   []string
+		split   []string
 	}{
-		"all agree":                        {[]hashed{leads(voter("a", x)), voter("b", x), voter("c", x)}, x, nil},
-		"a follower":                       {[]hashed{leads(voter("a", x)), voter("b", y), voter("c", x)}, x, []string{"b"}},
-		"the leader":                       {[]hashed{leads(voter("a", y)), voter("b", x), voter("c", x)}, x, []string{"a"}},
-		"the leader, and one is not heard": {[]hashed{leads(voter("a", y)), voter("b", x), voter("c")}, state.Hash{}, nil},
-		"two of two: the leader is right":  {[]hashed{leads(voter("a", y)), voter("b", x)}, y, []string{"b"}},
-		"two of two, and nobody leads":     {[]hashed{voter("a", y), voter("b", x)}, state.Hash{}, nil},
-		"three of three":                   {[]hashed{voter("a", x), leads(voter("b", y)), voter("c", z)}, y, []string{"a", "c"}},
-		"half of four":                     {[]hashed{leads(voter("a", x)), voter("b", x), voter("c", y), voter("d", y)}, x, []string{"c", "d"}},
-		"two of five":                      {[]hashed{leads(voter("a", y)), voter("b", y), voter("c", x), voter("d", x), voter("e", x)}, x, []string{"a", "b"}},
-		"a replica":                        {[]hashed{leads(voter("a", x)), voter("b", x), replica(voter("r", y))}, x, []string{"r"}},
-		"replicas do not judge":            {[]hashed{leads(voter("a", x)), replica(voter("r", y)), replica(voter("s", y))}, x, []string{"r", "s"}},
-		"who has not come so far":          {[]hashed{leads(voter("a", x)), voter("b", x), voter("c")}, x, nil},
-		"alone":                            {[]hashed{leads(voter("a", x))}, x, nil},
-		"nobody votes":                     {[]hashed{replica(voter("r", x))}, state.Hash{}, nil},
+		"all agree":                         {[]hashed{voter("a", x), voter("b", x), voter("c", x)}, 3, x, nil, nil},
+		"one of three":                      {[]hashed{voter("a", x), voter("b", y), voter("c", x)}, 3, x, []string{"b"}, nil},
+		"two agree, and one is not heard":   {[]hashed{voter("a", x), voter("b", x)}, 3, x, nil, nil},
+		"two differ, and one is not heard":  {[]hashed{voter("a", y), voter("b", x)}, 3, state.Hash{}, nil, []string{"a", "b"}},
+		"two differ, and one is behind":     {[]hashed{voter("a", y), voter("b", x), voter("c")}, 3, state.Hash{}, nil, []string{"a", "b"}},
+		"one is heard":                      {[]hashed{voter("a", x)}, 3, state.Hash{}, nil, nil},
+		"two of two":                        {[]hashed{voter("a", y), voter("b", x)}, 2, state.Hash{}, nil, []string{"a", "b"}},
+		"three of three":                    {[]hashed{voter("a", x), voter("b", y), voter("c", z)}, 3, state.Hash{}, nil, []string{"a", "b", "c"}},
+		"half of four":                      {[]hashed{voter("a", x), voter("b", x), voter("c", y), voter("d", y)}, 4, state.Hash{}, nil, []string{"a", "b", "c", "d"}},
+		"two of five":                       {[]hashed{voter("a", y), voter("b", y), voter("c", x), voter("d", x), voter("e", x)}, 5, x, []string{"a", "b"}, nil},
+		"two of the three heard of five":    {[]hashed{voter("a", y), voter("b", x), voter("c", x)}, 5, state.Hash{}, nil, []string{"a", "b", "c"}},
+		"a replica":                         {[]hashed{voter("a", x), voter("b", x), replica(voter("r", y))}, 3, x, []string{"r"}, nil},
+		"replicas do not judge":             {[]hashed{voter("a", x), replica(voter("r", y)), replica(voter("s", y))}, 1, x, []string{"r", "s"}, nil},
+		"a replica, and most are not heard": {[]hashed{voter("a", x), replica(voter("r", y)), replica(voter("s", y))}, 3, state.Hash{}, nil, []string{"a", "r", "s"}},
+		"alone":                             {[]hashed{voter("a", x)}, 1, x, nil, nil},
+		"nobody votes":                      {[]hashed{replica(voter("r", x))}, 0, state.Hash{}, nil, nil},
 	} {
 		for range 2 {
-			got := judgeHashes(tt.servers, at)
-			if got.right != tt.right || !slices.Equal(got.wrong, tt.wrong) {
+			got := judgeHashes(tt.servers, tt.voters, at)
+			if got.right != tt.right || !slices.Equal(got.wrong, tt.wrong) || !slices.Equal(got.split, tt.split) {
 				t.Errorf("%s: %+v", name, got)
 			}
 			slices.Reverse(tt.servers) // the order tells nothing
 		}
 	}
-	if all := compare("a", []hashed{voter("b", x), voter("a", y)}); len(all) != 1 || all[0].index != at {
+	if all := compare("a", []hashed{voter("b", x), voter("a", y)}, 2); len(all) != 1 || all[0].index != at {
 		t.Errorf("%+v", all)
 	}
-	if all := compare("a", []hashed{voter("a", y)}); len(all) != 0 {
+	if all := compare("a", []hashed{voter("a", y)}, 1); len(all) != 0 {
 		t.Errorf("compared with nobody: %+v", all)
 	}
 }

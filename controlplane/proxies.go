@@ -11,6 +11,7 @@ import (
 
 	"github.com/ztmesh/ztmesh/controlplane/api"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/store/state"
 	"github.com/ztmesh/ztmesh/xds/serve"
 )
 
@@ -25,6 +26,7 @@ type proxies struct {
 	cluster *cluster
 	moved   *broadcast  // what is told of a proxy may have changed, here or elsewhere
 	full    func() bool // the disk of this server
+	newest  func() *ztv1.StateHash
 	now     func() time.Time
 
 	mu       sync.Mutex // guards what follows, and is never held while calling out
@@ -160,6 +162,7 @@ func (p *proxies) Tell(ctx context.Context, deltas bool, f func(*ztv1.WatchProxi
 	for {
 		next := p.moved.next() // before the look, so that nothing is missed
 		if m := p.news(t, last, deltas); m != nil {
+			m.State, m.HashKind = p.newest(), state.HashKind
 			if err := f(m); err != nil {
 				return err
 			}

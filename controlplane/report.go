@@ -171,6 +171,7 @@ func (c *cluster) Members() []*ztv1.Member {
 		m := &ztv1.Member{
 			Id: s.Id, AdminAddress: s.AdminAddress, NodeAddress: s.NodeAddress, ClusterAddress: s.ClusterAddress,
 			Version: s.Version, Leader: s.Id == leader, Voter: group[s.Id].Voter, Replica: s.Replica, Format: state.Reads(s), Zone: s.Zone,
+			Differs: c.differing[s.Id],
 		}
 		delete(group, s.Id)
 		if s.Id == c.self {

@@ -298,7 +298,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 			return s.clock.check() == nil && s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence
 		},
 	}, s.metrics)
-	held = newProxies(&proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved, full: others.DiskFull, now: s.cfg.Now})
+	held = newProxies(&proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved, full: others.DiskFull, newest: others.newestHash, now: s.cfg.Now})
 	keys := newKeeper(&keeper{s: s, store: agreedOn, others: others, every: s.cfg.KeyCheck}, s.metrics)
 	door := api.New(api.Config{
 		ServerID: s.id, Version: Version, Log: agreed{agreedOn, &s.clock}, Cluster: others, Proxies: held,

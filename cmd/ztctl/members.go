@@ -209,6 +209,9 @@ func (a *app) showMembers(members []*ztv1.Member) error {
 		if m.DiskFull {
 			fmt.Fprintln(a.out, a.paint(red, fmt.Sprintf("\nthe disk of %s is nearly full: while it leads, changes are refused", m.Id)))
 		}
+		if m.Differs {
+			fmt.Fprintln(a.out, a.paint(red, fmt.Sprintf("\nthe state of %s differs from that of others: one of them serves what is wrong; its log says which, or what to do", m.Id)))
+		}
 	}
 	return nil
 }

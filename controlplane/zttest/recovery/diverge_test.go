@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ztmesh/ztmesh/controlplane/zttest"
+	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 )
 
 // TestDivergedServerStops: one of three servers, a follower and then the leader, is
@@ -84,5 +85,73 @@ func TestDivergedServerStops(t *testing.T) {
 		r.Check(s.Ready(r.Context()))
 		r.Check(r.Together(r.Context()))
 		r.Check(r.Converge(r.Context()))
+	}
+}
+
+// TestDivergedWithoutMajority: a server diverges while another of the three is down. Of
+// the two that are left nobody can tell which is right, not even the leader: both say so
+// and go on. The third decides as soon as it is back: who is wrong stops.
+func TestDivergedWithoutMajority(t *testing.T) {
+	r := begin(t, "seededbugs")
+	mesh, _, _ := strings.Cut(spec, "---\n")
+	put := func(name string) string {
+		return fmt.Sprintf("---\napiVersion: ztmesh.dev/v1alpha1\nkind: Workload\nmetadata: {namespace: shop, name: %s}\nspec: {}\n", name)
+	}
+	leader, err := r.Leader(r.Context())
+	r.Check(err)
+	wrong, away := (leader+1)%3, (leader+2)%3
+	s := r.Servers[wrong]
+	s.Kill()
+	r.Check(s.Start(r.Site, "ZT_SEEDED_BUG=lost-delete:goes"))
+	r.Check(s.Ready(r.Context()))
+	r.apply(leader, mesh+put("stays")+put("goes"))
+	r.Check(r.Converge(r.Context()))
+	r.Servers[away].Kill()
+	r.Check(r.replace(leader, mesh+put("stays")))
+	for _, n := range []int{leader, wrong} {
+		o := r.Servers[n]
+		r.Until(o.Name+" raises the alarm", func(ctx context.Context) error {
+			metrics, err := o.Get(ctx, "/metrics")
+			if err != nil {
+				return err
+			}
+			if !strings.Contains(metrics, "\nzt_controlplane_state_differs 2\n") {
+				return errors.New("the metric does not tell")
+			}
+			if !strings.Contains(zttest.Tail(r.Log(o.Name), 50), "no majority of all voters says which is right") {
+				return errors.New("the log does not tell")
+			}
+			members, err := r.API(n).ListMembers(ctx, &ztv1.ListMembersRequest{})
+			if err != nil {
+				return err
+			}
+			for _, m := range members.Members {
+				if m.Differs != (m.Id != r.IDs[away]) {
+					return fmt.Errorf("of %s its members say %v", m.Id, m.Differs)
+				}
+			}
+			return nil
+		})
+	}
+	for _, n := range []int{leader, wrong} {
+		if !r.Servers[n].Running() {
+			t.Fatalf("%s has stopped, though nobody can tell", r.Servers[n].Name)
+		}
+	}
+	r.Check(r.Servers[away].Start(r.Site))
+	select {
+	case <-s.Exited():
+	case <-r.Context().Done():
+		t.Fatal("a majority says that it is wrong, and it goes on")
+	}
+	if said := zttest.Tail(r.Log(s.Name), 5); !strings.Contains(said, "the state of this server is not that of the others") {
+		t.Errorf("it says:\n%s", said)
+	}
+	r.Check(r.Servers[away].Ready(r.Context()))
+	r.apply(away, put("on"))
+	for _, n := range []int{leader, away} {
+		if !r.Servers[n].Running() {
+			t.Errorf("%s was right, and has stopped", r.Servers[n].Name)
+		}
 	}
 }

@@ -4004,7 +4004,10 @@ type Member struct {
 	// When the answering server last heard it.
 	Heard *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=heard,proto3" json:"heard,omitempty"`
 	// Where it runs; empty: not said.
-	Zone          string `protobuf:"bytes,21,opt,name=zone,proto3" json:"zone,omitempty"`
+	Zone string `protobuf:"bytes,21,opt,name=zone,proto3" json:"zone,omitempty"`
+	// After the same entry its state is not that of most voters, and it is about to stop;
+	// or not that of every other server, and no majority of all voters says which is right.
+	Differs       bool `protobuf:"varint,22,opt,name=differs,proto3" json:"differs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4149,6 +4152,13 @@ func (x *Member) GetZone() string {
 		return x.Zone
 	}
 	return ""
+}
+
+func (x *Member) GetDiffers() bool {
+	if x != nil {
+		return x.Differs
+	}
+	return false
 }
 
 type RemoveMemberRequest struct {
@@ -6586,7 +6596,7 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\x05stale\x18\x01 \x01(\bR\x05stale\"z\n" +
 	"\x13ListMembersResponse\x12-\n" +
 	"\amembers\x18\x01 \x03(\v2\x13.zt.v1alpha1.MemberR\amembers\x124\n" +
-	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\xf9\x03\n" +
+	"\tstaleness\x18\x02 \x01(\v2\x16.zt.v1alpha1.StalenessR\tstaleness\"\x93\x04\n" +
 	"\x06Member\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\radmin_address\x18\x02 \x01(\tR\fadminAddress\x12!\n" +
@@ -6605,7 +6615,8 @@ const file_zt_v1alpha1_admin_proto_rawDesc = "" +
 	"\n" +
 	"clock_skew\x18\r \x01(\v2\x19.google.protobuf.DurationR\tclockSkew\x120\n" +
 	"\x05heard\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\x05heard\x12\x12\n" +
-	"\x04zone\x18\x15 \x01(\tR\x04zoneB\x06\n" +
+	"\x04zone\x18\x15 \x01(\tR\x04zone\x12\x18\n" +
+	"\adiffers\x18\x16 \x01(\bR\adiffersB\x06\n" +
 	"\x04_lag\"w\n" +
 	"\x13RemoveMemberRequest\x12\x17\n" +
 	"\x02id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x02id\x121\n" +

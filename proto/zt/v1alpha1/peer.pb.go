@@ -357,7 +357,10 @@ type WatchProxiesResponse struct {
 	Delta bool `protobuf:"varint,5,opt,name=delta,proto3" json:"delta,omitempty"`
 	// What proxies have reported to this server of connections that they have cut; of a
 	// caller, port and instance all that is kept.
-	Cuts          []*HeldCuts `protobuf:"bytes,6,rep,name=cuts,proto3" json:"cuts,omitempty"`
+	Cuts []*HeldCuts `protobuf:"bytes,6,rep,name=cuts,proto3" json:"cuts,omitempty"`
+	// The hash of its newest state, and its kind: see GetReportResponse.
+	State         *StateHash `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"`
+	HashKind      uint32     `protobuf:"varint,8,opt,name=hash_kind,json=hashKind,proto3" json:"hash_kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -439,6 +442,20 @@ func (x *WatchProxiesResponse) GetCuts() []*HeldCuts {
 		return x.Cuts
 	}
 	return nil
+}
+
+func (x *WatchProxiesResponse) GetState() *StateHash {
+	if x != nil {
+		return x.State
+	}
+	return nil
+}
+
+func (x *WatchProxiesResponse) GetHashKind() uint32 {
+	if x != nil {
+		return x.HashKind
+	}
+	return 0
 }
 
 // HeldCuts are the connections of one caller to one port that a proxy has cut.
@@ -1727,7 +1744,7 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x06format\x18\x06 \x01(\rR\x06format\x12\x12\n" +
 	"\x04zone\x18\b \x01(\tR\x04zone\"-\n" +
 	"\x13WatchProxiesRequest\x12\x16\n" +
-	"\x06deltas\x18\x01 \x01(\bR\x06deltas\"\xfe\x01\n" +
+	"\x06deltas\x18\x01 \x01(\bR\x06deltas\"\xc9\x02\n" +
 	"\x14WatchProxiesResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x12,\n" +
 	"\aproxies\x18\x02 \x03(\v2\x12.zt.v1alpha1.ProxyR\aproxies\x12\x1b\n" +
@@ -1736,7 +1753,9 @@ const file_zt_v1alpha1_peer_proto_rawDesc = "" +
 	"\x04held\x18\x03 \x03(\v2\x16.zt.v1alpha1.HeldProxyR\x04held\x12\x12\n" +
 	"\x04gone\x18\x04 \x03(\tR\x04gone\x12\x14\n" +
 	"\x05delta\x18\x05 \x01(\bR\x05delta\x12)\n" +
-	"\x04cuts\x18\x06 \x03(\v2\x15.zt.v1alpha1.HeldCutsR\x04cuts\"\x87\x01\n" +
+	"\x04cuts\x18\x06 \x03(\v2\x15.zt.v1alpha1.HeldCutsR\x04cuts\x12,\n" +
+	"\x05state\x18\a \x01(\v2\x16.zt.v1alpha1.StateHashR\x05state\x12\x1b\n" +
+	"\thash_kind\x18\b \x01(\rR\bhashKind\"\x87\x01\n" +
 	"\bHeldCuts\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x16\n" +
 	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x12\n" +
@@ -1886,49 +1905,50 @@ var file_zt_v1alpha1_peer_proto_depIdxs = []int32{
 	29, // 1: zt.v1alpha1.WatchProxiesResponse.proxies:type_name -> zt.v1alpha1.Proxy
 	9,  // 2: zt.v1alpha1.WatchProxiesResponse.held:type_name -> zt.v1alpha1.HeldProxy
 	7,  // 3: zt.v1alpha1.WatchProxiesResponse.cuts:type_name -> zt.v1alpha1.HeldCuts
-	8,  // 4: zt.v1alpha1.HeldCuts.episodes:type_name -> zt.v1alpha1.CutEpisode
-	30, // 5: zt.v1alpha1.CutEpisode.last:type_name -> google.protobuf.Timestamp
-	30, // 6: zt.v1alpha1.CutEpisode.heard:type_name -> google.protobuf.Timestamp
-	29, // 7: zt.v1alpha1.HeldProxy.proxy:type_name -> zt.v1alpha1.Proxy
-	10, // 8: zt.v1alpha1.HeldProxy.sent:type_name -> zt.v1alpha1.Progress
-	10, // 9: zt.v1alpha1.HeldProxy.acked:type_name -> zt.v1alpha1.Progress
-	10, // 10: zt.v1alpha1.HeldProxy.enforced:type_name -> zt.v1alpha1.Progress
-	11, // 11: zt.v1alpha1.Progress.spans:type_name -> zt.v1alpha1.ProgressSpan
-	30, // 12: zt.v1alpha1.ProgressSpan.from:type_name -> google.protobuf.Timestamp
-	31, // 13: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
-	30, // 14: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
-	30, // 15: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
-	18, // 16: zt.v1alpha1.GetReportResponse.hashes:type_name -> zt.v1alpha1.StateHash
-	32, // 17: zt.v1alpha1.GetKeyReportResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	32, // 18: zt.v1alpha1.TakeKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	32, // 19: zt.v1alpha1.ForgetKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
-	0,  // 20: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
-	2,  // 21: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
-	5,  // 22: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
-	12, // 23: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
-	14, // 24: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
-	16, // 25: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
-	19, // 26: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
-	21, // 27: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
-	23, // 28: zt.v1alpha1.PeerService.GetKeyReport:input_type -> zt.v1alpha1.GetKeyReportRequest
-	25, // 29: zt.v1alpha1.PeerService.TakeKey:input_type -> zt.v1alpha1.TakeKeyRequest
-	27, // 30: zt.v1alpha1.PeerService.ForgetKey:input_type -> zt.v1alpha1.ForgetKeyRequest
-	1,  // 31: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
-	3,  // 32: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
-	6,  // 33: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
-	13, // 34: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
-	15, // 35: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
-	17, // 36: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
-	20, // 37: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
-	22, // 38: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
-	24, // 39: zt.v1alpha1.PeerService.GetKeyReport:output_type -> zt.v1alpha1.GetKeyReportResponse
-	26, // 40: zt.v1alpha1.PeerService.TakeKey:output_type -> zt.v1alpha1.TakeKeyResponse
-	28, // 41: zt.v1alpha1.PeerService.ForgetKey:output_type -> zt.v1alpha1.ForgetKeyResponse
-	31, // [31:42] is the sub-list for method output_type
-	20, // [20:31] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	18, // 4: zt.v1alpha1.WatchProxiesResponse.state:type_name -> zt.v1alpha1.StateHash
+	8,  // 5: zt.v1alpha1.HeldCuts.episodes:type_name -> zt.v1alpha1.CutEpisode
+	30, // 6: zt.v1alpha1.CutEpisode.last:type_name -> google.protobuf.Timestamp
+	30, // 7: zt.v1alpha1.CutEpisode.heard:type_name -> google.protobuf.Timestamp
+	29, // 8: zt.v1alpha1.HeldProxy.proxy:type_name -> zt.v1alpha1.Proxy
+	10, // 9: zt.v1alpha1.HeldProxy.sent:type_name -> zt.v1alpha1.Progress
+	10, // 10: zt.v1alpha1.HeldProxy.acked:type_name -> zt.v1alpha1.Progress
+	10, // 11: zt.v1alpha1.HeldProxy.enforced:type_name -> zt.v1alpha1.Progress
+	11, // 12: zt.v1alpha1.Progress.spans:type_name -> zt.v1alpha1.ProgressSpan
+	30, // 13: zt.v1alpha1.ProgressSpan.from:type_name -> google.protobuf.Timestamp
+	31, // 14: zt.v1alpha1.ListDifferencesResponse.differences:type_name -> zt.v1alpha1.ShadowDifference
+	30, // 15: zt.v1alpha1.GetReportResponse.now:type_name -> google.protobuf.Timestamp
+	30, // 16: zt.v1alpha1.GetReportResponse.when:type_name -> google.protobuf.Timestamp
+	18, // 17: zt.v1alpha1.GetReportResponse.hashes:type_name -> zt.v1alpha1.StateHash
+	32, // 18: zt.v1alpha1.GetKeyReportResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	32, // 19: zt.v1alpha1.TakeKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	32, // 20: zt.v1alpha1.ForgetKeyResponse.keys:type_name -> zt.v1alpha1.ServerKeys
+	0,  // 21: zt.v1alpha1.PeerService.Announce:input_type -> zt.v1alpha1.AnnounceRequest
+	2,  // 22: zt.v1alpha1.PeerService.Reseed:input_type -> zt.v1alpha1.ReseedRequest
+	5,  // 23: zt.v1alpha1.PeerService.WatchProxies:input_type -> zt.v1alpha1.WatchProxiesRequest
+	12, // 24: zt.v1alpha1.PeerService.ListDifferences:input_type -> zt.v1alpha1.ListDifferencesRequest
+	14, // 25: zt.v1alpha1.PeerService.RecordAccess:input_type -> zt.v1alpha1.RecordAccessRequest
+	16, // 26: zt.v1alpha1.PeerService.GetReport:input_type -> zt.v1alpha1.GetReportRequest
+	19, // 27: zt.v1alpha1.PeerService.FetchAudit:input_type -> zt.v1alpha1.FetchAuditRequest
+	21, // 28: zt.v1alpha1.PeerService.AnchorJournal:input_type -> zt.v1alpha1.AnchorJournalRequest
+	23, // 29: zt.v1alpha1.PeerService.GetKeyReport:input_type -> zt.v1alpha1.GetKeyReportRequest
+	25, // 30: zt.v1alpha1.PeerService.TakeKey:input_type -> zt.v1alpha1.TakeKeyRequest
+	27, // 31: zt.v1alpha1.PeerService.ForgetKey:input_type -> zt.v1alpha1.ForgetKeyRequest
+	1,  // 32: zt.v1alpha1.PeerService.Announce:output_type -> zt.v1alpha1.AnnounceResponse
+	3,  // 33: zt.v1alpha1.PeerService.Reseed:output_type -> zt.v1alpha1.ReseedResponse
+	6,  // 34: zt.v1alpha1.PeerService.WatchProxies:output_type -> zt.v1alpha1.WatchProxiesResponse
+	13, // 35: zt.v1alpha1.PeerService.ListDifferences:output_type -> zt.v1alpha1.ListDifferencesResponse
+	15, // 36: zt.v1alpha1.PeerService.RecordAccess:output_type -> zt.v1alpha1.RecordAccessResponse
+	17, // 37: zt.v1alpha1.PeerService.GetReport:output_type -> zt.v1alpha1.GetReportResponse
+	20, // 38: zt.v1alpha1.PeerService.FetchAudit:output_type -> zt.v1alpha1.FetchAuditResponse
+	22, // 39: zt.v1alpha1.PeerService.AnchorJournal:output_type -> zt.v1alpha1.AnchorJournalResponse
+	24, // 40: zt.v1alpha1.PeerService.GetKeyReport:output_type -> zt.v1alpha1.GetKeyReportResponse
+	26, // 41: zt.v1alpha1.PeerService.TakeKey:output_type -> zt.v1alpha1.TakeKeyResponse
+	28, // 42: zt.v1alpha1.PeerService.ForgetKey:output_type -> zt.v1alpha1.ForgetKeyResponse
+	32, // [32:43] is the sub-list for method output_type
+	21, // [21:32] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_zt_v1alpha1_peer_proto_init() }
