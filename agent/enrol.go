@@ -48,12 +48,12 @@ func (a *Agent) first(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	e, err := a.dir.enrolment(a.cfg.Workload)
+	e, err := identity.OpenEnrolment(a.dir.enrolling(), a.cfg.Workload)
 	if err != nil {
 		return err
 	}
 	return a.enrol(ctx, token, e, record{
-		Instance: e.instance, Workload: a.cfg.Workload, BindAddress: a.cfg.Address != "",
+		Instance: e.Instance, Workload: a.cfg.Workload, BindAddress: a.cfg.Address != "",
 		Address: canonicalIP(a.cfg.Address), EgressAddress: canonicalIP(a.cfg.EgressAddress), Servers: a.cfg.Servers,
 		Zone: a.cfg.Zone, Weight: a.cfg.Weight,
 	})
@@ -79,12 +79,12 @@ func (a *Agent) again(ctx context.Context, h *holding) error {
 	was := h.record
 	was.Servers, was.Near = a.servers(h), 0
 	was.Zone, was.Weight = a.place(h)
-	return a.enrol(ctx, token, enrolment{h.Instance, h.node.Key}, was)
+	return a.enrol(ctx, token, identity.Enrolment{Instance: h.Instance, Key: h.node.Key}, was)
 }
 
 // enrol redeems a token for e, as want says, until a server answers or ctx ends;
 // and takes the answer into use.
-func (a *Agent) enrol(ctx context.Context, token identity.Token, e enrolment, want record) error {
+func (a *Agent) enrol(ctx context.Context, token identity.Token, e identity.Enrolment, want record) error {
 	svidKey, err := identity.NewKey()
 	if err != nil {
 		return err
@@ -108,7 +108,7 @@ func (a *Agent) enrol(ctx context.Context, token identity.Token, e enrolment, wa
 	}
 	want.TrustDomain, want.Address, want.EgressAddress = resp.TrustDomain, resp.Address, resp.EgressAddress
 	want.Token = token.ID
-	h, err := (&holding{record: want}).with(resp.Certificates, resp, e.key, svidKey, a.now())
+	h, err := (&holding{record: want}).with(resp.Certificates, resp, e.Key, svidKey, a.now())
 	if err != nil {
 		return fmt.Errorf("enrol: the server's answer: %w", err)
 	}
@@ -121,8 +121,8 @@ func (a *Agent) enrol(ctx context.Context, token identity.Token, e enrolment, wa
 	return removeIfThere(a.dir.enrolling())
 }
 
-func enrolRequest(token identity.Token, e enrolment, svidKey identity.PrivateKey, want record) (*ztv1.EnrolRequest, error) {
-	nodeCSR, err := identity.NewCSR(e.key)
+func enrolRequest(token identity.Token, e identity.Enrolment, svidKey identity.PrivateKey, want record) (*ztv1.EnrolRequest, error) {
+	nodeCSR, err := identity.NewCSR(e.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +131,7 @@ func enrolRequest(token identity.Token, e enrolment, svidKey identity.PrivateKey
 		return nil, err
 	}
 	return &ztv1.EnrolRequest{
-		Token: token.Reveal(), Workload: want.Workload, Instance: e.instance,
+		Token: token.Reveal(), Workload: want.Workload, Instance: e.Instance,
 		Address: want.Address, EgressAddress: want.EgressAddress,
 		NodeCsr: nodeCSR, SvidCsr: svidCSR, Zone: want.Zone, Weight: want.Weight,
 	}, nil

@@ -144,53 +144,6 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// enrolment is who asks for a token to be redeemed: the same in every try.
-type enrolment struct {
-	instance string
-	key      identity.PrivateKey // of the node certificate
-}
-
-// enrollingFile is an enrolment on disk.
-type enrollingFile struct {
-	Instance string `json:"instance"`
-	Workload string `json:"workload"`
-	Key      string `json:"key"` // PEM
-}
-
-// enrolment returns the enrolment of workload that is under way here, or begins
-// one.
-func (d dir) enrolment(workload string) (enrolment, error) {
-	raw, err := os.ReadFile(d.enrolling())
-	if err == nil {
-		var f enrollingFile
-		if err := json.Unmarshal(raw, &f); err != nil {
-			return enrolment{}, fmt.Errorf("%s: damaged: remove it to enrol anew", d.enrolling()) // err may quote the key
-		}
-		if f.Workload == workload {
-			key, err := identity.ParseKey([]byte(f.Key))
-			if err != nil {
-				return enrolment{}, fmt.Errorf("%s: %w", d.enrolling(), err)
-			}
-			return enrolment{f.Instance, key}, nil
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return enrolment{}, err
-	}
-	key, err := identity.NewKey()
-	if err != nil {
-		return enrolment{}, err
-	}
-	secret, err := key.PEM()
-	if err != nil {
-		return enrolment{}, err
-	}
-	e := enrolment{instance: identity.NewID(), key: key}
-	if raw, err = json.Marshal(enrollingFile{Instance: e.instance, Workload: workload, Key: string(secret.Reveal())}); err != nil {
-		return enrolment{}, err
-	}
-	return e, identity.WriteFile(d.enrolling(), raw)
-}
-
 // readToken reads the token file. What is in it never becomes part of an error.
 func readToken(path string) (identity.Token, error) {
 	raw, err := os.ReadFile(path)

@@ -117,14 +117,6 @@ type instance struct {
 	Weight        uint32   `json:"weight,omitempty"` // against 100; 0: 100
 }
 
-// pending is pendingFile. It is written before the first try, so that a retry is
-// the same instance with the same key.
-type pending struct {
-	Instance string `json:"instance"`
-	Token    string `json:"token"` // its id
-	Key      string `json:"key"`   // PEM
-}
-
 func (a *app) bootstrap(ctx context.Context, dir string, o enrolment) error {
 	ref, err := spec.ParseRef(o.workload, a.set.Namespace)
 	if err != nil {
@@ -140,17 +132,17 @@ func (a *app) bootstrap(ctx context.Context, dir string, o enrolment) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	p, key, err := openPending(dir, token.ID)
+	e, err := identity.OpenEnrolment(filepath.Join(dir, pendingFile), ref.String())
 	if err != nil {
 		return err
 	}
-	csr, err := identity.NewCSR(key)
+	csr, err := identity.NewCSR(e.Key)
 	if err != nil {
 		return err
 	}
 	resp, err := a.enrol(ctx, o, token, &ztv1.EnrolRequest{
 		Token: token.Reveal(), Workload: ref.String(), Address: o.address, EgressAddress: o.egress,
-		NodeCsr: csr, Instance: p.Instance, Zone: o.zone, Weight: o.weight,
+		NodeCsr: csr, Instance: e.Instance, Zone: o.zone, Weight: o.weight,
 	})
 	if err != nil {
 		return err
@@ -171,7 +163,7 @@ func (a *app) bootstrap(ctx context.Context, dir string, o enrolment) error {
 	if !slices.ContainsFunc(roots, func(c *x509.Certificate) bool { return identity.PinOf(c) == token.Pin }) {
 		return errors.New("the server sent roots without the one that the token pins")
 	}
-	if err := in.write(dir, key, resp.Certificates); err != nil {
+	if err := in.write(dir, e.Key, resp.Certificates); err != nil {
 		return err
 	}
 	if err := os.Remove(filepath.Join(dir, pendingFile)); err != nil {
@@ -213,35 +205,6 @@ func (a *app) readToken(path string) (identity.Token, error) {
 		return token, fmt.Errorf("--token-file %s: %w", path, err)
 	}
 	return token, nil
-}
-
-// openPending returns the enrolment that is under way in dir with this token, or
-// begins one.
-func openPending(dir, tokenID string) (pending, identity.PrivateKey, error) {
-	path := filepath.Join(dir, pendingFile)
-	var p pending
-	raw, err := os.ReadFile(path)
-	if err == nil && json.Unmarshal(raw, &p) == nil && p.Token == tokenID {
-		key, err := identity.ParseKey([]byte(p.Key))
-		return p, key, err
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return p, identity.PrivateKey{}, err
-	}
-	key, err := identity.NewKey()
-	if err != nil {
-		return p, key, err
-	}
-	secret, err := key.PEM()
-	if err != nil {
-		return p, key, err
-	}
-	p = pending{Instance: identity.NewID(), Token: tokenID, Key: string(secret.Reveal())}
-	raw, err = json.Marshal(p)
-	if err != nil {
-		return p, key, err
-	}
-	return p, key, identity.WriteFile(path, raw)
 }
 
 // enrol redeems the token. An unknown outcome is asked for again: the same
