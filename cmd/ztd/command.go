@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -69,11 +70,11 @@ workloads and cannot be changed. Nothing listens yet: ztd run does.`,
 		Example: "  ztd init --trust-domain shop.example --data-dir /var/lib/ztd",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd.Flags())
+			c, log, err := setUp(cmd, stderr)
 			if err != nil {
 				return err
 			}
-			path, err := initialise(cmd.Context(), c, trustDomain, stderr)
+			path, err := initialise(cmd.Context(), c, trustDomain, log)
 			if err != nil {
 				return err
 			}
@@ -92,11 +93,7 @@ next: ztd run --data-dir %s
 	return cmd
 }
 
-func initialise(ctx context.Context, c config, trustDomain string, stderr io.Writer) (string, error) {
-	log, err := c.logger(stderr)
-	if err != nil {
-		return "", err
-	}
+func initialise(ctx context.Context, c config, trustDomain string, log *slog.Logger) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return controlplane.Init(ctx, controlplane.InitConfig{
@@ -125,15 +122,11 @@ and kept. So a server of before a restore or a recovery joins anew.`,
   ztd join --server 10.0.0.1:7401 --token-file token --data-dir /var/lib/ztd --replica`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd.Flags())
+			c, log, err := setUp(cmd, stderr)
 			if err != nil {
 				return err
 			}
 			token, err := os.ReadFile(tokenFile)
-			if err != nil {
-				return err
-			}
-			log, err := c.logger(stderr)
 			if err != nil {
 				return err
 			}
@@ -170,11 +163,7 @@ interrupted: then it hands its lead over and ends. It is ready when /readyz of
 		Example: "  ztd run --data-dir /var/lib/ztd --advertise 10.0.0.1",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd.Flags())
-			if err != nil {
-				return err
-			}
-			log, err := c.logger(stderr)
+			c, log, err := setUp(cmd, stderr)
 			if err != nil {
 				return err
 			}
@@ -187,7 +176,7 @@ interrupted: then it hands its lead over and ends. It is ready when /readyz of
 
 // runDev is everything in one process: for a first look, and for tests.
 func runDev(cmd *cobra.Command, stdout, stderr io.Writer) error {
-	c, err := loadConfig(cmd.Flags())
+	c, log, err := setUp(cmd, stderr)
 	if err != nil {
 		return err
 	}
@@ -200,13 +189,9 @@ func runDev(cmd *cobra.Command, stdout, stderr io.Writer) error {
 		c.ElectionTimeout = 100 * time.Millisecond // one server waits for nobody
 	}
 	if _, err := os.Stat(filepath.Join(c.DataDir, "server.json")); errors.Is(err, os.ErrNotExist) {
-		if _, err := initialise(cmd.Context(), c, devTrustDomain, stderr); err != nil {
+		if _, err := initialise(cmd.Context(), c, devTrustDomain, log); err != nil {
 			return err
 		}
-	}
-	log, err := c.logger(stderr)
-	if err != nil {
-		return err
 	}
 	s, err := controlplane.New(c.server(log))
 	if err != nil {

@@ -141,6 +141,16 @@ func unknownVariables(environ []string) error {
 	return errors.Join(errs...)
 }
 
+// setUp is what each command begins with.
+func setUp(cmd *cobra.Command, stderr io.Writer) (config, *slog.Logger, error) {
+	c, err := loadConfig(cmd.Flags())
+	if err != nil {
+		return c, nil, err
+	}
+	log, err := c.logger(stderr)
+	return c, log, err
+}
+
 func (c config) logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {

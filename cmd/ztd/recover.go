@@ -43,11 +43,7 @@ Interrupted, it can be run again; ztd run says so if it must be.`,
 			if output != "text" && output != "json" {
 				return fmt.Errorf("output %q is neither text nor json", output)
 			}
-			c, err := loadConfig(cmd.Flags())
-			if err != nil {
-				return err
-			}
-			log, err := c.logger(stderr)
+			c, log, err := setUp(cmd, stderr)
 			if err != nil {
 				return err
 			}

@@ -26,11 +26,7 @@ data directory and kept. The server must not run. Interrupted, it can be run aga
 		Example: "  ztd reseed --data-dir /var/lib/ztd && ztd run --data-dir /var/lib/ztd",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd.Flags())
-			if err != nil {
-				return err
-			}
-			log, err := c.logger(stderr)
+			c, log, err := setUp(cmd, stderr)
 			if err != nil {
 				return err
 			}

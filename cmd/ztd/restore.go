@@ -25,11 +25,7 @@ backup is lost. With --dry-run nothing is written.`,
   ztd restore --from shop.ztbackup --data-dir /var/lib/ztd && ztd run --data-dir /var/lib/ztd`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := loadConfig(cmd.Flags())
-			if err != nil {
-				return err
-			}
-			log, err := c.logger(stderr)
+			c, log, err := setUp(cmd, stderr)
 			if err != nil {
 				return err
 			}
