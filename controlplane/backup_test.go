@@ -162,10 +162,10 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Errorf("forged: %v", err)
 	}
 	other := filepath.Join(t.TempDir(), "kek")
-	id, err := identity.AddKey(other)
-	c.check(err)
+	key := identity.NewKEK()
+	c.check(identity.PutKey(other, key))
 	_, err = restore(whole, "file:"+other, false)
-	if !errors.Is(err, identity.ErrSealed) || !strings.Contains(fmt.Sprint(err), "wants key "+b.KEK()) || !strings.Contains(fmt.Sprint(err), id) {
+	if !errors.Is(err, identity.ErrSealed) || !strings.Contains(fmt.Sprint(err), "wants key "+b.KEK()) || !strings.Contains(fmt.Sprint(err), key.ID()) {
 		t.Errorf("another key: %v", err)
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
@@ -203,11 +203,11 @@ func TestWrongKeyStaysSealed(t *testing.T) {
 	c.check(err)
 	defer taken.Close()
 	other := filepath.Join(t.TempDir(), "kek")
-	id, err := identity.AddKey(other)
-	c.check(err)
+	key := identity.NewKEK()
+	c.check(identity.PutKey(other, key))
 	before := digest(t, s.Dir)
 	for source, want := range map[string]string{
-		"file:" + other:          "wants key " + s.Keys().IDs()[0] + ", and the keys given are " + id,
+		"file:" + other:          "wants key " + s.Keys().IDs()[0] + ", and the keys given are " + key.ID(),
 		"file:" + other + "2":    "no such file",
 		"env:ZT_TEST_NO_KEY":     "the variable is not set",
 		"command:/bin/false":     "exit status 1",

@@ -160,13 +160,6 @@ func SaveKeys(path string, keys Keys) error {
 	return nil
 }
 
-// AddKey makes a key and puts it into the key file at path beside those that are
-// there, or into a new file. It returns the new key's id.
-func AddKey(path string) (id string, err error) {
-	key := NewKEK()
-	return key.ID(), PutKey(path, key)
-}
-
 // PutKey puts a key into the key file at path, before those that are there, or into a
 // new file. One that is there already is left where it is.
 func PutKey(path string, key KEK) error {

@@ -102,19 +102,18 @@ func TestKeyFile(t *testing.T) {
 	if _, err := source(t, "file:"+path).Read(t.Context()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
-	first, err := identity.AddKey(path)
-	if err != nil {
+	first, second := identity.NewKEK(), identity.NewKEK()
+	if err := identity.PutKey(path, first); err != nil {
 		t.Fatal(err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode() != 0o600 {
 		t.Errorf("mode %v, %v", st.Mode(), err)
 	}
-	second, err := identity.AddKey(path)
-	if err != nil {
+	if err := identity.PutKey(path, second); err != nil {
 		t.Fatal(err)
 	}
 	got, err := identity.KeyFile(path).Read(t.Context())
-	if err != nil || !slices.Equal(got.IDs(), []string{second, first}) {
+	if err != nil || !slices.Equal(got.IDs(), []string{second.ID(), first.ID()}) {
 		t.Errorf("%v, %v", got.IDs(), err)
 	}
 	if err := identity.SaveKeys(path, keys(t, identity.NewKEK())); !errors.Is(err, fs.ErrExist) {
@@ -122,10 +121,10 @@ func TestKeyFile(t *testing.T) {
 	}
 	wantErr(t, identity.SaveKeys(path+"2", identity.Keys{}), "there is none")
 	wantErr(t, identity.DropKey(path, "0123456789abcdef"), "has no key")
-	if err := identity.DropKey(path, first); err != nil {
+	if err := identity.DropKey(path, first.ID()); err != nil {
 		t.Fatal(err)
 	}
-	wantErr(t, identity.DropKey(path, second), "has no other key")
+	wantErr(t, identity.DropKey(path, second.ID()), "has no other key")
 	left, err := os.ReadDir(filepath.Dir(path))
 	if err != nil || len(left) != 1 {
 		t.Errorf("left behind: %v, %v", left, err)
@@ -135,8 +134,7 @@ func TestKeyFile(t *testing.T) {
 	}
 	_, err = identity.KeyFile(path).Read(t.Context())
 	wantErr(t, err, "must be a file of mode 0600")
-	_, err = identity.AddKey(path)
-	wantErr(t, err, "must be a file of mode 0600")
+	wantErr(t, identity.PutKey(path, first), "must be a file of mode 0600")
 }
 
 func TestWithin(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"crypto/hkdf"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -29,15 +28,6 @@ type Pin [sha256.Size]byte
 
 // PinOf returns the pin of a certificate's key.
 func PinOf(cert *x509.Certificate) Pin { return sha256.Sum256(cert.RawSubjectPublicKeyInfo) }
-
-// ParsePin reads 64 lower-case hex digits.
-func ParsePin(s string) (Pin, error) {
-	b, ok := unhex(s, sha256.Size)
-	if !ok {
-		return Pin{}, errors.New("pin: must be 64 lower-case hex digits")
-	}
-	return Pin(b), nil
-}
 
 // String returns 64 hex digits.
 func (p Pin) String() string { return hex.EncodeToString(p[:]) }
@@ -107,11 +97,6 @@ func (t Token) Reveal() string {
 func (t Token) Hash() []byte {
 	h := sha256.Sum256(t.secret.Reveal())
 	return h[:]
-}
-
-// Matches says, in constant time, whether hash is that of the token's secret.
-func (t Token) Matches(hash []byte) bool {
-	return !t.secret.IsZero() && subtle.ConstantTimeCompare(t.Hash(), hash) == 1
 }
 
 // String names the token without its secret.

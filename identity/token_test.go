@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -20,27 +21,18 @@ func TestToken(t *testing.T) {
 	if err != nil || got.ID != token.ID || got.Pin != pin || got.Reveal() != text {
 		t.Errorf("parsed as %v, %v", got, err)
 	}
-	if !got.Matches(token.Hash()) || len(token.Hash()) != 32 {
-		t.Error("does not match its own hash")
+	if !bytes.Equal(got.Hash(), token.Hash()) || len(token.Hash()) != 32 {
+		t.Error("another hash after it was parsed")
 	}
 	other, err := identity.NewToken(pin)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if other.ID == token.ID || other.Matches(token.Hash()) || token.Matches(nil) || token.Matches(token.Hash()[:31]) {
-		t.Error("matches the hash of another")
-	}
-	if (identity.Token{}).Matches(identity.Token{}.Hash()) {
-		t.Error("no token matches")
+	if other.ID == token.ID || bytes.Equal(other.Hash(), token.Hash()) {
+		t.Error("two tokens are one")
 	}
 	if want := "zt1." + token.ID + ".[redacted]"; fmt.Sprint(token) != want {
 		t.Errorf("prints %v, want %s", token, want)
-	}
-	if again, err := identity.ParsePin(pin.String()); err != nil || again != pin {
-		t.Errorf("pin: %v, %v", again, err)
-	}
-	if _, err := identity.ParsePin(strings.ToUpper(pin.String())); err == nil {
-		t.Error("a pin in capitals")
 	}
 	if _, err := identity.NewToken(identity.Pin{}); !errors.Is(err, identity.ErrNoTrust) {
 		t.Errorf("a token that pins nothing: %v", err)

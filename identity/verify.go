@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"bytes"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -146,12 +145,4 @@ func anchors(td string, roots []*x509.Certificate) (*x509.CertPool, error) {
 		pool.AddCert(r)
 	}
 	return pool, nil
-}
-
-// SameRoots says whether two sets of roots, in any order, are equal.
-func SameRoots(a, b []*x509.Certificate) bool {
-	sorted := func(in []*x509.Certificate) [][]byte {
-		return slices.SortedFunc(slices.Values(DER(in)), bytes.Compare)
-	}
-	return slices.EqualFunc(sorted(a), sorted(b), bytes.Equal)
 }

@@ -81,20 +81,6 @@ func Workload(ix, shadow *policy.Index, ref spec.Ref) (*xds.Config, error) {
 	return out, nil
 }
 
-// Pairs is the gates of all ports of ref: every pair that may connect, by the
-// name of the port.
-func Pairs(ix *policy.Index, ref spec.Ref) map[string][]xds.GateEntry {
-	w, ok := ix.Workload(ref)
-	if !ok {
-		return nil
-	}
-	pairs := make(map[string][]xds.GateEntry, len(w.Ports))
-	for _, p := range w.Ports {
-		pairs[p.Name] = gate(ref, p.Name, ix.Callers(ref, p.Name))
-	}
-	return pairs
-}
-
 // compiler is one run of Workload.
 type compiler struct {
 	ix     *policy.Index

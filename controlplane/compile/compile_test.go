@@ -90,9 +90,6 @@ func TestUndeclared(t *testing.T) {
 	if c, err := compile.Workload(ix, nil, ref); err == nil || err.Error() != "workload shop/web is not declared" {
 		t.Errorf("got %v, %v", c, err)
 	}
-	if pairs := compile.Pairs(ix, ref); pairs != nil {
-		t.Errorf("got %v", pairs)
-	}
 }
 
 // TestHealthPath: the evaluator and the proxies speak of one reserved path.
@@ -100,28 +97,6 @@ func TestHealthPath(t *testing.T) {
 	if policy.HealthPath != xds.HealthPath {
 		t.Errorf("policy says %s, xds %s", policy.HealthPath, xds.HealthPath)
 	}
-}
-
-func TestPairs(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		ix := policy.New(specgen.TrustDomain, specgen.Sound(t))
-		ix.Workloads(func(w *policy.Workload) bool {
-			c, err := compile.Workload(ix, nil, w.Ref)
-			if err != nil {
-				t.Fatal(err)
-			}
-			pairs := compile.Pairs(ix, w.Ref)
-			if len(pairs) != len(c.Inbound) {
-				t.Fatalf("%d ports, %d pairs", len(c.Inbound), len(pairs))
-			}
-			for _, in := range c.Inbound {
-				if fmt.Sprint(pairs[in.Name]) != fmt.Sprint(in.Gate) {
-					t.Fatalf("%s: %v, want %v", in.Name, pairs[in.Name], in.Gate)
-				}
-			}
-			return true
-		})
-	})
 }
 
 // TestProposedProtocol: a proposal makes an http service of one that is tcp, which

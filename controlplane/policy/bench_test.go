@@ -75,7 +75,6 @@ func BenchmarkIndex(b *testing.B) {
 				ix.Callers(w.Ref, "http")
 				ix.Blocks(w.Ref, "http")
 				ix.Providers(w.Ref)
-				ix.HostsOf(w.Ref, "http")
 				ix.Destinations(w.Ref)
 				ix.Externals(w.Ref)
 				ix.Calls(w.Ref)

@@ -45,14 +45,6 @@ type Port struct {
 	HealthPath   string // where the application says whether it is ready; empty: nowhere; HTTP and HTTP2 only
 }
 
-// Upgrades lists the upgrades that the port takes; nil for none.
-func (p Port) Upgrades() []string {
-	if p.WebSocket {
-		return []string{webSocket}
-	}
-	return nil
-}
-
 // reached is p as a caller is told of it.
 func (p Port) reached() Port {
 	p.Target, p.EncodedPaths, p.HealthPath = "", false, ""

@@ -217,16 +217,6 @@ func (ix *Index) Resolve(ref spec.Ref) []spec.Ref {
 	return out
 }
 
-// HostsOf is the authorities to which a port of the workload ref answers, sorted:
-// its own hosts and those of the Services that it is a member of.
-func (ix *Index) HostsOf(ref spec.Ref, port string) []string {
-	s, ok := ix.site(ref)
-	if !ok {
-		return nil
-	}
-	return s.hosts(port)
-}
-
 func (s *site) hosts(port string) []string {
 	out := s.w.Hosts(port)
 	if out == nil {

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"iter"
 	"slices"
 	"strings"
 
@@ -323,9 +322,6 @@ func clip(s string) string {
 func (s *State) Anchor(server string) (*logv1.JournalAnchor, bool) {
 	return s.anchors.Get([]byte(server))
 }
-
-// Anchors returns every anchor, sorted by server.
-func (s *State) Anchors() iter.Seq[*logv1.JournalAnchor] { return values(s.anchors) }
 
 // applyAnchorJournal moves the anchor of a journal; it never goes back, unless an
 // admin has accepted that.

@@ -80,13 +80,5 @@ func (m *Mesh) serve(run func(net.Listener), stop func()) string {
 	return l.Addr().String()
 }
 
-// RequestLine is the first line that reached the application of NewApp, and
-// Caller who the proxy told it has sent it.
+// RequestLine is the first line that reached the application of NewApp.
 func (a Answer) RequestLine() string { line, _, _ := strings.Cut(a.Body, "\n"); return line }
-
-// Caller is the SPIFFE ID in X-Forwarded-Client-Cert.
-func (a Answer) Caller() string {
-	_, xfcc, _ := strings.Cut(a.Body, "\n")
-	_, uri, _ := strings.Cut(xfcc, ";URI=")
-	return uri
-}

@@ -70,9 +70,6 @@ func Load(r *xds.Resources, secrets ...*xds.Resource) (*Proxy, error) {
 	return p, nil
 }
 
-// Withdraw takes an extension (ECDS) away: the filter falls back to its default.
-func (p *Proxy) Withdraw(name string) { delete(p.extensions, name) }
-
 // decode unmarshals once.
 func (p *Proxy) decode(a *anypb.Any) (proto.Message, error) {
 	if a == nil {

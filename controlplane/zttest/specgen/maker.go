@@ -195,9 +195,6 @@ var claims = map[string][]*ztv1.Claim{
 	"partner": {{Name: "roles", Kind: "list", Path: []string{"realm", "roles"}}, {Name: "team", Kind: "string"}},
 }
 
-// Claims are the claims that a provider of random specs declares.
-func Claims(provider string) []*ztv1.Claim { return claims[provider] }
-
 // ClaimValues are the values that grants compare a claim of kind with.
 func ClaimValues(kind string) []string {
 	if kind == "boolean" {

@@ -66,20 +66,6 @@ func Expressions() []string {
 	}
 }
 
-// Times are the moments around which a random spec says something else: the ends
-// of grants and Blocks, the edges of windows.
-func Times() []time.Time {
-	var at []time.Time
-	for _, t := range []time.Time{past, future, time.Date(2031, 3, 30, 0, 30, 0, 0, time.UTC), time.Date(2031, 10, 26, 0, 30, 0, 0, time.UTC)} {
-		at = append(at, t.Add(-time.Second), t, t.Add(time.Hour))
-	}
-	day := time.Date(2031, 5, 9, 0, 0, 0, 0, time.UTC) // a Friday
-	for hour := range 24 {
-		at = append(at, day.Add(time.Duration(hour)*time.Hour), day.Add(time.Duration(hour)*time.Hour+29*time.Minute))
-	}
-	return at
-}
-
 // Any makes a set of documents with distinct keys, each well formed by itself:
 // most of the workloads that there are names for, and some more documents.
 func Any(t *rapid.T) []*spec.Document {
