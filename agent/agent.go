@@ -127,6 +127,9 @@ func (a *Agent) serve(ctx context.Context, envoy *supervisor) error {
 	g.Go(func() error { return untilDone(gctx, a.keepPlace) })
 	g.Go(func() error { return a.confirm(gctx) })
 	g.Go(func() error {
+		return untilDone(gctx, func(ctx context.Context) error { return connected.tell(ctx, a.tellEnded) })
+	})
+	g.Go(func() error {
 		defer end()
 		<-gctx.Done()
 		if ctx.Err() != nil && a.cfg.DeregisterOnExit {

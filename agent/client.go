@@ -73,6 +73,13 @@ func (c caller) one(ctx context.Context, server string, call func(context.Contex
 
 // call is one, for as long as it takes.
 func (c caller) call(ctx context.Context, server string, call func(context.Context, ztv1.NodeServiceClient) error) (stranger bool, err error) {
+	return c.dial(ctx, server, func(ctx context.Context, conn grpc.ClientConnInterface) error {
+		return call(ctx, ztv1.NewNodeServiceClient(conn))
+	})
+}
+
+// dial is call of another service.
+func (c caller) dial(ctx context.Context, server string, call func(context.Context, grpc.ClientConnInterface) error) (stranger bool, err error) {
 	distrust := make(chan error, 1)
 	config := c.tls.Clone()
 	verify := config.VerifyConnection
@@ -99,7 +106,7 @@ func (c caller) call(ctx context.Context, server string, call func(context.Conte
 		return false, err
 	}
 	defer conn.Close()
-	err = call(ctx, ztv1.NewNodeServiceClient(conn))
+	err = call(ctx, conn)
 	select {
 	case why := <-distrust:
 		if err != nil {

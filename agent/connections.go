@@ -24,17 +24,23 @@ import (
 // there are any.
 const lookEvery = time.Second
 
-// maxConnections bounds what is remembered of connections.
-const maxConnections = 100_000
+// maxConnections bounds what is remembered of connections, maxOver what is remembered of
+// those that are over: for lateFor at least, if there is room.
+const (
+	maxConnections = 100_000
+	maxOver        = 4096
+	lateFor        = 5 * time.Second
+)
 
 // ends are both ends of a tcp connection: the peer, and the Envoy.
 type ends struct{ peer, local netip.AddrPort }
 
 // open is a connection that the Envoy has open.
 type open struct {
-	caller string // its SPIFFE ID
-	gate   string // the key that closes it
-	heard  time.Time
+	caller  string    // its SPIFFE ID
+	gate    string    // the key that closes it
+	started time.Time // by the Envoy's clock: tells it from another one with the same ends
+	heard   time.Time
 }
 
 // connections are the tcp connections that peers have to the Envoy. It cuts those whose
@@ -46,18 +52,26 @@ type connections struct {
 	workload string
 	// closed are the keys of the gates that are closed in the Envoy.
 	closed func(context.Context) (map[string]bool, error)
-	// cut ends a connection of this host.
+	// cut ends a connection of this host. errGone is returned when there is none.
 	cut func(local, peer netip.AddrPort) error
 	log *slog.Logger
 	now func() time.Time
 
 	mu      sync.Mutex // guards the following
 	open    map[ends]open
+	over    map[ends]ended  // what has ended just now: what is told of it later is late
+	shut    map[string]bool // what closed has returned last
+	untold  []*accesslogdatav3.TCPAccessLogEntry
 	changed chan struct{} // holds one: something is open
+	telling chan struct{} // holds one: something is untold
 }
 
+// ended is a connection that is over.
+type ended struct{ started, heard time.Time }
+
 func newConnections(c *connections) *connections {
-	c.open, c.changed = map[ends]open{}, make(chan struct{}, 1)
+	c.open, c.over = map[ends]open{}, map[ends]ended{}
+	c.changed, c.telling = make(chan struct{}, 1), make(chan struct{}, 1)
 	return c
 }
 
@@ -92,16 +106,48 @@ func (c *connections) note(p *accesslogdatav3.AccessLogCommon) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	at := ends{peer, local}
+	now := c.now()
+	told := open{caller: caller, gate: xds.GateKey(c.workload, port, caller), started: p.GetStartTime().AsTime(), heard: now}
 	if p.GetAccessLogType() == accesslogdatav3.AccessLogType_TcpConnectionEnd {
-		delete(c.open, at)
+		c.endLocked(at, told, p)
 		return
 	}
-	if _, known := c.open[at]; !known && len(c.open) >= maxConnections {
-		return // maxConnectionAge ends it
+	known, is := c.open[at]
+	switch {
+	case is && known.started.After(told.started): // of one before it
+	case !told.started.After(c.over[at].started): // it is over; this comes late
+	case !is && len(c.open) >= maxConnections: // maxConnectionAge ends it
+	default:
+		c.open[at] = told
+		signal(c.changed)
 	}
-	c.open[at] = open{caller: caller, gate: xds.GateKey(c.workload, port, caller), heard: c.now()}
+}
+
+// endLocked takes the end of a connection. The Envoy tells of one from another stream
+// for each of its threads, and from a new one when a stream was lost: so an end may come
+// before what was told earlier, and after the beginning of another connection with the
+// same ends. mu is held.
+func (c *connections) endLocked(at ends, last open, p *accesslogdatav3.AccessLogCommon) {
+	if len(c.over) >= maxOver {
+		maps.DeleteFunc(c.over, func(_ ends, e ended) bool { return last.heard.Sub(e.heard) > lateFor })
+	}
+	if len(c.over) < maxOver && last.started.After(c.over[at].started) {
+		c.over[at] = ended{last.started, last.heard}
+	}
+	known, is := c.open[at]
+	if !is || known.started.After(last.started) {
+		return
+	}
+	delete(c.open, at)
+	// What its gate has cut, the Envoy tells the control plane itself.
+	if c.shut[known.gate] && !strings.HasPrefix(p.GetConnectionTerminationDetails(), xds.CutDetails) {
+		c.tellLocked(at, known, known.started.Add(p.GetDuration().AsDuration()))
+	}
+}
+
+func signal(c chan struct{}) {
 	select {
-	case c.changed <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -135,8 +181,12 @@ func (c *connections) run(ctx context.Context) error {
 	}
 }
 
-// errNotPermitted: the kernel does not let this process cut connections.
-var errNotPermitted = errors.New("not permitted")
+var (
+	// errNotPermitted: the kernel does not let this process cut connections.
+	errNotPermitted = errors.New("not permitted")
+	// errGone: there is no such connection.
+	errGone = errors.New("it is over")
+)
 
 // look cuts the connections whose gate is closed.
 func (c *connections) look(ctx context.Context) error {
@@ -148,21 +198,36 @@ func (c *connections) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.shut = closed
+	c.mu.Unlock()
 	var errs []error
 	for at, o := range all {
 		switch {
+		case !c.has(at, o): // it has ended meanwhile, and there may be another one
 		case closed[o.gate]:
-			if err := c.cut(at.local, at.peer); err != nil {
+			err := c.cut(at.local, at.peer)
+			if err != nil && !errors.Is(err, errGone) {
 				errs = append(errs, err)
 				continue
 			}
-			c.log.Info("silent connection cut: its caller may not connect any more", "caller", o.caller, "peer", at.peer, "local", at.local)
-			c.forget(at)
+			if err == nil {
+				c.log.Info("silent connection cut: its caller may not connect any more", "caller", o.caller, "peer", at.peer, "local", at.local)
+				c.hasCut(at, o)
+			}
 		case c.now().Sub(o.heard) > 3*xds.ConnectionLogEvery:
-			c.forget(at) // its end was told while nobody listened
+			c.forget(at, o) // its end was told while nobody listened
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// has says whether a connection is open still, as far as is known.
+func (c *connections) has(at ends, o open) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known, is := c.open[at]
+	return is && known.started.Equal(o.started)
 }
 
 func (c *connections) all() map[ends]open {
@@ -171,10 +236,13 @@ func (c *connections) all() map[ends]open {
 	return maps.Clone(c.open)
 }
 
-func (c *connections) forget(at ends) {
+// forget drops a connection of which nothing was heard for long: since o was read, either.
+func (c *connections) forget(at ends, o open) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.open, at)
+	if c.open[at] == o {
+		delete(c.open, at)
+	}
 }
 
 // closedGates reads the gates that are closed in the Envoy.

@@ -1,9 +1,12 @@
 package agent_test
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -45,13 +48,13 @@ func ticker(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// listener is a client that says nothing after its handshake.
+// listener is a client that says nothing after its handshake, or its first word.
 type listener struct {
 	heard chan struct{} // holds one: something has come since
 	ended chan struct{} // closed at the end
 }
 
-func listen(t *testing.T, address string, as *tls.Certificate) *listener {
+func listen(t *testing.T, address string, as *tls.Certificate, first string) *listener {
 	t.Helper()
 	d := &tls.Dialer{Config: &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*as},
@@ -60,6 +63,8 @@ func listen(t *testing.T, address string, as *tls.Certificate) *listener {
 	c, err := d.DialContext(t.Context(), "tcp", address)
 	check(t, err)
 	t.Cleanup(func() { c.Close() })
+	_, err = io.WriteString(c, first)
+	check(t, err)
 	l := &listener{heard: make(chan struct{}, 1), ended: make(chan struct{})}
 	go func() {
 		defer close(l.ended)
@@ -98,7 +103,8 @@ func (l *listener) hears(t *testing.T) bool {
 // their caller may not connect any more, and no others.
 func TestSilentConnections(t *testing.T) {
 	c := newCluster(t, "1h")
-	c.Apply(fmt.Sprintf(`apiVersion: ztmesh.dev/v1alpha1
+	served := ticker(t)
+	docs := fmt.Sprintf(`apiVersion: ztmesh.dev/v1alpha1
 kind: Workload
 metadata: {namespace: feed, name: web}
 spec: {}
@@ -111,13 +117,14 @@ spec: {}
 apiVersion: ztmesh.dev/v1alpha1
 kind: Workload
 metadata: {namespace: feed, name: prices}
-spec: {serves: [{name: feed, port: 7000, protocol: tcp, target: %q, serverFirst: true}]}
+spec: {serves: [{name: feed, port: 7000, protocol: tcp, target: %[1]q, serverFirst: true}, {name: quotes, port: 7001, protocol: tcp, target: %[1]q}]}
 ---
 apiVersion: ztmesh.dev/v1alpha1
 kind: Grant
 metadata: {namespace: feed, name: feed}
-spec: {from: {workloads: [web, cart]}, to: {services: [prices]}}
-`, ticker(t)))
+spec: {from: {workloads: [web, cart]}, to: {services: [prices], ports: [feed]}}
+`, served)
+	c.Apply(docs)
 	cfg := withEnvoy(t, c.config(t, "feed/prices"))
 	r := start(t, cfg)
 	r.serving(t)
@@ -130,17 +137,20 @@ spec: {from: {workloads: [web, cart]}, to: {services: [prices]}}
 		return err == nil
 	})
 	web, cart := c.EnrolAgent("feed/web").SVID, c.EnrolAgent("feed/cart").SVID
-	c.Until("web is let in", func() bool { return listen(t, at, web).hears(t) })
 	var cut, kept []*listener
+	c.Until("web is let in", func() bool {
+		cut = []*listener{listen(t, at, web, "")}
+		return cut[0].hears(t)
+	})
 	for range 5 {
-		cut, kept = append(cut, listen(t, at, web)), append(kept, listen(t, at, cart))
+		cut, kept = append(cut, listen(t, at, web, "")), append(kept, listen(t, at, cart, ""))
 	}
 	for _, l := range append(cut, kept...) {
 		if !l.hears(t) {
 			t.Fatal("a connection has ended")
 		}
 	}
-	mesh.Settled(c.Mesh, "a Block", func() (*ztv1.BlockResponse, error) {
+	blocked := mesh.Settled(c.Mesh, "a Block", func() (*ztv1.BlockResponse, error) {
 		return c.Admin().Block(t.Context(), &ztv1.BlockRequest{Namespace: "feed", Name: "stop", Block: &ztv1.Block{Workloads: []string{"web"}, Reason: "test"}})
 	})
 	began := time.Now()
@@ -151,11 +161,63 @@ spec: {from: {workloads: [web, cart]}, to: {services: [prices]}}
 			t.Fatalf("silent connection %d of who is blocked goes on; log:\n%s", i, r.log.String())
 		}
 	}
-	t.Logf("5 silent connections cut %v after the Block was committed", time.Since(began).Round(time.Millisecond))
+	t.Logf("6 silent connections cut %v after the Block was committed", time.Since(began).Round(time.Millisecond))
+	c.tellsOfCuts(t, blocked.Revision, "spiffe://shop.example/ns/feed/sa/web feed 6")
 	for i, l := range kept {
 		if !l.hears(t) {
 			t.Errorf("connection %d of another caller was cut", i)
 		}
 	}
+
+	// The clock closes, and no revision.
+	ends := time.Now().Add(4 * time.Second).Truncate(time.Second)
+	timed := c.Submit(docs + fmt.Sprintf(`---
+apiVersion: ztmesh.dev/v1alpha1
+kind: Grant
+metadata: {namespace: feed, name: for-now}
+spec: {from: {workloads: [cart]}, to: {services: [prices], ports: [quotes]}, until: %s}
+`, ends.UTC().Format(time.RFC3339)))
+	quotes := net.JoinHostPort(cfg.Address, "7001")
+	var brief []*listener
+	c.Until("cart is let in", func() bool {
+		brief = []*listener{listen(t, quotes, cart, "x")}
+		return brief[0].hears(t)
+	})
+	brief = append(brief, listen(t, quotes, cart, "x"))
+	if !brief[1].hears(t) {
+		t.Fatal("a connection has ended")
+	}
+	for _, l := range brief {
+		select {
+		case <-l.ended:
+		case <-time.After(mesh.Patience):
+			t.Fatalf("a connection goes on whose grant has ended; log:\n%s", r.log.String())
+		}
+	}
+	t.Logf("2 silent connections cut %v after their grant had ended", time.Since(ends).Round(time.Millisecond))
+	c.tellsOfCuts(t, timed.Revision, "spiffe://shop.example/ns/feed/sa/cart quotes 2")
 	r.stop()
+}
+
+// tellsOfCuts waits until the receipt of a revision tells of the connections that have
+// ended: "CALLER PORT HOW-MANY".
+func (c cluster) tellsOfCuts(t *testing.T, revision uint64, want string) {
+	t.Helper()
+	var last *ztv1.WatchReceiptResponse
+	c.Until("the receipt tells of "+want, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), mesh.Patience)
+		defer cancel()
+		watch, err := c.Admin().WatchReceipt(ctx, &ztv1.WatchReceiptRequest{Revision: revision})
+		check(t, err)
+		last, err = watch.Recv()
+		check(t, err)
+		var told []string
+		for _, p := range last.Proxies {
+			for _, cut := range p.Cuts {
+				told = append(told, fmt.Sprint(cut.Caller, " ", cut.Port, " ", cut.Connections))
+			}
+		}
+		return slices.Equal(told, []string{want})
+	})
+	t.Logf("receipt of revision %d, of %v: %v", revision, last.Committed.AsTime(), last)
 }

@@ -18,6 +18,11 @@ const (
 	// CutDetails begins what Envoy says of why such a connection has ended.
 	CutDetails = "rbac_access_denied_matched_policy["
 
+	// CutByAgent is what an agent says of a connection that was open when its caller was
+	// no longer admitted, and that did not end by the gate: the agent had the kernel end
+	// it, or its age did, or its peer.
+	CutByAgent = "ztmesh_caller_not_admitted"
+
 	cutBuffer = 16 << 10 // what is not sent yet; beyond it entries are lost
 	cutFlush  = 100 * time.Millisecond
 )

@@ -258,9 +258,9 @@ func instancesOf(st *state.State, refs []spec.Ref) []*ztv1.InstanceRef {
 type effect struct {
 	revision *logv1.Revision
 	affected []*ztv1.InstanceRef // instances whose configuration it changed
-	closed   []policy.Pair       // whom it no longer admits, sorted
-	// open is how long a connection of these may stay open.
-	open time.Duration
+	closed   []policy.Pair       // whom it no longer admits, or no longer did in its time, sorted
+	// over is when no connection of these is open any more; zero: there are none.
+	over time.Time
 }
 
 // affected are the instances whose configuration a past revision changed.
@@ -287,10 +287,56 @@ func (s *Server) effectOf(st *state.State, revision uint64) (*effect, error) {
 	if err != nil {
 		return nil, err
 	}
-	return effectBetween(st, before, at, r)
+	e, err := effectBetween(st, before, at, r)
+	if err != nil {
+		return nil, err
+	}
+	e.lapse(at.Index, s.until(st, revision))
+	return e, nil
 }
 
-// effectBetween is effectOf where the documents before and after are known.
+// until is when the revision after this one was made; now, if there is none.
+func (s *Server) until(st *state.State, revision uint64) time.Time {
+	if next, kept := revisionAt(st, revision+1); kept {
+		return next.When.AsTime()
+	}
+	return s.cfg.Now()
+}
+
+// lapse adds whom the clock alone has closed, of the proxies that are affected, while the
+// documents of this revision were the newest: their grants have ended.
+func (e *effect) lapse(ix *policy.Index, until time.Time) {
+	when := e.revision.When.AsTime()
+	affected := map[string]bool{}
+	for _, i := range e.affected {
+		affected[i.Workload] = true
+	}
+	lapsed := slices.DeleteFunc(ix.Closed(ix, nil, when, until), func(p policy.Pair) bool { return !affected[p.Service.String()] })
+	if len(lapsed) == 0 {
+		return
+	}
+	last := when
+	for at, ok := ix.NextChange(last); ok && !at.After(until); at, ok = ix.NextChange(last) {
+		last = at
+	}
+	e.closed = slices.SortedFunc(slices.Values(append(e.closed, lapsed...)), policy.Pair.Compare)
+	e.bound(last, lapsed, ix)
+}
+
+// bound notes that pairs were closed at a time: the connections of each are over when
+// they have their age, by any of the documents.
+func (e *effect) bound(closed time.Time, pairs []policy.Pair, by ...*policy.Index) {
+	for _, p := range pairs {
+		for _, ix := range by {
+			if over := closed.Add(ix.Settings(p.Service).MaxConnectionAge + drains); over.After(e.over) {
+				e.over = over
+			}
+		}
+	}
+}
+
+// effectBetween is effectOf where the documents before and after are known, without what
+// the clock has closed.
 func effectBetween(st *state.State, before, at *view.View, r *logv1.Revision) (*effect, error) {
 	changed := make([]spec.Key, 0, len(r.Changes))
 	for _, c := range r.Changes {
@@ -305,8 +351,6 @@ func effectBetween(st *state.State, before, at *view.View, r *logv1.Revision) (*
 		return nil, err
 	}
 	e := &effect{revision: r, affected: instancesOf(st, refs), closed: at.Index.Closed(before.Index, changed, when, when)}
-	for _, p := range e.closed {
-		e.open = max(e.open, before.Index.Settings(p.Service).MaxConnectionAge, at.Index.Settings(p.Service).MaxConnectionAge)
-	}
+	e.bound(when, e.closed, before.Index, at.Index)
 	return e, nil
 }

@@ -114,7 +114,7 @@ func (s *Server) receipt(e *effect, patient, all bool) *ztv1.WatchReceiptRespons
 		Closed: uint32(len(e.closed)),
 	}
 	if len(e.closed) > 0 {
-		out.NoneOpenAfter = timestamppb.New(r.GetWhen().AsTime().Add(e.open + drains))
+		out.NoneOpenAfter = timestamppb.New(e.over)
 	}
 	st := s.cfg.Log.State()
 	var confirmed, open []*ztv1.ProxyReceipt

@@ -10,18 +10,22 @@ import (
 	"github.com/ztmesh/ztmesh/xds"
 )
 
-// Cut is one connection that was open and that the gate has ended.
+// Cut is one connection that was open when its caller was no longer admitted, and has
+// ended.
 type Cut struct {
 	Port           string // of the reporter's workload
 	Caller         string // SPIFFE ID
 	Opened, Closed time.Time
 }
 
-// takeCut takes the entry of a connection that has ended. One that was refused before
-// anything was sent to its client was not open.
+// takeCut takes the entry of a connection that has ended: from the Envoy if its gate has
+// ended it, else from its agent. One that was refused before anything was sent to its
+// client was not open.
 func (r *Receiver) takeCut(who Reporter, e *accesslogv3.TCPAccessLogEntry) {
 	common := e.GetCommonProperties()
-	if !strings.HasPrefix(common.GetConnectionTerminationDetails(), xds.CutDetails) || e.GetConnectionProperties().GetSentBytes() == 0 {
+	details := common.GetConnectionTerminationDetails()
+	byGate := strings.HasPrefix(details, xds.CutDetails) && e.GetConnectionProperties().GetSentBytes() > 0
+	if !byGate && details != xds.CutByAgent {
 		return
 	}
 	caller := text(peer(common.GetTlsProperties()), MaxText)

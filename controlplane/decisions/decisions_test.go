@@ -30,6 +30,7 @@ import (
 
 	"github.com/ztmesh/ztmesh/controlplane/decisions"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/xds"
 )
 
 var when = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -340,6 +341,7 @@ func TestCut(t *testing.T) {
 			never, long, back,
 			connection(8080, web, denied, 0), connection(8080, web, "", 1), connection(8081, web, denied, 1), connection(8080, "", denied, 1),
 			connection(8080, web, denied, 1), connection(8080, "\x1b"+strings.Repeat("ü", 10_000), denied, 1),
+			connection(8080, web, xds.CutByAgent, 0), connection(8081, web, xds.CutByAgent, 0), connection(8080, web, xds.CutByAgent+"x", 1),
 		}},
 	}}); err != nil {
 		t.Fatal(err)
@@ -348,7 +350,7 @@ func TestCut(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := decisions.Cut{Port: "http", Caller: web, Opened: when, Closed: when.Add(time.Minute)}
-	if len(got) != 2 || got[0] != want || len(got[1].Caller) > decisions.MaxText || strings.Contains(got[1].Caller, "\x1b") {
+	if len(got) != 3 || got[0] != want || got[2] != want || len(got[1].Caller) > decisions.MaxText || strings.Contains(got[1].Caller, "\x1b") {
 		t.Errorf("told of %v", got)
 	}
 }

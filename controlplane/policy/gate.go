@@ -160,7 +160,8 @@ type Pair struct {
 	Blocked  bool // a grant still admits it, and a Block denies it
 }
 
-func (p Pair) compare(o Pair) int {
+// Compare orders pairs by workload, port and identity.
+func (p Pair) Compare(o Pair) int {
 	if c := p.Service.Compare(o.Service); c != 0 {
 		return c
 	}
@@ -214,6 +215,6 @@ func admittedBefore(before, after *Index, d *delta, was, now time.Time) []Pair {
 			}
 		}
 	}
-	slices.SortFunc(out, Pair.compare)
+	slices.SortFunc(out, Pair.Compare)
 	return out
 }

@@ -2111,9 +2111,10 @@ type WatchReceiptResponse struct {
 	// Who made the revision, and when.
 	Who       string                 `protobuf:"bytes,7,opt,name=who,proto3" json:"who,omitempty"`
 	Committed *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=committed,proto3" json:"committed,omitempty"`
-	// How many pairs of a caller and a port it no longer admits, beside what its end by
-	// the clock alone closes; and by when, at the latest, none of their connections is
-	// open any more: the longest maxConnectionAge, and five minutes.
+	// How many pairs of a caller and a port it no longer admits, or, of the proxies that
+	// it affects, no longer did by the clock (until) while it was the newest; and by when,
+	// at the latest, none of their connections is open any more: the longest
+	// maxConnectionAge, and five minutes.
 	Closed        uint32                 `protobuf:"varint,9,opt,name=closed,proto3" json:"closed,omitempty"`
 	NoneOpenAfter *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=none_open_after,json=noneOpenAfter,proto3" json:"none_open_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2329,8 +2330,8 @@ type ProxyReceipt struct {
 	Differs []string `protobuf:"bytes,10,rep,name=differs,proto3" json:"differs,omitempty"`
 	// The server that holds it.
 	Server string `protobuf:"bytes,11,opt,name=server,proto3" json:"server,omitempty"`
-	// Connections that were open and that it has cut since, by caller whom the revision
-	// no longer admits. Its Envoy reports each when it is over.
+	// Connections that were open and have ended since, by caller whom the revision no
+	// longer admits. Its Envoy, or the agent beside it, reports each when it is over.
 	Cuts          []*ConnectionsCut `protobuf:"bytes,12,rep,name=cuts,proto3" json:"cuts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
