@@ -1,6 +1,7 @@
 package ztmesh_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -62,6 +63,30 @@ func TestDocsLinks(t *testing.T) {
 			} else if anchor := string(m[2]); anchor != "" && !slices.Contains(anchors(t, target), anchor) {
 				t.Errorf("%s links to %s%s, and there is no such heading", page, m[1], anchor)
 			}
+		}
+	}
+}
+
+// TestDecisionsAreListed: the index of docs/adr has a line of each page, by its title.
+func TestDecisionsAreListed(t *testing.T) {
+	index, err := os.ReadFile("docs/adr/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages, err := filepath.Glob("docs/adr/0*.md")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("no pages, %v", err)
+	}
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		title, _, _ := strings.Cut(string(text), "\n")
+		file := filepath.Base(page)
+		title, ok := strings.CutPrefix(title, "# "+file[:4]+": ")
+		if line := fmt.Sprintf("- [%s](%s): %s", file[:4], file, title); !ok || !strings.Contains(string(index), line) {
+			t.Errorf("%s begins with its number and title, as # %s: TITLE, and docs/adr/README.md has the line\n%s", page, file[:4], line)
 		}
 	}
 }
