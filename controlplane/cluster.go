@@ -30,10 +30,12 @@ type cluster struct {
 	tls   *tls.Config // towards the cluster port of others
 	log   *slog.Logger
 	now   func() time.Time
-	every time.Duration            // how often each peer is asked where it stands
-	moved *broadcast               // whenever what a peer says, or this server says to them, has changed
-	full  atomic.Bool              // the disk here, as the others are told
-	heard func(instances []string) // of which a peer has said something; set before Run
+	every time.Duration // how often each peer is asked where it stands
+	moved *broadcast    // whenever what a peer says, or this server says to them, has changed
+	full  atomic.Bool   // the disk here, as the others are told
+	// heard is told of which instances a peer has said something, and of which for the first
+	// time. It is set before Run.
+	heard func(changed, came []string)
 
 	mu    sync.Mutex                  // guards what follows; never held while calling out
 	conns map[string]*grpc.ClientConn // by address; nil once closed
@@ -143,9 +145,9 @@ func (c *cluster) follow(ctx context.Context, p *peer) error {
 		if said.HashKind == state.HashKind {
 			p.state = said.State
 		}
-		changed := p.take(said)
+		changed, came := p.take(said)
 		c.mu.Unlock()
-		c.heard(changed)
+		c.heard(changed, came)
 		c.moved.send()
 	}
 }
@@ -232,8 +234,16 @@ func (c *cluster) Lowest() uint32 { return c.store.Lowest() }
 // Readable is api.Cluster.
 func (c *cluster) Readable(f state.Feature) error { return c.store.Readable(f) }
 
-// take notes what a peer says of its proxies, and returns of which. cluster.mu is held.
-func (p *peer) take(said *ztv1.WatchProxiesResponse) (changed []string) {
+// take notes what a peer says of its proxies, and returns of which, and which of these it
+// had not. cluster.mu is held.
+func (p *peer) take(said *ztv1.WatchProxiesResponse) (changed, came []string) {
+	has := func(i string, h *ztv1.HeldProxy) {
+		if p.proxies[i] == nil {
+			came = append(came, i)
+		}
+		p.proxies[i] = h
+		changed = append(changed, i)
+	}
 	if !said.Delta || p.proxies == nil {
 		p.proxies, p.cuts = make(map[string]*ztv1.HeldProxy, len(said.Held)), map[cutKey]*ztv1.HeldCuts{}
 	}
@@ -246,21 +256,19 @@ func (p *peer) take(said *ztv1.WatchProxiesResponse) (changed []string) {
 		dropOldest(p.cuts, maxCuts*3/4)
 	}
 	for _, x := range said.Proxies { // of an older version: as of its newest revision
-		p.proxies[x.Instance] = &ztv1.HeldProxy{
+		has(x.Instance, &ztv1.HeldProxy{
 			Proxy: x, Sent: &ztv1.Progress{Revision: x.SentRevision}, Acked: &ztv1.Progress{Revision: x.AckedRevision},
-		}
-		changed = append(changed, x.Instance)
+		})
 	}
 	for _, h := range said.Held {
 		if i := h.GetProxy().GetInstance(); i != "" {
-			p.proxies[i] = h
-			changed = append(changed, i)
+			has(i, h)
 		}
 	}
 	for _, i := range said.Gone {
 		delete(p.proxies, i)
 	}
-	return append(changed, said.Gone...)
+	return append(changed, said.Gone...), came
 }
 
 func (c *cluster) setDiffering(ids map[string]bool) {

@@ -51,20 +51,21 @@ func (c *configuration) build(i *logv1.Instance, had bound, shared *pool) (*xds.
 		}
 		c.prepared[source] = p
 	}
-	first := !c.shared[source]
+	if !c.shared[source] { // before anybody else knows it
+		p.Share(shared.one)
+		c.shared[source] = true
+	}
 	version := p.Listeners() + " " + i.Address + " " + i.EgressAddress
-	if !first && had.version == version {
+	if had.version == version {
 		return p.With(had.listeners), had, nil
 	}
 	built, err := p.For(xds.Instance{ID: i.Id, Address: i.Address, Egress: i.EgressAddress, Secrets: source})
 	if err != nil {
 		return nil, had, err
 	}
-	if first {
-		shared.share(built) // with what is common to all of them, before anybody else knows it
-		c.shared[source] = true
-	} else {
-		shared.share(&xds.Resources{xds.ListenerType: (*built)[xds.ListenerType]})
+	listeners := (*built)[xds.ListenerType]
+	for name, l := range listeners { // of which many are bound to the same address
+		listeners[name] = shared.one(l)
 	}
-	return built, bound{version, (*built)[xds.ListenerType]}, nil
+	return built, bound{version, listeners}, nil
 }

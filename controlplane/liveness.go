@@ -90,23 +90,37 @@ func watchLiveness(ctx context.Context, rule Liveness, s *store.Store, p *proxie
 
 const livenessPause = 100 * time.Millisecond
 
-// lead looks for dead and returned instances until ctx ends.
+// lead looks for dead and returned instances until ctx ends: at all of them once in a
+// while, and in between at those that come.
 func lead(ctx context.Context, rule Liveness, s *store.Store, p *proxies, log *slog.Logger, now func() time.Time) {
 	elected := now()
 	seen := map[string]time.Time{}
+	arrivals := p.expect()
+	defer p.expectNoMore()
 	tick := time.NewTicker(rule.Check)
 	defer tick.Stop()
-	for {
-		next := p.moved.next()
-		for i := range p.connected() {
-			seen[i] = now()
-		}
+	for all := true; ; {
 		st := s.State()
-		maps.DeleteFunc(seen, func(id string, _ time.Time) bool {
-			_, enrolled := st.Instance(id)
-			return !enrolled
-		})
-		if e := rule.judge(instances(st), seen, elected, now()); len(e.Withdraw)+len(e.Restore) > 0 {
+		came := p.arrived()
+		var look []*logv1.Instance
+		if all {
+			for i := range p.connected() {
+				seen[i] = now()
+			}
+			maps.DeleteFunc(seen, func(id string, _ time.Time) bool {
+				_, enrolled := st.Instance(id)
+				return !enrolled
+			})
+			look = instances(st)
+		} else {
+			for _, id := range came {
+				if i, enrolled := st.Instance(id); enrolled {
+					seen[id] = now()
+					look = append(look, i)
+				}
+			}
+		}
+		if e := rule.judge(look, seen, elected, now()); len(e.Withdraw)+len(e.Restore) > 0 {
 			_, err := s.Propose(ctx, &logv1.Entry{Who: "liveness", Method: "liveness", Op: &logv1.Entry_Endpoints{Endpoints: e}})
 			if err != nil {
 				log.Warn("endpoints not changed", "error", err)
@@ -118,9 +132,10 @@ func lead(ctx context.Context, rule Liveness, s *store.Store, p *proxies, log *s
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-next:
-			// It looks at all of them: at most so often, however much changes.
-			if await(ctx, time.After(min(rule.Check, livenessPause))) != nil {
+			all = true
+		case <-arrivals:
+			all = false
+			if await(ctx, time.After(min(rule.Check, livenessPause))) != nil { // others are about to come
 				return
 			}
 		}

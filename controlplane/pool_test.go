@@ -8,20 +8,17 @@ import (
 	"github.com/ztmesh/ztmesh/xds"
 )
 
-func resources(version string) *xds.Resources {
-	return &xds.Resources{"type": {"name": {Type: "type", Name: "name", Version: version}}}
+func resource(version string) *xds.Resource {
+	return &xds.Resource{Type: "type", Name: "name", Version: version}
 }
 
 func TestPoolSharesWhatIsEqual(t *testing.T) {
 	p := newPool()
-	a, b, c := resources("1"), resources("1"), resources("2")
-	for _, r := range []*xds.Resources{a, b, c} {
-		p.share(r)
-	}
-	if a.Get("type", "name") != b.Get("type", "name") {
+	a := p.one(resource("1"))
+	if b := p.one(resource("1")); a != b {
 		t.Error("equal resources are two values")
 	}
-	if a.Get("type", "name") == c.Get("type", "name") {
+	if c := p.one(resource("2")); a == c {
 		t.Error("resources of two versions are one value")
 	}
 	runtime.KeepAlive(a)
@@ -30,7 +27,7 @@ func TestPoolSharesWhatIsEqual(t *testing.T) {
 func TestPoolKeepsNothingAlive(t *testing.T) {
 	p := newPool()
 	for i := range 5000 {
-		p.share(resources(strconv.Itoa(i)))
+		p.one(resource(strconv.Itoa(i)))
 		if i%500 == 0 {
 			runtime.GC()
 		}

@@ -29,27 +29,42 @@ type proxies struct {
 	newest  func() *ztv1.StateHash
 	now     func() time.Time
 
-	mu       sync.Mutex // guards what follows, and is never held while calling out
-	revision uint64     // what holds for the newest holds for this one
-	local    map[string]*ztv1.HeldProxy
+	mu       sync.Mutex        // guards what follows, and is never held while calling out
+	revision uint64            // what holds for the newest holds for this one
+	local    map[string]*local // by instance, of those with a stream here
 	tellings map[*telling]struct{}
 	agents   map[string]*agentCall // by instance: the newest
 	cuts     map[cutKey]*ztv1.HeldCuts
-	cutsOf   map[string]int // how many of these, by instance
-	swept    time.Time      // when they were looked through
+	cutsOf   map[string]int      // how many of these, by instance
+	swept    time.Time           // when they were looked through
+	came     map[string]struct{} // instances, since somebody has asked; nil: nobody wants to know
+
+	arrivals chan struct{} // holds one: came is not empty
+}
+
+// local is a proxy with a stream here. What is said of it is put into words when somebody
+// asks: in a change to all it changes more often than that.
+type local struct {
+	changes uint64
+	held    *ztv1.HeldProxy // as of that many changes; nil: nobody has asked
 }
 
 // telling is one server that is told what changes here.
 type telling struct {
+	deltas bool // it takes them
 	// since it was told last; guarded by proxies.mu
 	changed map[string]struct{}
 	cuts    map[cutKey]struct{}
 }
 
 func newProxies(p *proxies) *proxies {
-	p.local, p.tellings, p.agents = map[string]*ztv1.HeldProxy{}, map[*telling]struct{}{}, map[string]*agentCall{}
+	p.local, p.tellings, p.agents = map[string]*local{}, map[*telling]struct{}{}, map[string]*agentCall{}
 	p.cuts, p.cutsOf = map[cutKey]*ztv1.HeldCuts{}, map[string]int{}
-	p.cluster.heard = p.wake
+	p.arrivals = make(chan struct{}, 1)
+	p.cluster.heard = func(changed, came []string) {
+		p.arrive(came)
+		p.wake(changed)
+	}
 	return p
 }
 
@@ -66,29 +81,103 @@ func (p *proxies) Run(ctx context.Context) error {
 	}
 }
 
-// take looks at the proxies that have changed, and at no others.
+// take notes which proxies have changed, and looks at no others.
 func (p *proxies) take() {
 	revision, changed := p.fleet.TakeChanged()
-	held := make(map[string]*ztv1.HeldProxy, len(changed))
-	for _, i := range changed {
-		if s, ok := p.fleet.StatusOf(i); ok {
-			held[i] = p.heldProxy(s)
-		}
+	var gone, came []string
+	connected := make([]bool, len(changed))
+	for n, i := range changed {
+		connected[n] = p.fleet.Streaming(i)
 	}
 	p.mu.Lock()
 	p.revision = revision
-	for _, i := range changed {
-		if h := held[i]; h != nil {
-			p.local[i] = h
-		} else {
-			delete(p.local, i)
+	for n, i := range changed {
+		switch l := p.local[i]; {
+		case !connected[n]:
+			gone = append(gone, i)
+		case l == nil:
+			p.local[i] = &local{}
+			came = append(came, i)
+		default:
+			l.changes++
+			l.held = nil
 		}
 		for t := range p.tellings {
 			t.changed[i] = struct{}{}
 		}
 	}
+	for _, i := range gone {
+		delete(p.local, i)
+	}
 	p.mu.Unlock()
+	p.arrive(came)
 	p.wake(changed)
+}
+
+// held is what is said of a proxy with a stream here; nil: it has none. It may be newer
+// than p.revision, and never older.
+func (p *proxies) held(instance string) *ztv1.HeldProxy {
+	p.mu.Lock()
+	l := p.local[instance]
+	if l == nil || l.held != nil {
+		defer p.mu.Unlock()
+		if l == nil {
+			return nil
+		}
+		return l.held
+	}
+	changes := l.changes
+	p.mu.Unlock()
+	s, ok := p.fleet.StatusOf(instance)
+	if !ok {
+		return nil // it has gone just now
+	}
+	h := p.heldProxy(s)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l.changes == changes {
+		l.held = h
+	}
+	return h
+}
+
+// expect has those noted that come, here or elsewhere. The channel receives when there are
+// some.
+func (p *proxies) expect() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.came = map[string]struct{}{}
+	return p.arrivals
+}
+
+func (p *proxies) expectNoMore() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.came = nil
+}
+
+// arrived are those that have come since it was asked last.
+func (p *proxies) arrived() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	came := slices.Collect(maps.Keys(p.came))
+	clear(p.came)
+	return came
+}
+
+func (p *proxies) arrive(instances []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.came == nil || len(instances) == 0 {
+		return
+	}
+	for _, i := range instances {
+		p.came[i] = struct{}{}
+	}
+	select {
+	case p.arrivals <- struct{}{}:
+	default:
+	}
 }
 
 func (p *proxies) heldProxy(s serve.ProxyStatus) *ztv1.HeldProxy {
@@ -118,8 +207,9 @@ func progressOf(s serve.Progress) *ztv1.Progress {
 // stream counts.
 func (p *proxies) Of(instance string) (h *ztv1.HeldProxy, revision uint64) {
 	p.mu.Lock()
-	h, revision = p.local[instance], p.revision
+	revision = p.revision // before the look: what holds for a newer one holds for it
 	p.mu.Unlock()
+	h = p.held(instance)
 	if o, r := p.cluster.held(instance); o != nil && (h == nil || newer(o, h)) {
 		h, revision = o, r
 	}
@@ -149,7 +239,7 @@ func (p *proxies) connected() map[string]bool {
 
 // Tell is api.Proxies.
 func (p *proxies) Tell(ctx context.Context, deltas bool, f func(*ztv1.WatchProxiesResponse) error) error {
-	t := &telling{changed: map[string]struct{}{}, cuts: map[cutKey]struct{}{}}
+	t := &telling{deltas: deltas, changed: map[string]struct{}{}, cuts: map[cutKey]struct{}{}}
 	p.mu.Lock()
 	p.tellings[t] = struct{}{}
 	p.mu.Unlock()
@@ -161,7 +251,7 @@ func (p *proxies) Tell(ctx context.Context, deltas bool, f func(*ztv1.WatchProxi
 	var last *ztv1.WatchProxiesResponse
 	for {
 		next := p.moved.next() // before the look, so that nothing is missed
-		if m := p.news(t, last, deltas); m != nil {
+		if m := p.news(t, last); m != nil {
 			m.State, m.HashKind = p.newest(), state.HashKind
 			if err := f(m); err != nil {
 				return err
@@ -179,43 +269,53 @@ func (p *proxies) Tell(ctx context.Context, deltas bool, f func(*ztv1.WatchProxi
 
 // news is what a server is to be told after the message last (nil: nothing yet); nil:
 // nothing.
-func (p *proxies) news(t *telling, last *ztv1.WatchProxiesResponse, deltas bool) *ztv1.WatchProxiesResponse {
-	m := &ztv1.WatchProxiesResponse{DiskFull: p.full(), Delta: deltas && last != nil}
+func (p *proxies) news(t *telling, last *ztv1.WatchProxiesResponse) *ztv1.WatchProxiesResponse {
+	m := &ztv1.WatchProxiesResponse{DiskFull: p.full(), Delta: t.deltas && last != nil}
+	of, some := p.newsOf(t, last, m)
+	if !some {
+		return nil
+	}
+	for _, i := range of {
+		switch h := p.held(i); {
+		case h == nil && m.Delta:
+			m.Gone = append(m.Gone, i)
+		case h == nil:
+		case !t.deltas: // by a server of an older version
+			m.Proxies = append(m.Proxies, api.Absolute(h, m.Revision))
+		default:
+			m.Held = append(m.Held, h)
+		}
+	}
+	return m
+}
+
+// newsOf fills in all of a message but what it says of proxies, and returns of which it is to
+// say something; false: of nothing at all.
+func (p *proxies) newsOf(t *telling, last, m *ztv1.WatchProxiesResponse) (of []string, some bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	m.Revision = p.revision
 	if last != nil && len(t.changed)+len(t.cuts) == 0 && m.Revision == last.Revision && m.DiskFull == last.DiskFull {
-		return nil
+		return nil, false
 	}
-	switch {
-	case !deltas: // by a server of an older version
-		for _, i := range slices.Sorted(maps.Keys(p.local)) {
-			m.Proxies = append(m.Proxies, api.Absolute(p.local[i], p.revision))
-		}
-	case last == nil:
-		for _, h := range p.local {
-			m.Held = append(m.Held, h)
-		}
-		for _, c := range p.cuts {
-			m.Cuts = append(m.Cuts, c)
-		}
-	default:
+	if m.Delta {
+		of = slices.Collect(maps.Keys(t.changed))
 		for k := range t.cuts {
 			if c := p.cuts[k]; c != nil {
 				m.Cuts = append(m.Cuts, c)
 			}
 		}
-		for i := range t.changed {
-			if h := p.local[i]; h != nil {
-				m.Held = append(m.Held, h)
-			} else {
-				m.Gone = append(m.Gone, i)
+	} else {
+		of = slices.Sorted(maps.Keys(p.local))
+		if t.deltas {
+			for _, c := range p.cuts {
+				m.Cuts = append(m.Cuts, c)
 			}
 		}
 	}
 	clear(t.changed)
 	clear(t.cuts)
-	return m
+	return of, true
 }
 
 // await waits for a channel, or for the end of ctx, whose error it then returns.

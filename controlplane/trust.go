@@ -74,12 +74,15 @@ func (r *reconciler) tellSecrets(id string, p *proxy) {
 // is whom to trust, else to those that are told something.
 func (r *reconciler) tellTrust(tell map[string]*xds.Resources) {
 	trust := r.served.trust(identity.EncodePEM(r.roots))
-	same := maps.EqualFunc(trust, r.trust, bytes.Equal)
-	if !same {
+	if !maps.EqualFunc(trust, r.trust, bytes.Equal) {
 		r.trust, r.bundle = trust, xds.Bundle(trust)
+		for id, p := range r.connected {
+			r.tellSecrets(id, p)
+		}
+		return
 	}
-	for id, p := range r.connected {
-		if _, told := tell[id]; told || !same {
+	for id := range tell {
+		if p := r.connected[id]; p != nil {
 			r.tellSecrets(id, p)
 		}
 	}

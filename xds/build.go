@@ -31,77 +31,99 @@ func Build(c *Config, in Instance) (*Resources, error) {
 }
 
 // Prepared is what the proxies of one configuration have in common: all but the
-// addresses that their listeners are bound to. It never changes.
+// addresses that their listeners are bound to. It never changes, but see Share.
 type Prepared struct {
 	c         *Config
 	secrets   SecretSource
-	shared    Resources // clusters, routes and extensions
-	listeners []unbound
+	made      map[string]made // by the name of the part
+	shared    Resources       // clusters, routes and extensions
+	listeners []*unbound
 	version   string // hash of the listeners
-	outbound  part
 }
 
-// part is what was made of a part of a configuration.
-type part struct {
+// made is what was made of a part of a configuration.
+type made struct {
 	resources []*Resource
-	listeners []unbound
+	listeners []*unbound
 }
 
 // Prepare makes what is common to the proxies of c that take their certificate from
 // secrets; For completes it for each. Its errors are those of Build.
 func Prepare(c *Config, secrets SecretSource) (*Prepared, error) { return prepare(c, secrets, nil) }
 
-// Again is what Prepare would make of c and the same secrets. What leads outward is taken
-// from p where that has not changed: a changed grant costs the callees what judges.
+// Again is what Prepare would make of c and the same secrets. Parts that have not changed
+// are taken from p: a changed grant costs the callees what judges. So is the map of a type
+// of which nothing has.
 func (p *Prepared) Again(c *Config) (*Prepared, error) { return prepare(c, p.secrets, p) }
 
 func prepare(c *Config, secrets SecretSource, was *Prepared) (*Prepared, error) {
 	if err := c.Validate(); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Workload, err)
 	}
-	b := &builder{c: c.sorted(), secrets: secrets, out: Resources{}}
-	for i := range b.c.Inbound {
-		port := &b.c.Inbound[i]
-		b.addListener(b.inbound(port), port.Port, false)
-		b.add(AppCluster(port.Name), b.app(port))
-		b.extensionResource(GateName(b.c.Workload, port.Name), b.gate(port))
-		b.judges(port)
-	}
-	for i := range b.c.Providers {
-		if p := &b.c.Providers[i]; p.URI != "" {
-			b.add(JWKSCluster(p.Name), b.keys(p))
+	p := &Prepared{c: c.sorted(), secrets: secrets, made: map[string]made{}}
+	before := map[string]*Config{}
+	if was != nil {
+		for _, part := range parts(was.c) {
+			before[part.name] = part.of
 		}
 	}
-	if b.c.Authorizer != nil {
-		b.add(AuthorizerCluster, b.authorizer())
+	all := &builder{out: Resources{}}
+	for _, part := range parts(p.c) {
+		var m made
+		if of := before[part.name]; of != nil && reflect.DeepEqual(of, part.of) {
+			m = was.made[part.name]
+		} else {
+			b := &builder{c: part.of, secrets: secrets, out: Resources{}}
+			part.make(b)
+			all.errs = append(all.errs, b.errs...)
+			m = made{b.out.All(), b.listeners}
+		}
+		p.made[part.name] = m
+		p.listeners = append(p.listeners, m.listeners...)
+		for _, r := range m.resources {
+			all.take(r)
+		}
 	}
-	var out part
-	if was != nil && reflect.DeepEqual(outward(b.c), outward(was.c)) {
-		out = was.outbound
-	} else {
-		o := &builder{c: outward(b.c), secrets: secrets, out: Resources{}}
-		o.outbound()
-		b.errs = append(b.errs, o.errs...)
-		out = part{o.out.All(), o.listeners}
-	}
-	for _, r := range out.resources {
-		b.take(r)
-	}
-	p := &Prepared{c: b.c, secrets: secrets, outbound: out, listeners: append(b.listeners, out.listeners...)}
 	p.version = listenersVersion(p.listeners)
-	shared, err := b.done()
+	shared, err := all.done()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Workload, err)
 	}
-	p.shared = *shared
+	if p.shared = *shared; was != nil {
+		for typeURL, byName := range p.shared {
+			if maps.EqualFunc(byName, was.shared[typeURL], sameVersion) {
+				p.shared[typeURL] = was.shared[typeURL]
+			}
+		}
+	}
 	return p, nil
 }
 
-// outward is all of a configuration that says something of calls that leave.
-func outward(c *Config) *Config {
-	out := *c
-	out.Inbound = nil
-	return &out
+func sameVersion(a, b *Resource) bool { return a.Version == b.Version }
+
+// Share replaces what is in use elsewhere: one is called with each resource, and returns
+// it, or an equal one. It is called before anybody else knows p. What p has taken from
+// another that was shared is not asked about again.
+func (p *Prepared) Share(one func(*Resource) *Resource) {
+	for _, byName := range p.shared {
+		for name, r := range byName {
+			if same := one(r); same != r { // else others may read the map
+				byName[name] = same
+			}
+		}
+	}
+	for _, m := range p.made {
+		for n, r := range m.resources {
+			if same := p.shared[r.Type][r.Name]; same != r {
+				m.resources[n] = same
+			}
+		}
+		for _, u := range m.listeners {
+			if same := one(u.Resource); same != u.Resource {
+				u.Resource = same
+			}
+		}
+	}
 }
 
 // Listeners stands for the listeners, whatever they are bound to: equal for two that
@@ -120,7 +142,7 @@ func (p *Prepared) For(in Instance) (*Resources, error) {
 	}
 	b := &builder{out: Resources{}}
 	for i := range p.listeners {
-		l, address := &p.listeners[i], in.Address
+		l, address := p.listeners[i], in.Address
 		if l.outbound {
 			address = in.Egress
 		}
@@ -145,23 +167,6 @@ func (p *Prepared) With(listeners map[string]*Resource) *Resources {
 		out[ListenerType] = listeners
 	}
 	return &out
-}
-
-// judges are the resources that judge requests, or connections, to a port.
-func (b *builder) judges(in *Inbound) {
-	w := b.c.Workload
-	if !in.Protocol.IsHTTP() {
-		b.extensionResource(TCPPolicyName(w, in.Name), b.tcpPolicy(in))
-		return
-	}
-	b.extensionResource(BlockName(w, in.Name), b.block(in))
-	if len(in.Plaintext) > 0 {
-		b.extensionResource(PlaintextBlockName(w, in.Name), b.plaintextBlock(in))
-	}
-	b.extensionResource(TokensName(w, in.Name), b.tokens())
-	b.extensionResource(UserBlockName(w, in.Name), b.userBlock(in))
-	b.extensionResource(ShadowName(w, in.Name), b.shadow(in))
-	b.extensionResource(PolicyName(w, in.Name), b.policy(in))
 }
 
 // outbound is what the workload calls.

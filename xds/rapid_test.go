@@ -3,6 +3,7 @@ package xds_test
 import (
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -43,9 +44,12 @@ func TestAnyConfig(t *testing.T) {
 func TestAgain(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		was, is := anyConfig(t), anyConfig(t)
-		kept := rapid.Bool().Draw(t, "outward kept")
-		if kept {
+		kept := rapid.SampledFrom([]string{"nothing", "what leads outward", "most"}).Draw(t, "kept")
+		switch kept {
+		case "what leads outward":
 			is.Destinations, is.TCPCalls = was.Destinations, was.TCPCalls
+		case "most":
+			is = anyEdit(t, was)
 		}
 		p, err := xds.Prepare(was, instance.Secrets)
 		if err != nil {
@@ -66,7 +70,7 @@ func TestAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		if diff := same(want, bound); diff != "" {
-			t.Fatalf("outward kept %t: %s\n%s", kept, diff, is)
+			t.Fatalf("kept %s: %s\n%s", kept, diff, is)
 		}
 		fresh, err := xds.Prepare(is, instance.Secrets)
 		if err != nil {
@@ -76,6 +80,73 @@ func TestAgain(t *testing.T) {
 			t.Fatal("the listeners count as others")
 		}
 	})
+}
+
+// anyEdit is a configuration with one thing of each port changed, or none.
+func anyEdit(t *rapid.T, c *xds.Config) *xds.Config {
+	edited := *c
+	edited.Inbound = slices.Clone(c.Inbound)
+	for i := range edited.Inbound {
+		in := &edited.Inbound[i]
+		http := in.Protocol != xds.TCP
+		switch rapid.IntRange(0, 5).Draw(t, "edit") {
+		case 0:
+			in.Gate = append(slices.Clone(in.Gate), xds.GateEntry{ID: id("shop/more"), Key: "zt.more"})
+		case 1:
+			if http {
+				in.Rules = anyRules(t)
+			}
+		case 2:
+			in.Blocks = anyBlocks(t, in.Protocol)
+		case 3:
+			if http {
+				in.Shadow = &xds.Shadow{Rules: anyRules(t)}
+			}
+		case 4:
+			in.Target = "127.0.0.1:9001"
+		}
+	}
+	return &edited
+}
+
+// TestAgainTakesWhatHasNotChanged: a changed rule makes a policy, and nothing else: the rest
+// are the same values, in the same maps where nothing of a type has changed.
+func TestAgainTakesWhatHasNotChanged(t *testing.T) {
+	c := &xds.Config{
+		TrustDomain: td, Workload: "shop/orders", ID: id("shop/orders"), MaxConnectionAge: time.Minute,
+		Inbound: []xds.Inbound{{
+			Name: "http", Port: 8080, Target: "127.0.0.1:9000", Protocol: xds.HTTP, Hosts: []string{"orders.shop.mesh"},
+			Gate:  []xds.GateEntry{{ID: id("shop/web"), Key: "zt.1"}},
+			Rules: []xds.Rule{{Grant: "shop/a", Callers: xds.Callers{IDs: []string{id("shop/web")}}, Methods: []string{"GET"}}},
+		}},
+		Destinations: []xds.Destination{{Service: "shop/db", Port: "http", ID: id("shop/db"), Protocol: xds.HTTP, Host: "db.shop.mesh", Number: 80}},
+	}
+	p, err := xds.Prepare(c, instance.Secrets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := *c
+	next.Inbound = slices.Clone(c.Inbound)
+	next.Inbound[0].Rules = []xds.Rule{{Grant: "shop/a", Callers: xds.Callers{IDs: []string{id("shop/web")}}, Methods: []string{"PUT"}}}
+	again, err := p.Again(&next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, is := *p.With(nil), *again.With(nil)
+	for _, typeURL := range []string{xds.ClusterType, xds.RouteType} {
+		if reflect.ValueOf(was[typeURL]).Pointer() != reflect.ValueOf(is[typeURL]).Pointer() {
+			t.Errorf("the map of %s is another", typeURL)
+		}
+	}
+	policy := xds.PolicyName("shop/orders", "http")
+	for name, r := range is[xds.ExtensionType] {
+		if same := was[xds.ExtensionType][name] == r; same == (name == policy) {
+			t.Errorf("%s: the same value: %t", name, same)
+		}
+	}
+	if again.Listeners() != p.Listeners() {
+		t.Error("the listeners count as others")
+	}
 }
 
 var (

@@ -131,26 +131,25 @@ func mustResource(name string, m proto.Message) *Resource {
 type builder struct {
 	c         *Config
 	secrets   SecretSource
-	listeners []unbound // in the order of their making
-	out       Resources // all but these
+	listeners []*unbound // in the order of their making
+	out       Resources  // all but these
 	errs      []error
 }
 
 // addListener takes a listener that is not bound yet. Like all resources it is
 // checked here; bound to an address it is as valid as that.
 func (b *builder) addListener(l *listenerv3.Listener, port uint32, outbound bool) {
-	body, err := pack(l)
+	r, err := newResource(l.GetName(), l)
 	if err != nil {
-		b.errs = append(b.errs, fmt.Errorf("%s: %w", l.GetName(), err))
+		b.errs = append(b.errs, err)
 		return
 	}
-	b.listeners = append(b.listeners, unbound{l.GetName(), body, port, outbound})
+	b.listeners = append(b.listeners, &unbound{r, port, outbound})
 }
 
 // unbound is a listener without an address.
 type unbound struct {
-	name     string
-	body     *anypb.Any
+	*Resource
 	port     uint32
 	outbound bool // it is bound to the egress address
 }
@@ -159,18 +158,16 @@ type unbound struct {
 func (u *unbound) bind(address string) (*Resource, error) {
 	tail, err := proto.MarshalOptions{Deterministic: true}.Marshal(&listenerv3.Listener{Address: socketAddress(address, u.port)})
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", u.name, err)
+		return nil, fmt.Errorf("%s: %w", u.Name, err)
 	}
-	return &Resource{Type: ListenerType, Name: u.name, Version: version(u.body.GetValue(), tail), Body: u.body, tail: tail}, nil
+	return &Resource{Type: ListenerType, Name: u.Name, Version: version(u.Body.GetValue(), tail), Body: u.Body, tail: tail}, nil
 }
 
 // listenersVersion is one hash over listeners and where they are bound.
-func listenersVersion(listeners []unbound) string {
+func listenersVersion(listeners []*unbound) string {
 	sum := sha256.New()
-	for i := range listeners {
-		u := &listeners[i]
-		fmt.Fprintf(sum, "%d %t %d\n", u.port, u.outbound, len(u.body.GetValue()))
-		sum.Write(u.body.GetValue())
+	for _, u := range listeners {
+		fmt.Fprintf(sum, "%d %t %s\n", u.port, u.outbound, u.Version)
 	}
 	return hex.EncodeToString(sum.Sum(nil)[:16])
 }

@@ -274,6 +274,19 @@ func (f *Fleet) StatusOf(instance string) (ProxyStatus, bool) {
 	return p.status(f.revision.Load())
 }
 
+// Streaming says whether an instance has an ADS stream, and StatusOf something to tell.
+func (f *Fleet) Streaming(instance string) bool {
+	f.mu.Lock()
+	p := f.proxies[instance]
+	f.mu.Unlock()
+	if p == nil {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.speaker() != nil
+}
+
 func (f *Fleet) mark(instance string) {
 	f.marks.Lock()
 	defer f.marks.Unlock()

@@ -2,6 +2,7 @@ package serve
 
 import (
 	"cmp"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -303,13 +304,17 @@ func (p *proxy) end(reason error) {
 	}
 }
 
-// equalByName compares by version, which stands for the bytes.
+// equalByName compares by version, which stands for the bytes. What has not changed is
+// mostly the same map, and then it is not looked at.
 func equalByName(a, b map[string]*xds.Resource) bool {
 	if len(a) != len(b) {
 		return false
 	}
+	if reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer() {
+		return true
+	}
 	for name, r := range a {
-		if o := b[name]; o == nil || o.Version != r.Version {
+		if o := b[name]; o != r && (o == nil || o.Version != r.Version) {
 			return false
 		}
 	}
