@@ -32,7 +32,8 @@ type Admission struct {
 	// for each processor. More would be no faster, and delay whatever else wants to run.
 	Sending int
 	// Requests is how many requests one stream may make in a second; default 200, after
-	// the first 4,096. A stream that makes more is answered more slowly.
+	// the first 4,096. A name that is not the proxy's counts as one, too. A stream that
+	// makes more is answered more slowly.
 	Requests float64
 	// Streams is how many streams one instance may open in a second; default 1, after
 	// the first 32. Those of one that opens more wait.
@@ -113,7 +114,7 @@ func (a *admission) arrive(ctx context.Context, instance string, now time.Time) 
 	}
 	defer a.dequeue(from)
 	began := time.Now()
-	if err := pace(ctx, from.limit); err != nil {
+	if err := pace(ctx, from.limit, 1); err != nil {
 		return nil, err
 	}
 	if err := a.arriving.Acquire(ctx, 1); err != nil {
@@ -123,23 +124,28 @@ func (a *admission) arrive(ctx context.Context, instance string, now time.Time) 
 	return func() { a.arriving.Release(1) }, nil
 }
 
-// pace waits for what a limiter allows. Unlike its own Wait it does wait where the
-// deadline of ctx would come first: who asks too often is to be slow, not told.
-func pace(ctx context.Context, l *rate.Limiter) error {
-	turn := l.Reserve()
-	delay := turn.Delay()
-	if delay == 0 {
-		return nil
+// pace waits for n times what a limiter allows, which may be more than its burst. Unlike
+// its own Wait it does wait where the deadline of ctx would come first: who asks too often
+// is to be slow, not told.
+func pace(ctx context.Context, l *rate.Limiter, n int) error {
+	for n > 0 {
+		some := min(n, l.Burst())
+		n -= some
+		turn := l.ReserveN(time.Now(), some)
+		delay := turn.Delay()
+		if delay == 0 {
+			continue
+		}
+		timer := time.NewTimer(delay)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			turn.Cancel()
+			return context.Cause(ctx)
+		}
 	}
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		turn.Cancel()
-		return context.Cause(ctx)
-	}
+	return nil
 }
 
 func (a *admission) enqueue(instance string, now time.Time) (*arrivals, error) {

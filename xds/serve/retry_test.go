@@ -21,6 +21,7 @@ import (
 type peevish struct {
 	*pipe
 	fleet *Fleet
+	done  chan struct{} // closed at the end
 
 	mu    sync.Mutex  // guards the following
 	bad   []string    // what it refuses now: name@version
@@ -33,7 +34,7 @@ func newPeevish(t *testing.T, bad ...string) *peevish {
 	t.Helper()
 	f := New(Config{Authorize: func(context.Context) (string, error) { return "web-1", nil }, Retain: true})
 	f.SetEndpoints(nil)
-	p := &peevish{fleet: f, bad: bad, pipe: &pipe{
+	p := &peevish{fleet: f, bad: bad, done: make(chan struct{}), pipe: &pipe{
 		ctx: t.Context(), requests: make(chan *discoveryv3.DeltaDiscoveryRequest),
 		writes: make(chan *discoveryv3.DeltaDiscoveryResponse), read: make(chan struct{}, 1),
 	}}
@@ -43,13 +44,12 @@ func newPeevish(t *testing.T, bad ...string) *peevish {
 		f.serve(p, "")
 	}()
 	p.requests <- &discoveryv3.DeltaDiscoveryRequest{TypeUrl: xds.ListenerType, Node: &corev3.Node{Id: "web-1"}}
-	done := make(chan struct{})
 	go func() {
 		for {
 			select {
 			case m := <-p.writes:
 				p.answer(m)
-			case <-done:
+			case <-p.done:
 				return
 			}
 		}
@@ -57,7 +57,7 @@ func newPeevish(t *testing.T, bad ...string) *peevish {
 	t.Cleanup(func() {
 		f.Close()
 		<-ended
-		close(done)
+		close(p.done)
 	})
 	return p
 }
@@ -73,7 +73,10 @@ func (p *peevish) answer(m *discoveryv3.DeltaDiscoveryResponse) {
 		}
 	}
 	p.mu.Unlock()
-	p.requests <- r
+	select {
+	case p.requests <- r:
+	case <-p.done:
+	}
 }
 
 // told returns what it was told since the last call, when d has passed.

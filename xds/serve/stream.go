@@ -215,7 +215,7 @@ func (s *stream) take(r *discoveryv3.DeltaDiscoveryRequest) error {
 			return err
 		}
 	}
-	if err := pace(s.ctx, s.requests); err != nil {
+	if err := pace(s.ctx, s.requests, s.price(r)); err != nil {
 		return err
 	}
 	return s.heed(r)
@@ -376,6 +376,34 @@ func (s *stream) join() error {
 		s.proxy = p
 	}
 	return err
+}
+
+// price is what a request counts for: one, and one for each name that is not the proxy's.
+// Each of these is answered, noted and told of; of its own, a proxy has no more than there
+// are. Those that it has asked for before are looked through again when it asks for more,
+// which is a 64th of that. Of a type of which nothing is known yet no name can be told from
+// another.
+func (s *stream) price(r *discoveryv3.DeltaDiscoveryRequest) int {
+	n := 1
+	d := s.desired(r.GetTypeUrl(), s.proxy.current())
+	if !d.known {
+		return n
+	}
+	// Only the goroutine that takes requests, this one, changes what is subscribed to.
+	if w := s.watches[indexOf(r.GetTypeUrl())]; w != nil && len(r.GetResourceNamesSubscribe())+len(r.GetResourceNamesUnsubscribe()) > 0 {
+		n += max(0, len(w.subscribed)-len(d.names)) / 64
+	}
+	for _, name := range r.GetResourceNamesSubscribe() {
+		if d.names[name] == nil && name != wildcard {
+			n++
+		}
+	}
+	for name := range r.GetInitialResourceVersions() {
+		if d.names[name] == nil {
+			n++
+		}
+	}
+	return n
 }
 
 // excessive says whether one request asks for more than any should.

@@ -284,7 +284,7 @@ func TestTooManyStreams(t *testing.T) {
 
 // The bound of names is of all types together.
 func TestTooManyNames(t *testing.T) {
-	s := newServer(t)
+	s := newServer(t, func(c *Config) { c.Admission.Requests = 1e9 })
 	c := s.stream(s.dial("node/web-1"), "web-1")
 	half := manyNames(maxNames/2 + 1)
 	c.subscribe(xds.EndpointType, half...)
@@ -297,7 +297,7 @@ func TestTooManyNames(t *testing.T) {
 // What a proxy asks for that it does not ACK is not looked through for each name: its
 // requests would take all senders from the others.
 func TestManyNamesAwaitAnAck(t *testing.T) {
-	s := newServer(t)
+	s := newServer(t, func(c *Config) { c.Admission.Requests = 1e9 })
 	c := s.connected("web-1")
 	c.subscribe(xds.ExtensionType, manyNames(maxNames/2)...)
 	if m, err := c.Recv(); err != nil || len(m.GetRemovedResources()) != maxNames/2 {
