@@ -41,9 +41,10 @@ type Reseeded struct {
 // and Run serve from the folder; the cluster sends it everything.
 //
 // cfg is that of Run; peers are cluster ports to ask, beside those that the folder
-// knows. The server must not run. What is damaged is kept beside. A Reseed that was
+// knows. While the others do not answer, or have no leader, they are asked again for
+// patience. The server must not run. What is damaged is kept beside. A Reseed that was
 // interrupted, at whatever moment, is ended by another one.
-func Reseed(ctx context.Context, cfg Config, peers []string) (Reseeded, error) {
+func Reseed(ctx context.Context, cfg Config, peers []string, patience time.Duration) (Reseeded, error) {
 	d := dataDir(cfg.DataDir)
 	lock, err := d.lock()
 	if err != nil {
@@ -70,7 +71,7 @@ func Reseed(ctx context.Context, cfg Config, peers []string) (Reseeded, error) {
 	if err := r.prepare(s); err != nil {
 		return Reseeded{}, err
 	}
-	if err := r.ask(ctx, s, slices.Concat(peers, d.loadPeers(), s.peers)); err != nil {
+	if err := r.await(ctx, s, slices.Concat(peers, d.loadPeers(), s.peers), patience); err != nil {
 		return Reseeded{}, err
 	}
 	return r.end()
@@ -104,16 +105,40 @@ func (r *reseeding) prepare(s *Server) (err error) {
 	return r.make(s, root, "raft.lost-", s.epoch)
 }
 
+// reseedAgain is how long the others are left alone before they are asked again.
+const reseedAgain = time.Second
+
+// await asks until the others have agreed, or have refused, or patience ends. It says what
+// is waited for.
+func (r *reseeding) await(ctx context.Context, s *Server, peers []string, patience time.Duration) error {
+	end := time.Now().Add(patience)
+	for said := false; ; said = true {
+		passing, err := r.ask(ctx, s, peers)
+		if err == nil || !passing || ctx.Err() != nil || !time.Now().Add(reseedAgain).Before(end) {
+			return err
+		}
+		if !said {
+			s.cfg.Logger.Info("waiting for the other servers to have a leader, which agrees", "patience", patience, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(reseedAgain):
+		}
+	}
+}
+
 // ask asks one server after the other: first as the member that is lost, then as the
-// new one, which is known if an answer has gone astray.
-func (r *reseeding) ask(ctx context.Context, s *Server, peers []string) error {
+// new one, which is known if an answer has gone astray. passing says of an error that it
+// may be another one soon: nobody has refused, and somebody was not there or had no leader.
+func (r *reseeding) ask(ctx context.Context, s *Server, peers []string) (passing bool, err error) {
 	authority, err := identity.NewAuthority(s.roots[0], r.pair, r.file.New.ID, s.signing())
 	if err != nil {
-		return err
+		return false, err
 	}
 	own, err := authority.MakeServer()
 	if err != nil {
-		return err
+		return false, err
 	}
 	var fresh identity.Current
 	fresh.Set(own)
@@ -121,7 +146,7 @@ func (r *reseeding) ask(ctx context.Context, s *Server, peers []string) error {
 	asNew := as
 	asNew.Certificate = fresh.Certificate
 	if len(peers) == 0 {
-		return fmt.Errorf("%w: this folder knows none; name one with --peer HOST:7402. A cluster of one server comes back from a backup only", ErrNoPeer)
+		return false, fmt.Errorf("%w: this folder knows none; name one with --peer HOST:7402. A cluster of one server comes back from a backup only", ErrNoPeer)
 	}
 	var errs []error
 	asked := map[string]bool{}
@@ -136,15 +161,17 @@ func (r *reseeding) ask(ctx context.Context, s *Server, peers []string) error {
 			resp, err := r.askOne(ctx, trust, address)
 			if err == nil {
 				r.file.New.Peers = resp.Peers
-				return errors.Join(writeJSON(r.in.identityFile(), r.file), r.agree())
+				return false, errors.Join(writeJSON(r.in.identityFile(), r.file), r.agree())
 			}
 			errs = append(errs, fmt.Errorf("%s: %s", address, status.Convert(err).Message()))
-			if c := status.Code(err); c != codes.PermissionDenied && c != codes.Unavailable && c != codes.Canceled {
+			c := status.Code(err)
+			passing = passing || c == codes.Unavailable || c == codes.DeadlineExceeded || c == codes.Aborted
+			if c != codes.PermissionDenied && c != codes.Unavailable && c != codes.Canceled {
 				break
 			}
 		}
 	}
-	return fmt.Errorf("%w, and nothing was changed:\n%w\nstart the others first; if most of them are lost as well, restore a backup (docs/operations.md)", ErrNoPeer, errors.Join(errs...))
+	return passing, fmt.Errorf("%w, and nothing was changed:\n%w\nstart the others first; if most of them are lost as well, restore a backup (docs/operations.md)", ErrNoPeer, errors.Join(errs...))
 }
 
 func (r *reseeding) askOne(ctx context.Context, trust identity.Trust, address string) (*ztv1.ReseedResponse, error) {

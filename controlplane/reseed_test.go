@@ -74,14 +74,10 @@ func (c *cluster) voters() (ids []string) {
 	return ids
 }
 
-// reseed is Reseed, again and again while the others have no leader to agree.
+// reseed is Reseed, which waits while the others have no leader to agree.
 func (c *cluster) reseed(dir string) (done controlplane.Reseeded, err error) {
 	c.t.Helper()
-	c.Until("the others agree", func() bool {
-		done, err = controlplane.Reseed(c.ctx(), reseedConfig(dir), nil)
-		return !errors.Is(err, controlplane.ErrNoPeer)
-	})
-	return done, err
+	return controlplane.Reseed(c.ctx(), reseedConfig(dir), nil, patience)
 }
 
 // TestReseed: a server whose log is damaged, and one whose log is gone, do not start;
@@ -126,6 +122,45 @@ func TestReseed(t *testing.T) {
 	}
 }
 
+// TestReseedWaits: while the others have no leader, a reseed says so and waits; when they
+// have one, it goes on.
+func TestReseedWaits(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	others := c.Others(c.Leader())
+	for _, s := range others {
+		s.Stop()
+	}
+	damageLog(t, others[0].Dir)
+	cfg, waits := reseedConfig(others[0].Dir), make(saying, 1)
+	cfg.Logger = slog.New(slog.NewTextHandler(waits, nil))
+	result := make(chan error, 1)
+	go func() {
+		_, err := controlplane.Reseed(c.ctx(), cfg, nil, patience)
+		result <- err
+	}()
+	select {
+	case <-waits:
+	case err := <-result:
+		t.Fatalf("it does not wait: %v", err)
+	}
+	others[1].Start()
+	if err := <-result; err != nil {
+		t.Fatal(err)
+	}
+	others[0].Start()
+	c.Until("three voters again", func() bool { return len(c.voters()) == 3 })
+}
+
+// saying is a log that holds one when somebody waits for a leader.
+type saying chan struct{}
+
+func (s saying) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("waiting for the other servers to have a leader")) {
+		s <- struct{}{}
+	}
+	return len(line), nil
+}
+
 // TestReseedIsEnded: one that is interrupted when the cluster has agreed is ended by
 // the next, by nobody else, and with nothing of the new member's lost.
 func TestReseedIsEnded(t *testing.T) {
@@ -160,7 +195,7 @@ func TestReseedRefuses(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	leader := c.Leader()
 	others := c.Others(leader)
-	if _, err := controlplane.Reseed(c.ctx(), reseedConfig(others[0].Dir), nil); err == nil || !strings.Contains(err.Error(), "in use") {
+	if _, err := controlplane.Reseed(c.ctx(), reseedConfig(others[0].Dir), nil, 0); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("a server that runs: %v", err)
 	}
 	// Whoever has the identity of one member gives up that one only.
@@ -184,7 +219,7 @@ func TestReseedRefuses(t *testing.T) {
 	before, err := os.ReadFile(filepath.Join(others[0].Dir, "server.json"))
 	c.check(err)
 	damageLog(t, others[0].Dir)
-	if _, err := controlplane.Reseed(c.ctx(), reseedConfig(others[0].Dir), nil); !errors.Is(err, controlplane.ErrNoPeer) {
+	if _, err := controlplane.Reseed(c.ctx(), reseedConfig(others[0].Dir), nil, 0); !errors.Is(err, controlplane.ErrNoPeer) {
 		t.Errorf("nobody to ask: %v", err)
 	}
 	after, err := os.ReadFile(filepath.Join(others[0].Dir, "server.json"))
@@ -195,7 +230,7 @@ func TestReseedRefuses(t *testing.T) {
 	one := mesh.New(t, mesh.Config{TrustDomain: trustDomain})
 	one.Servers[0].Stop()
 	damageLog(t, one.Servers[0].Dir)
-	if _, err := controlplane.Reseed(c.ctx(), reseedConfig(one.Servers[0].Dir), nil); !errors.Is(err, controlplane.ErrNoPeer) || !strings.Contains(err.Error(), "backup") {
+	if _, err := controlplane.Reseed(c.ctx(), reseedConfig(one.Servers[0].Dir), nil, patience); !errors.Is(err, controlplane.ErrNoPeer) || !strings.Contains(err.Error(), "backup") {
 		t.Errorf("a server alone: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,15 +14,20 @@ import (
 	"github.com/ztmesh/ztmesh/store"
 )
 
+// reseedPatience is how long a reseed waits for the others by default.
+const reseedPatience = time.Minute
+
 func reseedCommand(stdout, stderr io.Writer) *cobra.Command {
 	var peers []string
+	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "reseed",
 		Short: "Put a new member in the place of this one, whose log is lost or damaged",
 		Long: `reseed makes this server a new member of its cluster, in the place of the one
 that it was. It needs no token: the identity in the data directory is enough.
 The other servers must have a quorum without it; the old member loses its vote,
-and the new one gets everything from them. What is damaged is moved aside in the
+and the new one gets everything from them. While they have no leader, reseed waits
+for one. What is damaged is moved aside in the
 data directory and kept. The server must not run. Interrupted, it can be run again.`,
 		Example: "  ztd reseed --data-dir /var/lib/ztd && ztd run --data-dir /var/lib/ztd",
 		Args:    cobra.NoArgs,
@@ -30,7 +36,7 @@ data directory and kept. The server must not run. Interrupted, it can be run aga
 			if err != nil {
 				return err
 			}
-			done, err := controlplane.Reseed(cmd.Context(), c.server(log), peers)
+			done, err := controlplane.Reseed(cmd.Context(), c.server(log), peers, timeout)
 			if err != nil {
 				return err
 			}
@@ -43,6 +49,7 @@ data directory and kept. The server must not run. Interrupted, it can be run aga
 		},
 	}
 	cmd.Flags().StringSliceVar(&peers, "peer", nil, "cluster port of a server to ask, `HOST:PORT`, beside those that this one knows; repeatable")
+	cmd.Flags().DurationVar(&timeout, "timeout", reseedPatience, "how long to wait for the other servers to have a leader")
 	withConfig(cmd, "data-dir", "kek", "log-level")
 	return cmd
 }
@@ -60,7 +67,7 @@ func serve(ctx context.Context, c config, log *slog.Logger) error {
 			return err
 		}
 		log.Error("log lost or damaged, or state diverged: a new member is put in the place of this server", "error", err)
-		done, rerr := controlplane.Reseed(ctx, c.server(log), nil)
+		done, rerr := controlplane.Reseed(ctx, c.server(log), nil, reseedPatience)
 		if rerr != nil {
 			return errors.Join(err, rerr)
 		}
