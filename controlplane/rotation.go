@@ -41,11 +41,12 @@ type keeper struct {
 
 	moved  chan struct{} // the root key may have been replaced; holds one
 	behind prometheus.Gauge
+	hands  map[string]*handing // by server: what could not be handed over; of run's goroutine
 }
 
 // newKeeper makes what is set of k usable.
 func newKeeper(k *keeper, metrics prometheus.Registerer) *keeper {
-	k.moved = make(chan struct{}, 1)
+	k.moved, k.hands = make(chan struct{}, 1), map[string]*handing{}
 	k.behind = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "zt_controlplane_old_key", Help: "1: this server's data keys are sealed by another key-encryption key than the cluster's, or it does not have that one.",
 	})
@@ -192,12 +193,48 @@ func (k *keeper) handOver(ctx context.Context, kek identity.KEK) {
 		if r.Error != "" || r.Source != sourceFile || slices.Contains(r.KeyIds, kek.ID()) {
 			continue
 		}
-		if _, err := k.Hand(ctx, r.Server, kek.ID()); err != nil {
-			k.s.cfg.Logger.Warn("key-encryption key not handed over", "server", r.Server, "key", kek.ID(), "error", err)
+		if k.hands[r.Server] == nil {
+			k.hands[r.Server] = &handing{}
+		}
+		h, now := k.hands[r.Server], k.s.cfg.Now()
+		if !h.due(kek.ID(), now) {
 			continue
 		}
+		if _, err := k.Hand(ctx, r.Server, kek.ID()); err != nil {
+			if h.failed(kek.ID(), err.Error(), now, k.every) {
+				k.s.cfg.Logger.Warn("key-encryption key not handed over; it is tried again, ever more rarely", "server", r.Server, "key", kek.ID(), "error", err)
+			}
+			continue
+		}
+		delete(k.hands, r.Server)
 		k.s.cfg.Logger.Info("key-encryption key handed over", "server", r.Server, "key", kek.ID())
 	}
+}
+
+// mostHanding is how long a server is left alone at most that could not take a key. Each
+// time is a record in its journal, and a disk that does not take the key may take those.
+const mostHanding = time.Hour
+
+// handing is a key that a server could not take.
+type handing struct {
+	key, cause string
+	wait       time.Duration
+	next       time.Time
+}
+
+// due tells whether a key is to be handed over now.
+func (h *handing) due(key string, now time.Time) bool { return h.key != key || !now.Before(h.next) }
+
+// failed notes that it was not taken, and why. It tells whether that is news.
+func (h *handing) failed(key, cause string, now time.Time, every time.Duration) (news bool) {
+	news = h.key != key || h.cause != cause
+	if h.key != key {
+		h.wait = every
+	} else {
+		h.wait = min(2*h.wait, max(every, mostHanding))
+	}
+	h.key, h.cause, h.next = key, cause, now.Add(h.wait)
+	return news
 }
 
 // sourceFile is the kind of source to which keys can be handed over.
