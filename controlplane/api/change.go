@@ -58,6 +58,7 @@ func (s *Server) change(ctx context.Context, w wish) (*ztv1.ApplyResponse, error
 			}
 			continue // what it is to rest on did not come about, or something else has
 		}
+		shown := o.plan.changes(w.detail) // while the disks are waited for
 		result, err := o.submitted.Wait(ctx)
 		if err != nil {
 			return nil, err
@@ -72,7 +73,7 @@ func (s *Server) change(ctx context.Context, w wish) (*ztv1.ApplyResponse, error
 		if len(result.Changed.Keys) > 0 {
 			s.metrics.applies.Inc()
 		}
-		resp := o.plan.response(result.After, w)
+		resp := o.plan.response(result.After, w, shown)
 		resp.Revision = result.Revision
 		return resp, nil
 	}
@@ -104,7 +105,7 @@ func (s *Server) judge(ctx context.Context, st *state.State, w wish) answer {
 	case err != nil:
 		a.err = err
 	case w.dryRun || p.empty():
-		a.resp = p.response(st, w)
+		a.resp = p.response(st, w, p.changes(w.detail))
 	default:
 		a.plan = p
 	}

@@ -50,10 +50,11 @@ const worthAProcessor = 64
 // empty tells whether nothing is to be agreed on.
 func (p *plan) empty() bool { return len(p.changed)+len(p.ends) == 0 && p.proposal == nil }
 
-// response is what the caller is told when st holds what the wish came to.
-func (p *plan) response(st *state.State, w wish) *ztv1.ApplyResponse {
+// response is what the caller is told when st holds what the wish came to, with what
+// changes has shown of it.
+func (p *plan) response(st *state.State, w wish, shown []*ztv1.Change) *ztv1.ApplyResponse {
 	return &ztv1.ApplyResponse{
-		Revision: st.Revision(), Changes: p.changes(w.detail), Affected: p.affected, Bases: bases(st, w.named), Warnings: p.warnings,
+		Revision: st.Revision(), Changes: shown, Affected: p.affected, Bases: bases(st, w.named), Warnings: p.warnings,
 	}
 }
 
