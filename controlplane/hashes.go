@@ -189,7 +189,8 @@ func (s *Server) watchHashes(ctx context.Context, others *cluster, every time.Du
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	told := map[string]bool{}
-	var split judgement // as it was at the last tick
+	var split []string // the servers that contradicted one another at the last tick
+	alarmed := false   // so they still do, and it was said
 	for ticked := true; ; {
 		moved := others.moved.next()
 		servers, voters := others.hashes()
@@ -219,13 +220,13 @@ func (s *Server) watchHashes(ctx context.Context, others *cluster, every time.Du
 		m.differs.Set(float64(len(differ)))
 		others.setDiffering(differ)
 		if ticked { // what is heard of some only, and a moment later of all, is no split
-			if len(now.split) > 0 && len(split.split) > 0 && !told["split"] {
+			lasts := len(now.split) > 0 && len(split) > 0
+			if lasts && !alarmed {
 				s.cfg.Logger.Error("the states of servers differ, and no majority of all voters says which is right: nobody stops, and one of them serves what is wrong; "+
 					"bring back the voters that are down, and the one that is wrong stops by itself, or find out which it is, stop it, and run ztd reseed there",
 					"servers", now.split, "index", now.index, "voters", voters)
 			}
-			told["split"] = len(now.split) > 0 && len(split.split) > 0
-			split = now
+			alarmed, split = lasts, now.split
 		}
 		select {
 		case <-ctx.Done():

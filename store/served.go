@@ -224,10 +224,11 @@ func (s *Store) show(ctx context.Context) error {
 	return nil
 }
 
-// gather waits until gatherFor has passed since a state was shown last.
+// gather waits until gatherFor has passed since a state was shown last, unless that is
+// still the newest: then another watcher was faster.
 func (s *Store) gather(ctx context.Context) error {
 	last := s.log.served.raised.Load()
-	if last == nil {
+	if last == nil || s.State().Index() <= s.log.served.durable.Load() {
 		return nil
 	}
 	wait := gatherFor - time.Since(*last)
