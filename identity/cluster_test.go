@@ -33,7 +33,7 @@ type cluster struct {
 	logErr  error
 }
 
-func newCluster(t *testing.T, td string) *cluster {
+func newCluster(t testing.TB, td string) *cluster {
 	t.Helper()
 	c := &cluster{now: start}
 	root, err := identity.NewRoot(td, c.signing())
@@ -56,7 +56,7 @@ func (c *cluster) signing() identity.Signing {
 	}}
 }
 
-func (c *cluster) authority(t *testing.T, id string) *identity.Authority {
+func (c *cluster) authority(t testing.TB, id string) *identity.Authority {
 	t.Helper()
 	key := newKey(t)
 	cert, err := c.root.SignIntermediate(key.Public(), id)
@@ -71,7 +71,7 @@ func (c *cluster) authority(t *testing.T, id string) *identity.Authority {
 	return a
 }
 
-func (c *cluster) server(t *testing.T, id string) *identity.KeyPair {
+func (c *cluster) server(t testing.TB, id string) *identity.KeyPair {
 	t.Helper()
 	p, err := c.authority(t, id).MakeServer()
 	if err != nil {
@@ -80,7 +80,7 @@ func (c *cluster) server(t *testing.T, id string) *identity.KeyPair {
 	return p
 }
 
-func (c *cluster) admin(t *testing.T, name string) *identity.KeyPair {
+func (c *cluster) admin(t testing.TB, name string) *identity.KeyPair {
 	t.Helper()
 	key := newKey(t)
 	chain, err := c.root.IssueAdmin(key.Public(), name)
@@ -90,7 +90,7 @@ func (c *cluster) admin(t *testing.T, name string) *identity.KeyPair {
 	return newPair(t, key, chain...)
 }
 
-func (c *cluster) node(t *testing.T, id string) *identity.KeyPair {
+func (c *cluster) node(t testing.TB, id string) *identity.KeyPair {
 	t.Helper()
 	key := newKey(t)
 	chain, err := c.root.IssueNode(key.Public(), id)
@@ -111,7 +111,7 @@ func (c *cluster) trust(pair *identity.KeyPair) identity.Trust {
 	return t
 }
 
-func newKey(t *testing.T) identity.PrivateKey {
+func newKey(t testing.TB) identity.PrivateKey {
 	t.Helper()
 	k, err := identity.NewKey()
 	if err != nil {
@@ -120,7 +120,7 @@ func newKey(t *testing.T) identity.PrivateKey {
 	return k
 }
 
-func newPair(t *testing.T, key identity.PrivateKey, chain ...*x509.Certificate) *identity.KeyPair {
+func newPair(t testing.TB, key identity.PrivateKey, chain ...*x509.Certificate) *identity.KeyPair {
 	t.Helper()
 	p, err := identity.NewKeyPair(key, chain)
 	if err != nil {

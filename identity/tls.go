@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -109,8 +110,13 @@ func ClientConfig(t Trust) (*tls.Config, error) {
 	// not have, and takes its roots once. VerifyConnection does the whole of it
 	// for SPIFFE IDs instead, on every handshake.
 	c.InsecureSkipVerify = true
+	known := &anchors{td: t.TrustDomain}
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		_, err := verifyServer(cs.PeerCertificates, t.TrustDomain, t.Roots(), t.Now())
+		pool, err := known.pool(t.Roots())
+		if err != nil {
+			return err
+		}
+		_, err = verifyServer(cs.PeerCertificates, t.TrustDomain, pool, t.Now())
 		return err
 	}
 	return c, nil
@@ -138,7 +144,11 @@ func PinnedClientConfig(pin Pin, now func() time.Time, learned func(trustDomain 
 		if err != nil {
 			return err
 		}
-		if _, err := verifyServer(cs.PeerCertificates, td, []*x509.Certificate{root}, now()); err != nil {
+		pool, err := (&anchors{td: td}).pool([]*x509.Certificate{root})
+		if err != nil {
+			return err
+		}
+		if _, err := verifyServer(cs.PeerCertificates, td, pool, now()); err != nil {
 			return err
 		}
 		if learned != nil {
@@ -178,23 +188,41 @@ func (t Trust) server(auth tls.ClientAuthType, protocols []string, roles ...Role
 	c.ClientAuth = auth
 	c.NextProtos = protocols
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return t.Certificate() }
-	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		if auth == tls.RequireAndVerifyClientCert && !slices.Contains(protocols, cs.NegotiatedProtocol) {
-			return errors.New("TLS: the client names no protocol")
+	known := &anchors{td: t.TrustDomain}
+	// verified is nil, or the pool that crypto/tls verifies the client against before.
+	holdTo := func(verified *x509.CertPool) func(tls.ConnectionState) error {
+		return func(cs tls.ConnectionState) error {
+			if auth == tls.RequireAndVerifyClientCert && !slices.Contains(protocols, cs.NegotiatedProtocol) {
+				return errors.New("TLS: the client names no protocol")
+			}
+			if len(cs.PeerCertificates) == 0 {
+				return nil // only where ClientAuth allows it
+			}
+			pool, err := known.pool(t.Roots())
+			if err != nil {
+				return err
+			}
+			var found [][]*x509.Certificate
+			if pool == verified { // the roots have not changed since the handshake began
+				found = cs.VerifiedChains
+			}
+			return verifyClient(cs.PeerCertificates, found, t.TrustDomain, pool, t.Now(), roles...)
 		}
-		if len(cs.PeerCertificates) == 0 {
-			return nil // only where ClientAuth allows it
-		}
-		return verifyClient(cs.PeerCertificates, t.TrustDomain, t.Roots(), t.Now(), roles)
 	}
+	c.VerifyConnection = holdTo(nil)
 	perConnection := c.Clone()
+	var last atomic.Pointer[tls.Config] // by the newest roots; not changed
 	c.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) {
-		pool, err := anchors(t.TrustDomain, t.Roots())
+		pool, err := known.pool(t.Roots())
 		if err != nil {
 			return nil, err
 		}
+		if p := last.Load(); p != nil && p.ClientCAs == pool {
+			return p, nil
+		}
 		p := perConnection.Clone()
-		p.ClientCAs = pool
+		p.ClientCAs, p.VerifyConnection = pool, holdTo(pool)
+		last.Store(p)
 		return p, nil
 	}
 	return c, nil

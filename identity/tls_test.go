@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"slices"
 	"testing"
 	"time"
 
@@ -367,6 +368,64 @@ func TestRotationWithoutRestart(t *testing.T) {
 	roots = nil
 	if r := connect(t, port, must(t)(identity.ClientConfig(next.trust(nil)))); r.err() == nil {
 		t.Error("a server without roots talks")
+	}
+}
+
+// Roots that change while a handshake is under way hold for it, too.
+func TestRotationWithinAHandshake(t *testing.T) {
+	c, next := newCluster(t, trustDomain), newCluster(t, trustDomain)
+	trust := c.trust(c.server(t, serverA))
+	asked := 0 // by one connection at a time
+	trust.Roots = func() []*x509.Certificate {
+		if asked++; asked > 1 {
+			return next.roots()
+		}
+		return c.roots()
+	}
+	client := must(t)(identity.ClientConfig(c.trust(c.admin(t, "ada"))))
+	if r := connect(t, must(t)(identity.ServerConfig(trust)), client); r.err() == nil || r.received > 0 {
+		t.Errorf("in by a root that is gone (asked %d times)", asked)
+	}
+}
+
+// What every handshake needs of the roots is made once for a set of them.
+func TestRootsAreLookedAtOnce(t *testing.T) {
+	c, next := newCluster(t, trustDomain), newCluster(t, trustDomain)
+	roots := c.roots()
+	trust := c.trust(c.server(t, serverA))
+	trust.Roots = func() []*x509.Certificate { return roots }
+	port := must(t)(identity.ServerConfig(trust))
+	get := func() *tls.Config { return must(t)(port.GetConfigForClient(&tls.ClientHelloInfo{})) }
+	first := get()
+	roots = slices.Clone(roots)
+	if get() != first {
+		t.Error("made again from the same roots")
+	}
+	roots[0] = next.root.Certificate() // within the slice that was given
+	if second := get(); second == first || second.ClientCAs.Equal(first.ClientCAs) {
+		t.Error("not made again from other roots")
+	}
+}
+
+// BenchmarkHandshake is both ends of a proxy's connection, over a pipe.
+func BenchmarkHandshake(b *testing.B) {
+	c := newCluster(b, trustDomain)
+	server, err := identity.ServerConfig(c.trust(c.server(b, serverA)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	client, err := identity.ClientConfig(c.trust(c.node(b, instance)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		one, other := net.Pipe()
+		done := make(chan error, 1)
+		go func() { done <- tls.Server(other, server).Handshake() }()
+		if err := errors.Join(tls.Client(one, client).Handshake(), <-done); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 

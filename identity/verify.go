@@ -23,21 +23,43 @@ func (e *RoleError) Error() string {
 }
 
 // verifyServer says which server a peer is. See verify.
-func verifyServer(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time) (Principal, error) {
-	return verify(chain, td, roots, now, x509.ExtKeyUsageServerAuth, []Role{Server})
+func verifyServer(chain []*x509.Certificate, td string, pool *x509.CertPool, now time.Time) (Principal, error) {
+	found, err := paths(chain, pool, now, x509.ExtKeyUsageServerAuth)
+	if err != nil {
+		return Principal{}, badPeer(err)
+	}
+	return verify(chain[0], found, td, Server)
 }
 
-func verifyClient(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time, roles []Role) error {
-	_, err := verify(chain, td, roots, now, x509.ExtKeyUsageClientAuth, roles)
+// verifyClient holds a client to the roles. Where crypto/tls has found the paths from it
+// to a root of pool in this handshake, they are given, and not looked for again.
+func verifyClient(chain []*x509.Certificate, found [][]*x509.Certificate, td string, pool *x509.CertPool, now time.Time, roles ...Role) error {
+	const usage = x509.ExtKeyUsageClientAuth
+	var err error
+	if found == nil {
+		found, err = paths(chain, pool, now, usage)
+	} else {
+		err = errors.Join(checkLength(chain), checkLeaf(chain[0], usage))
+	}
+	if err != nil {
+		return badPeer(err)
+	}
+	_, err = verify(chain[0], found, td, roles...)
 	return err
 }
+
+func badPeer(err error) error { return fmt.Errorf("TLS: the peer's certificate: %w", err) }
 
 // VerifySVID says which workload of td a chain (leaf first) names, held to the
 // same rules as a peer of the control plane: for agents, to look at what a server
 // signed before an Envoy gets it.
 func VerifySVID(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time) (uri string, err error) {
+	pool, err := (&anchors{td: td}).pool(roots)
+	if err != nil {
+		return "", err
+	}
 	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth} {
-		if _, err := paths(chain, td, roots, now, usage); err != nil {
+		if _, err := paths(chain, pool, now, usage); err != nil {
 			return "", err
 		}
 	}
@@ -48,36 +70,35 @@ func VerifySVID(chain []*x509.Certificate, td string, roots []*x509.Certificate,
 	return uri, err
 }
 
-// verify is the one place that says who a peer of the control plane is: a valid
-// chain to a root of td, for this usage by name, of an end entity with exactly
-// one SAN, a SPIFFE ID of control.<td> in one of these roles, signed by what may
-// sign that role. Subjects are never read as names.
-func verify(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time, usage x509.ExtKeyUsage, roles []Role) (Principal, error) {
-	paths, err := paths(chain, td, roots, now, usage)
+// verify is the one place that says who a peer of the control plane is: an end entity
+// with valid paths to a root of td, for its usage by name, with exactly one SAN, a
+// SPIFFE ID of control.<td> in one of these roles, signed by what may sign that role.
+// Subjects are never read as names.
+func verify(leaf *x509.Certificate, paths [][]*x509.Certificate, td string, roles ...Role) (Principal, error) {
+	p, err := principalOf(leaf, td)
 	if err != nil {
-		return Principal{}, fmt.Errorf("TLS: the peer's certificate: %w", err)
-	}
-	p, err := principalOf(chain[0], td)
-	if err != nil {
-		return Principal{}, fmt.Errorf("TLS: the peer's certificate: %w", err)
+		return Principal{}, badPeer(err)
 	}
 	if !slices.Contains(roles, p.Role) {
 		return Principal{}, &RoleError{p, roles}
 	}
 	if !slices.ContainsFunc(paths, func(path []*x509.Certificate) bool { return maySign(path, p) }) {
-		return Principal{}, fmt.Errorf("TLS: the peer's certificate: not signed by what signs a %s", p.Role)
+		return Principal{}, badPeer(fmt.Errorf("not signed by what signs a %s", p.Role))
 	}
 	return p, nil
 }
 
-// paths returns every valid path from the first certificate of chain, an end
-// entity for this usage, to a root.
-func paths(chain []*x509.Certificate, td string, roots []*x509.Certificate, now time.Time, usage x509.ExtKeyUsage) ([][]*x509.Certificate, error) {
+func checkLength(chain []*x509.Certificate) error {
 	if len(chain) == 0 || len(chain) > maxChain {
-		return nil, fmt.Errorf("%d certificates in a chain of 1 to %d", len(chain), maxChain)
+		return fmt.Errorf("%d certificates in a chain of 1 to %d", len(chain), maxChain)
 	}
-	pool, err := anchors(td, roots)
-	if err != nil {
+	return nil
+}
+
+// paths returns every valid path from the first certificate of chain, an end
+// entity for this usage, to a root of pool.
+func paths(chain []*x509.Certificate, pool *x509.CertPool, now time.Time, usage x509.ExtKeyUsage) ([][]*x509.Certificate, error) {
+	if err := checkLength(chain); err != nil {
 		return nil, err
 	}
 	intermediates := x509.NewCertPool()
@@ -124,25 +145,4 @@ func principalOf(c *x509.Certificate, td string) (Principal, error) {
 		return Principal{}, err
 	}
 	return ParseControlID(uri, td)
-}
-
-// anchors makes a pool of roots. One that is not the certificate of an authority
-// for td is an error, not a smaller pool: x509 would take any certificate in the
-// pool as trusted, also a leaf (CVE-2024-2048).
-func anchors(td string, roots []*x509.Certificate) (*x509.CertPool, error) {
-	if len(roots) == 0 {
-		return nil, ErrNoTrust
-	}
-	pool := x509.NewCertPool()
-	for _, r := range roots {
-		of, err := RootTrustDomain(r)
-		if err != nil {
-			return nil, err
-		}
-		if of != td {
-			return nil, fmt.Errorf("trust anchor: for trust domain %q, want %q", of, td)
-		}
-		pool.AddCert(r)
-	}
-	return pool, nil
 }
