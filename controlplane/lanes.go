@@ -11,14 +11,19 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/ztmesh/ztmesh/identity"
+	"github.com/ztmesh/ztmesh/xds"
 )
 
-// maxLaneWait is how long a handshake waits for its turn. An Envoy gives up after 2 s, and
-// what was computed for one that has given up is lost; so whoever has waited longer is
-// closed before anything is computed for it, and comes again.
-const maxLaneWait = 1500 * time.Millisecond
+// How long a handshake waits for its turn. What was computed for a client that gives up
+// meanwhile is lost, so this leaves time for the rest of the handshake.
+const (
+	proxyWait = xds.ServerTimeout * 7 / 10 // of an Envoy, which says by its server name that it is as patient
+	otherWait = 1500 * time.Millisecond    // of others; Envoys of before that name wait 2 s
+	begunWait = 10 * time.Second           // of one for which something was computed already
+)
 
-var errCrowdedLane = errors.New("TLS: too many handshakes at once")
+// errGone is why nothing is computed for a peer that has closed its connection.
+var errGone = errors.New("TLS: the client has given up")
 
 // lanes are the credentials of the node port. A handshake costs most of a millisecond
 // of a processor, so that thousands at once would take both from all else that the
@@ -30,27 +35,28 @@ var errCrowdedLane = errors.New("TLS: too many handshakes at once")
 type lanes struct {
 	credentials.TransportCredentials // over tls
 	tls                              *tls.Config
-	all, renewals                    lane
-	begun                            lane // those of all for which something was computed already
-	waiting                          prometheus.Gauge
-	refused                          prometheus.Counter
-	patience                         time.Duration // how long one waits for its turn
+	all, renewals                    *lane
+	begun                            *lane         // those of all for which something was computed already
+	patience                         time.Duration // of who does not say that it has more
+	refused, gone                    prometheus.Counter
 }
 
-// lane holds one for each handshake that computes.
-type lane chan struct{}
-
 func newLanes(config *tls.Config, metrics prometheus.Registerer) *lanes {
+	waiting := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "zt_controlplane_waiting_handshakes", Help: "TLS handshakes on the node port that wait for a processor.",
+	})
+	waits := func(more int) { waiting.Add(float64(more)) }
 	l := &lanes{
-		all: make(lane, runtime.GOMAXPROCS(0)), begun: make(lane, runtime.GOMAXPROCS(0)), renewals: make(lane, 1), patience: maxLaneWait,
-		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "zt_controlplane_waiting_handshakes", Help: "TLS handshakes on the node port that wait for a processor.",
-		}),
+		all: newLane(runtime.GOMAXPROCS(0), waits), begun: newLane(runtime.GOMAXPROCS(0), waits), renewals: newLane(1, waits),
+		patience: otherWait,
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "zt_controlplane_crowded_handshakes_total", Help: "TLS handshakes on the node port that were closed, since they had waited for too long.",
+			Name: "zt_controlplane_crowded_handshakes_total", Help: "TLS handshakes on the node port that were closed, since they would have waited for too long.",
+		}),
+		gone: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "zt_controlplane_gone_handshakes_total", Help: "TLS handshakes on the node port whose client had given up when its turn came.",
 		}),
 	}
-	metrics.MustRegister(l.waiting, l.refused)
+	metrics.MustRegister(waiting, l.refused, l.gone)
 	l.tls = config.Clone()
 	forConnection := config.GetConfigForClient
 	l.tls.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -80,33 +86,32 @@ func (l *lanes) Clone() credentials.TransportCredentials { return l }
 // goroutine uses it.
 type laneConn struct {
 	net.Conn
-	lanes *lanes
-	lane  lane // nil: not in one
-	in    bool // it has a turn
+	lanes    *lanes
+	lane     *lane         // nil: not in one
+	patience time.Duration // how long it waits for a turn
+	in       bool          // it has a turn
 }
 
 func (c *laneConn) enter(name string) error {
-	c.lane = c.lanes.all
-	if name == identity.RenewalServerName {
+	c.lane, c.patience = c.lanes.all, c.lanes.patience
+	switch name {
+	case identity.RenewalServerName:
 		c.lane = c.lanes.renewals
+	case xds.ServerName:
+		c.patience = proxyWait
 	}
 	return c.take()
 }
 
 func (c *laneConn) take() error {
-	select {
-	case c.lane <- struct{}{}:
-	default:
-		c.lanes.waiting.Inc()
-		defer c.lanes.waiting.Dec()
-		late := time.NewTimer(c.lanes.patience)
-		defer late.Stop()
-		select {
-		case c.lane <- struct{}{}:
-		case <-late.C:
-			c.lanes.refused.Inc()
-			return errCrowdedLane
-		}
+	if err := c.lane.take(c.patience); err != nil {
+		c.lanes.refused.Inc()
+		return err
+	}
+	if gone(c.Conn) {
+		c.lanes.gone.Inc()
+		c.lane.give(false)
+		return errGone
 	}
 	c.in = true
 	return nil
@@ -115,7 +120,7 @@ func (c *laneConn) take() error {
 func (c *laneConn) give() {
 	if c.in {
 		c.in = false
-		<-c.lane
+		c.lane.give(true)
 	}
 }
 
@@ -134,7 +139,7 @@ func (c *laneConn) Read(b []byte) (int, error) {
 		return n, err
 	}
 	if c.lane == c.lanes.all {
-		c.lane = c.lanes.begun // not behind those that have just come: its signature would be lost
+		c.lane, c.patience = c.lanes.begun, begunWait // not behind those that have just come: its signature would be lost
 	}
 	return n, c.take()
 }

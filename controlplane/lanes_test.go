@@ -10,13 +10,17 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/ztmesh/ztmesh/identity"
+	"github.com/ztmesh/ztmesh/xds"
 )
 
 func check(t *testing.T, err error) {
@@ -31,6 +35,7 @@ type port struct {
 	*lanes
 	t       *testing.T
 	address string
+	metrics *prometheus.Registry
 }
 
 func newPort(t *testing.T) *port {
@@ -42,10 +47,11 @@ func newPort(t *testing.T) *port {
 	check(t, err)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
-	p := &port{t: t, address: l.Addr().String(), lanes: newLanes(&tls.Config{
+	metrics := prometheus.NewRegistry()
+	p := &port{t: t, address: l.Addr().String(), metrics: metrics, lanes: newLanes(&tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"},
 		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
-	}, prometheus.NewRegistry())}
+	}, metrics)}
 	p.patience = 20 * time.Second // however busy the machine is
 	var all sync.WaitGroup
 	all.Go(func() {
@@ -69,7 +75,7 @@ func newPort(t *testing.T) *port {
 	t.Cleanup(func() {
 		l.Close()
 		all.Wait()
-		if len(p.all)+len(p.begun)+len(p.renewals) != 0 {
+		if !p.all.idle(runtime.GOMAXPROCS(0)) || !p.begun.idle(runtime.GOMAXPROCS(0)) || !p.renewals.idle(1) {
 			t.Error("a turn was not given back")
 		}
 	})
@@ -126,21 +132,161 @@ type deaf struct{ net.Conn }
 
 func (deaf) Read([]byte) (int, error) { return 0, errors.New("deaf") }
 
+// taken holds all turns of newcomers until the function that it returns is called.
+func (p *port) taken() (release func()) {
+	p.t.Helper()
+	for range runtime.GOMAXPROCS(0) {
+		check(p.t, p.all.take(time.Second))
+	}
+	return func() {
+		for range runtime.GOMAXPROCS(0) {
+			p.all.give(false)
+		}
+	}
+}
+
+// waiting returns when so many handshakes wait for their turn.
+func (p *port) waiting(n int) {
+	p.t.Helper()
+	for {
+		p.all.mu.Lock()
+		got := len(p.all.queue)
+		p.all.mu.Unlock()
+		if got == n {
+			return
+		}
+		select {
+		case <-p.t.Context().Done():
+			p.t.Fatal("the test has ended")
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
 // TestRenewalsHaveTheirLane: while the processors are taken, other handshakes wait for
 // a while and are closed; a renewal goes by.
 func TestRenewalsHaveTheirLane(t *testing.T) {
 	p := newPort(t)
-	for range cap(p.all) {
-		p.all <- struct{}{}
-	}
+	p.patience = time.Second
+	release := p.taken()
 	refused := make(chan error, 1)
 	go func() { refused <- p.dial("any") }()
 	check(t, p.dial(identity.RenewalServerName))
 	if err := <-refused; err == nil {
 		t.Error("a handshake without a turn came through")
 	}
-	for range cap(p.all) {
-		<-p.all
-	}
+	release()
 	check(t, p.dial("any"))
+}
+
+// TestPatienceByName: where a turn comes later than others would wait for it, they are
+// closed at once, and an Envoy that says by its server name that it waits is let wait.
+func TestPatienceByName(t *testing.T) {
+	p := newPort(t)
+	p.patience = otherWait
+	release := p.taken()
+	p.all.pace = (otherWait + proxyWait) / 2
+	came := make(chan error, 1)
+	go func() { came <- p.dial(xds.ServerName) }()
+	p.waiting(1)
+	if err := p.dial("any"); err == nil {
+		t.Error("a handshake came through before its turn")
+	}
+	release()
+	check(t, <-came)
+}
+
+// TestGone: nothing is computed for a client that gave up while it waited.
+func TestGone(t *testing.T) {
+	p := newPort(t)
+	release := p.taken()
+	raw, err := net.Dial("tcp", p.address)
+	check(t, err)
+	given := make(chan error, 1)
+	go func() {
+		given <- tls.Client(raw, &tls.Config{InsecureSkipVerify: true, ServerName: "any", NextProtos: []string{"h2"}}).Handshake()
+	}()
+	p.waiting(1)
+	raw.Close()
+	<-given
+	release()
+	p.waiting(0)
+	check(t, p.dial("any")) // it waits behind the other
+	all, err := p.metrics.Gather()
+	check(t, err)
+	for _, f := range all {
+		if n := f.GetMetric()[0].GetCounter().GetValue(); f.GetName() == "zt_controlplane_gone_handshakes_total" && n != 1 {
+			t.Errorf("%v are gone, want 1", n)
+		}
+	}
+}
+
+// TestLaneBound: of who comes at once, as many wait as will be served in time, and the
+// others hear so at once. They are served in order.
+func TestLaneBound(t *testing.T) {
+	const each = 10 * time.Millisecond
+	synctest.Test(t, func(t *testing.T) {
+		l := newLane(2, func(int) {})
+		var mu sync.Mutex // guards order
+		var order []int   // two get their turns at once, in any order
+		ordered := func() bool {
+			for i, n := range order {
+				if max(n-i, i-n) > 1 {
+					return false
+				}
+			}
+			return true
+		}
+		var refused, late atomic.Int64
+		come := func(n int, patience time.Duration) {
+			order = nil
+			refused.Store(0)
+			late.Store(0)
+			var all sync.WaitGroup
+			for i := range n {
+				all.Go(func() {
+					began := time.Now()
+					if err := l.take(patience); err != nil {
+						refused.Add(1)
+						if time.Since(began) > 0 {
+							late.Add(1)
+						}
+						return
+					}
+					mu.Lock()
+					order = append(order, i)
+					mu.Unlock()
+					time.Sleep(each)
+					l.give(true)
+				})
+				synctest.Wait() // they come in order
+			}
+			all.Wait()
+		}
+		come(400, time.Minute)
+		if len(order) != 400 || !ordered() {
+			t.Fatalf("served %v", order)
+		}
+		// Two turns of 10 ms each: 200 a second.
+		come(500, 999*time.Millisecond)
+		if n := len(order); n < 180 || n > 202 || late.Load() > 10 || !ordered() {
+			t.Errorf("served %d of 500, %d of the others waited in vain", n, late.Load())
+		}
+		// Who waits for longer than was foreseen leaves, and takes no turn with it.
+		check(t, l.take(0))
+		check(t, l.take(0))
+		if err := l.take(0); !errors.Is(err, errCrowdedLane) {
+			t.Errorf("without patience: %v", err)
+		}
+		if err := l.take(50 * time.Millisecond); !errors.Is(err, errCrowdedLane) {
+			t.Errorf("no turn was given back, and one was had: %v", err)
+		}
+		l.give(true) // not to the one that has left
+		check(t, l.take(0))
+		l.give(true)
+		l.give(true)
+		if !l.idle(2) {
+			t.Error("a turn was lost")
+		}
+	})
 }

@@ -17,12 +17,30 @@ import (
 	downstreamv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	typematcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 // DefaultMaxConnections bounds the downstream connections of one proxy.
 const DefaultMaxConnections = 50_000
+
+// How an Envoy calls the control plane. A server of it does not let a handshake wait
+// for longer than makes sense by these.
+const (
+	// ServerTimeout is how long it waits for a server, for TCP and TLS together. A server
+	// that is called by its whole fleet at once answers the last of them later than a
+	// peer would; one that is dead is left at once, and costs it only whom it was to be
+	// called by first.
+	ServerTimeout = 5 * time.Second
+	// ServerName is the name (SNI) that it calls a server by. It proves nothing; whoever
+	// calls another may be less patient than ServerTimeout.
+	ServerName = "proxy.ztmesh"
+	// RetryBase and RetryMax bound its pauses: the first is a random part of RetryBase,
+	// each further one of twice as much, at most of RetryMax.
+	RetryBase = 250 * time.Millisecond
+	RetryMax  = 3 * time.Second
+)
 
 // BootstrapConfig is what an Envoy is started with. The paths are those that
 // the Envoy sees; nothing here is read or written.
@@ -140,14 +158,14 @@ func grpcService(cluster string) *corev3.GrpcService {
 	return &corev3.GrpcService{TargetSpecifier: &corev3.GrpcService_EnvoyGrpc_{EnvoyGrpc: &corev3.GrpcService_EnvoyGrpc{
 		ClusterName: cluster,
 		RetryPolicy: &corev3.RetryPolicy{RetryBackOff: &corev3.BackoffStrategy{
-			BaseInterval: durationpb.New(250 * time.Millisecond),
-			MaxInterval:  durationpb.New(3 * time.Second),
+			BaseInterval: durationpb.New(RetryBase),
+			MaxInterval:  durationpb.New(RetryMax),
 		}},
 	}}}
 }
 
 // xdsCluster is the control plane: all servers, and pings that notice a dead
-// one. A server proves itself by a SPIFFE ID below control.<td>/server/.
+// one within 3 s. A server proves itself by a SPIFFE ID below control.<td>/server/.
 func (b *builder) xdsCluster(c *BootstrapConfig) *clusterv3.Cluster {
 	var addresses []*corev3.Address
 	discovery := clusterv3.Cluster_STATIC
@@ -159,6 +177,10 @@ func (b *builder) xdsCluster(c *BootstrapConfig) *clusterv3.Cluster {
 		addresses = append(addresses, socketAddress(host, port))
 	}
 	out := staticCluster(XDSCluster, addresses...)
+	out.ConnectTimeout = durationpb.New(ServerTimeout)
+	if len(addresses) > 1 {
+		leaveDead(out)
+	}
 	if c.Near > 0 && c.Near < len(addresses) {
 		behind(out, c.Near)
 	}
@@ -170,29 +192,37 @@ func (b *builder) xdsCluster(c *BootstrapConfig) *clusterv3.Cluster {
 	if c.BindAddress {
 		out.UpstreamBindConfig = &corev3.BindConfig{SourceAddress: socketAddress(c.Instance.Address, 0).GetSocketAddress()}
 	}
-	out.TransportSocket = b.tlsSocket(upstreamTLS(
+	tls := upstreamTLS(
 		secret(NodeSecret, c.nodeSource(NodeFile)),
 		secret(ControlBundleSecret, c.nodeSource(ControlBundleFile)),
 		&typematcherv3.StringMatcher{MatchPattern: &typematcherv3.StringMatcher_Prefix{
 			Prefix: "spiffe://control." + c.TrustDomain + "/server/",
 		}},
-	))
+	)
+	tls.Sni = ServerName
+	out.TransportSocket = b.tlsSocket(tls)
 	return out
 }
 
+// leaveDead leaves a server out for a while that is not reached, whose connection breaks
+// or does not answer pings, or that answers twice in a row that it is not available.
+// Nobody else checks the health of a server. When all are left out, all are called.
+func leaveDead(c *clusterv3.Cluster) {
+	o := outliers()
+	o.ConsecutiveLocalOriginFailure, o.ConsecutiveGatewayFailure = wrapperspb.UInt32(1), wrapperspb.UInt32(2)
+	o.MaxEjectionPercent = wrapperspb.UInt32(100)
+	c.OutlierDetection = o
+	// By default one that is left out is called again as soon as half of them are.
+	c.CommonLbConfig = &clusterv3.Cluster_CommonLbConfig{HealthyPanicThreshold: &typev3.Percent{Value: 1}}
+}
+
 // behind leaves the first endpoints of a cluster where they are, and puts the others
-// behind them. Nobody checks the health of a server but who calls it: one that is not
-// reached twice in a row, or answers twice that it is not available, is left out for a
-// while, and when all of the first are, the others are called.
+// behind them: when all of the first are left out, the others are called.
 func behind(c *clusterv3.Cluster, first int) {
 	near := c.LoadAssignment.Endpoints[0]
 	far := &endpointv3.LocalityLbEndpoints{Priority: 1, LbEndpoints: near.LbEndpoints[first:]}
 	near.LbEndpoints = near.LbEndpoints[:first]
 	c.LoadAssignment.Endpoints = append(c.LoadAssignment.Endpoints, far)
-	o := outliers()
-	o.ConsecutiveLocalOriginFailure, o.ConsecutiveGatewayFailure = wrapperspb.UInt32(2), wrapperspb.UInt32(2)
-	o.MaxEjectionPercent = wrapperspb.UInt32(100)
-	c.OutlierDetection = o
 }
 
 // nodeSource is where the secrets of the ADS stream itself come from: they

@@ -8,13 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/ztmesh/ztmesh/identity"
+	"github.com/ztmesh/ztmesh/xds"
 )
 
 // fleetFile is what the processes of proxies read: who they are. Mode 0600; it lives
@@ -45,7 +48,7 @@ func proxiesCommand(in io.Reader, out io.Writer) *cobra.Command {
 	return &cobra.Command{
 		Use: "proxies", Short: "Simulate proxies, by orders on standard input", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			f := &flock{needs: &needsOf{known: map[string]needs{}}}
+			f := &flock{needs: &needsOf{known: map[string]needs{}}, begin: make(chan struct{}, 2*runtime.GOMAXPROCS(0))}
 			defer f.disconnect()
 			if err := json.NewEncoder(out).Encode(answer{}); err != nil {
 				return err
@@ -59,6 +62,7 @@ func proxiesCommand(in io.Reader, out io.Writer) *cobra.Command {
 type flock struct {
 	needs   *needsOf
 	proxies []*proxy
+	begin   chan struct{} // holds one for each that connects and has not said hello yet
 
 	stop func() // ends the connections and waits; nil: there are none
 	mu   sync.Mutex
@@ -139,9 +143,9 @@ func (f *flock) connect(ctx context.Context, o order) (answer, error) {
 
 // keep connects again, as Envoy does, with what it holds, until ctx ends.
 func (f *flock) keep(ctx context.Context, p *proxy, server string, creds *tls.Config) {
-	const pause = 500 * time.Millisecond // Envoy's first backoff
+	pause := xds.RetryBase
 	for ctx.Err() == nil {
-		err := p.run(ctx, server, creds)
+		spoke, err := p.run(ctx, f.begin, server, creds)
 		if ctx.Err() != nil {
 			return
 		}
@@ -150,10 +154,14 @@ func (f *flock) keep(ctx context.Context, p *proxy, server string, creds *tls.Co
 			f.err = fmt.Errorf("%s: %w", p.id, err)
 		}
 		f.mu.Unlock()
+		if spoke {
+			pause = xds.RetryBase
+		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause):
+		case <-time.After(rand.N(pause)):
 		}
+		pause = min(2*pause, xds.RetryMax)
 	}
 }
 
@@ -223,20 +231,22 @@ func clientTLS(file fleetFile, members []member) ([]*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	roots := func() []*x509.Certificate { return parsed }
+	// One looks at the roots for all of them, as each of as many Envoys does once.
+	config, err := identity.ClientConfig(identity.Trust{
+		TrustDomain: file.TrustDomain, Roots: func() []*x509.Certificate { return parsed }, Now: time.Now,
+	})
+	if err != nil {
+		return nil, err
+	}
 	out := make([]*tls.Config, len(members))
 	for i, m := range members {
 		pair, err := identity.ParseKeyPair([]byte(m.Pair))
 		if err != nil {
 			return nil, err
 		}
-		out[i], err = identity.ClientConfig(identity.Trust{
-			TrustDomain: file.TrustDomain, Roots: roots, Now: time.Now,
-			Certificate: func() (*tls.Certificate, error) { return pair.TLS(), nil },
-		})
-		if err != nil {
-			return nil, err
-		}
+		out[i] = config.Clone()
+		out[i].ServerName = xds.ServerName
+		out[i].GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair.TLS(), nil }
 	}
 	return out, nil
 }

@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -12,8 +14,6 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
@@ -71,43 +71,90 @@ func (p *proxy) counters() counters {
 // names; none is all of them.
 var first = []struct{ typeURL, name string }{{xds.RuntimeType, xds.GatesName}, {xds.ClusterType, ""}}
 
-// run is one life of the connection: until ctx ends, or the server ends it.
-func (p *proxy) run(ctx context.Context, server string, creds *tls.Config) error {
-	tc, how := insecure.NewCredentials(), metadata.Pairs(controlplane.PlaintextInstance, p.id)
-	if creds != nil {
-		tc, how = credentials.NewTLS(creds), metadata.MD{}
+// run is one life of the connection: until ctx ends, or the server ends it. It says
+// whether the server has said anything. It connects when begin has room.
+func (p *proxy) run(ctx context.Context, begin chan struct{}, server string, creds *tls.Config) (spoke bool, err error) {
+	raw, err := connect(ctx, begin, server, creds)
+	if err != nil {
+		return false, err
 	}
-	conn, err := grpc.NewClient("passthrough:///"+server, grpc.WithTransportCredentials(tc),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingEvery, PermitWithoutStream: true}),
-		// An Envoy comes again within 3 s, however often it was turned away; gRPC's own
-		// pauses grow to two minutes.
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 500 * time.Millisecond, Multiplier: 2, Jitter: 0.5, MaxDelay: 2 * time.Second},
-			MinConnectTimeout: 2 * time.Second,
+	how := metadata.MD{}
+	if creds == nil {
+		how = metadata.Pairs(controlplane.PlaintextInstance, p.id)
+	}
+	once := make(chan net.Conn, 1)
+	once <- raw
+	conn, err := grpc.NewClient("passthrough:///"+server, grpc.WithTransportCredentials(insecure.NewCredentials()), // TLS is raw's
+		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+			select {
+			case c := <-once:
+				return c, nil
+			default:
+				return nil, net.ErrClosed
+			}
 		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingEvery, PermitWithoutStream: true}),
 		grpc.WithReadBufferSize(4<<10), grpc.WithWriteBufferSize(4<<10))
 	if err != nil {
-		return err
+		return false, errors.Join(err, raw.Close())
 	}
+	defer raw.Close() // if nobody has taken it
 	defer conn.Close()
-	p.stream, err = discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(metadata.NewOutgoingContext(ctx, how), grpc.WaitForReady(true))
+	p.stream, err = discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(metadata.NewOutgoingContext(ctx, how))
 	if err != nil {
-		return err
+		return false, err
 	}
 	p.node = nodeOf(p.id)
 	p.asked, p.warming, p.complete = map[string]map[string]bool{}, nil, false
 	if err := p.begin(); err != nil {
-		return p.ended(err)
+		return false, p.ended(err)
 	}
 	for {
 		m, err := p.stream.Recv()
 		if err != nil {
-			return err
+			return spoke, err
 		}
+		spoke = true
 		if err := p.take(m); err != nil {
-			return p.ended(err)
+			return spoke, p.ended(err)
 		}
 	}
+}
+
+// connect is TCP and TLS, for which Envoy has one timeout. It begins when begin has
+// room: what an Envoy waits for a processor of its own is not what the server lets it
+// wait, and here thousands share two.
+func connect(ctx context.Context, begin chan struct{}, server string, creds *tls.Config) (net.Conn, error) {
+	select {
+	case begin <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	begun := sync.OnceFunc(func() { <-begin })
+	defer begun()
+	ctx, cancel := context.WithTimeout(ctx, xds.ServerTimeout)
+	defer cancel()
+	var d net.Dialer
+	raw, err := d.DialContext(ctx, "tcp", server)
+	if err != nil || creds == nil {
+		return raw, err
+	}
+	conn := tls.Client(&helloConn{raw, begun}, creds)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, raw.Close())
+	}
+	return conn, nil
+}
+
+// helloConn calls said when its client has said hello and waits for an answer.
+type helloConn struct {
+	net.Conn
+	said func()
+}
+
+func (c *helloConn) Read(b []byte) (int, error) {
+	c.said()
+	return c.Conn.Read(b)
 }
 
 // pingEvery is between the keepalives of a connection, as in the bootstrap of a

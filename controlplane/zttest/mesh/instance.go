@@ -112,10 +112,17 @@ func (m *Mesh) enrol(workload, address string, agent bool, more ...func(*ztv1.En
 // Ask has the Envoy ask these servers alone from its next start on, the first of them
 // while that answers.
 func (in *Instance) Ask(servers ...*Server) *Instance {
-	in.servers, in.near = nil, 1
+	var addresses []string
 	for _, s := range servers {
-		in.servers = append(in.servers, s.Addresses().Node)
+		addresses = append(addresses, s.Addresses().Node)
 	}
+	return in.AskAt(1, addresses...)
+}
+
+// AskAt has the Envoy ask at these addresses alone from its next start on, of which the
+// first so many are near.
+func (in *Instance) AskAt(near int, addresses ...string) *Instance {
+	in.servers, in.near = addresses, near
 	return in
 }
 
