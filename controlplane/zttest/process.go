@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -21,6 +22,8 @@ type Command struct {
 	Env  []string // the whole environment; nil: this process's
 	Dir  string   // working directory; empty: this process's
 	Log  string   // file that receives stdout and stderr, appended
+	// Stdout and Stderr receive them instead, where there is no Log. They may be the same.
+	Stdout, Stderr io.Writer
 }
 
 // Process is a running command. Its methods may be called from several
@@ -35,15 +38,18 @@ type Process struct {
 // Start runs a command in a process group of its own, so that a Ctrl-C reaches
 // only who started it and who then ends everything in order.
 func Start(c Command) (*Process, error) {
-	// Appended: others of the group may open it again by the name /dev/stdout.
-	log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
 	p := &Process{name: c.Name, log: c.Log, cmd: exec.Command(c.Path, c.Args...), exit: make(chan struct{})}
 	p.cmd.Env, p.cmd.Dir = c.Env, c.Dir
-	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.Stdout, p.cmd.Stderr = c.Stdout, c.Stderr
+	if c.Log != "" {
+		// Appended: others of the group may open it again by the name /dev/stdout.
+		log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		defer log.Close()
+		p.cmd.Stdout, p.cmd.Stderr = log, log
+	}
 	p.cmd.SysProcAttr = processAttributes()
 	started := make(chan error)
 	go p.run(started)
@@ -77,6 +83,9 @@ func (p *Process) Log() string { return p.log }
 
 // Exited is closed when the process has ended.
 func (p *Process) Exited() <-chan struct{} { return p.exit }
+
+// Err is how the process has ended; to be asked once it has exited.
+func (p *Process) Err() error { return p.err }
 
 // Kill ends the process and its group at once, as kill -9 does, and waits for it.
 func (p *Process) Kill() {

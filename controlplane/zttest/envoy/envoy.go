@@ -15,15 +15,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"github.com/ztmesh/ztmesh/controlplane/zttest"
 )
 
 // ErrNotFound is returned when there is no Envoy to run.
-var ErrNotFound = errors.New("no envoy: run make tools, or set ZT_ENVOY to its path")
+var ErrNotFound = errors.New("no envoy: run make envoy, or set ZT_ENVOY to its path")
 
 // Find returns the path of the Envoy to run: $ZT_ENVOY, or .tools/envoy/bin/envoy
 // in the working directory (for a test, its package's) or any directory above.
@@ -77,12 +77,10 @@ type Config struct {
 // Process is a running Envoy.
 type Process struct {
 	*Admin
-	cmd  *exec.Cmd
-	exit chan struct{} // closed when the process has been waited for
+	process *zttest.Process
 
-	mu  sync.Mutex // guards what follows
+	mu  sync.Mutex // guards log
 	log bytes.Buffer
-	err error // of Wait; set before exit is closed
 }
 
 // Start runs Envoy with one worker and without hot restart, so that any number
@@ -106,43 +104,21 @@ func Start(c Config) (*Process, error) {
 	args := append([]string{
 		"-c", file, "--concurrency", "1", "--disable-hot-restart", "--log-level", level,
 	}, c.Args...)
-	p := &Process{
-		cmd:   exec.Command(c.Binary, args...),
-		Admin: NewAdmin(c.Admin),
-		exit:  make(chan struct{}),
-	}
+	p := &Process{Admin: NewAdmin(c.Admin)}
 	var out io.Writer = logWriter{p}
 	if c.Output != nil {
 		out = io.MultiWriter(out, c.Output)
 	}
-	p.cmd.Stdout, p.cmd.Stderr = out, out
+	stdout := out
 	if c.Stdout != nil {
-		p.cmd.Stdout = c.Stdout
+		stdout = c.Stdout
 	}
-	p.cmd.SysProcAttr = parentDeath()
-	started := make(chan error)
-	go p.run(started)
-	if err := <-started; err != nil {
+	var err error
+	p.process, err = zttest.Start(zttest.Command{Name: "envoy", Path: c.Binary, Args: args, Stdout: stdout, Stderr: out})
+	if err != nil {
 		return nil, err
 	}
 	return p, nil
-}
-
-// run starts the process and waits for it, on one thread: parentDeath is bound
-// to the thread that starts the process, and an unlocked one may end any time.
-func (p *Process) run(started chan<- error) {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err := p.cmd.Start()
-	started <- err
-	if err != nil {
-		return
-	}
-	err = p.cmd.Wait()
-	p.mu.Lock()
-	p.err = err
-	p.mu.Unlock()
-	close(p.exit)
 }
 
 // Validate runs Envoy over a bootstrap without serving; the error holds what it
@@ -176,10 +152,10 @@ func (p *Process) Log() string {
 }
 
 // PID is the id of the process.
-func (p *Process) PID() int { return p.cmd.Process.Pid }
+func (p *Process) PID() int { return p.process.PID() }
 
 // Exited is closed when the process has ended.
-func (p *Process) Exited() <-chan struct{} { return p.exit }
+func (p *Process) Exited() <-chan struct{} { return p.process.Exited() }
 
 // Ready waits until Envoy serves: it is live, and its listeners are there. It
 // returns an error, with the log, if the process ends or ctx does.
@@ -197,8 +173,8 @@ func (p *Process) Await(ctx context.Context, done func() bool) error {
 	defer tick.Stop()
 	for !done() {
 		select {
-		case <-p.exit:
-			return fmt.Errorf("envoy ended: %w\n%s", p.wait(), p.Log())
+		case <-p.Exited():
+			return fmt.Errorf("envoy ended: %w\n%s", p.process.Err(), p.Log())
 		case <-ctx.Done():
 			return fmt.Errorf("%w\n%s", ctx.Err(), p.Log())
 		case <-tick.C:
@@ -212,24 +188,10 @@ func (p *Process) Await(ctx context.Context, done func() bool) error {
 // before, badly.
 func (p *Process) Stop(grace time.Duration) error {
 	select {
-	case <-p.exit:
-		return p.wait()
+	case <-p.Exited():
+		return p.process.Err()
 	default:
+		p.process.Stop(grace)
+		return nil
 	}
-	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended just now
-	t := time.NewTimer(grace)
-	defer t.Stop()
-	select {
-	case <-p.exit:
-	case <-t.C:
-		_ = p.cmd.Process.Kill()
-		<-p.exit
-	}
-	return nil
-}
-
-func (p *Process) wait() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.err
 }
