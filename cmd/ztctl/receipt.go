@@ -228,7 +228,7 @@ func (a *app) showReceipt(r *ztv1.WatchReceiptResponse) error {
 			plural(int(r.Closed), "pair", "pairs"), r.NoneOpenAfter.AsTime().Format(time.RFC3339))
 	}
 	if r.Omitted > 0 {
-		a.note("%d more are counted and not shown", r.Omitted)
+		a.note("%d more are counted and not shown; ztctl receipt %d --all names every one", r.Omitted, r.Revision)
 	}
 	for _, s := range r.Unreachable {
 		a.note("server %s did not answer; its proxies are unconfirmed", printable(s))

@@ -24,8 +24,10 @@ const (
 	// agentsReturn is how long an agent that does not speak is waited for: that of a
 	// proxy which has just gone to another server follows it.
 	agentsReturn = 3 * time.Second
-	// receiptPause is how long changes are gathered before a receipt is sent again.
+	// receiptPause is how long changes are gathered before a receipt is sent again; nine
+	// times as long as it takes to look at the proxies, if that is more, up to receiptRest.
 	receiptPause = 50 * time.Millisecond
+	receiptRest  = time.Second
 	// drains is how much longer than its age a connection may live.
 	drains = 5 * time.Minute
 	// maxNamed is how many proxies a receipt names, unless all are asked for.
@@ -63,7 +65,9 @@ func (s *Server) WatchReceipt(req *ztv1.WatchReceiptRequest, stream ztv1.AdminSe
 	var last *ztv1.WatchReceiptResponse
 	for patient := true; ; {
 		changed := s.cfg.Proxies.Changed() // before the look, so that nothing is missed
+		began := time.Now()
 		receipt := s.receipt(e, patient, req.All)
+		took := time.Since(began)
 		if !proto.Equal(last, receipt) {
 			if err := stream.Send(receipt); err != nil {
 				return err
@@ -84,7 +88,7 @@ func (s *Server) WatchReceipt(req *ztv1.WatchReceiptRequest, stream ztv1.AdminSe
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(receiptPause):
+		case <-time.After(min(max(receiptPause, 9*took), receiptRest)):
 		}
 	}
 }
