@@ -116,7 +116,7 @@ func Init(ctx context.Context, cfg InitConfig) (adminFile string, err error) {
 	if cfg.Format != 0 && cfg.Format < state.AuditChain.Format() {
 		method = "" // not on record
 	}
-	if err := bootstrap(ctx, cfg.Logger, cfg.Now, d, id, data, nil,
+	if err := bootstrap(ctx, cfg.Now, d, id, data, nil,
 		&logv1.Entry{Who: "init", Method: method, Op: &logv1.Entry_Init{Init: &logv1.Init{
 			TrustDomain: cfg.TrustDomain, ClusterId: clusterID,
 			Roots: [][]byte{root.Certificate().Raw}, SealedRootKey: sealed,
@@ -201,7 +201,7 @@ const defaultAdminContextServer = "127.0.0.1:7400"
 
 // bootstrap commits the first entries in a store of one server that nobody can
 // reach, after the state from, unless that is nil.
-func bootstrap(ctx context.Context, log *slog.Logger, now func() time.Time, d dataDir, id string, data *identity.DataKeys, from *state.State, entries ...*logv1.Entry) error {
+func bootstrap(ctx context.Context, now func() time.Time, d dataDir, id string, data *identity.DataKeys, from *state.State, entries ...*logv1.Entry) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -211,7 +211,8 @@ func bootstrap(ctx context.Context, log *slog.Logger, now func() time.Time, d da
 		Dial: func(context.Context, string) (net.Conn, error) {
 			return nil, errors.New("a cluster in the making has no peers")
 		},
-		Logger: log, Now: now,
+		Logger: slog.New(slog.DiscardHandler), // it is elected by nobody but itself, and errors are returned
+		Now:    now,
 		Timing: store.Timing{Heartbeat: 50 * time.Millisecond, Election: 50 * time.Millisecond, Lease: 50 * time.Millisecond},
 	})
 	if err != nil {

@@ -271,7 +271,7 @@ func (r *recovering) build(ctx context.Context, s *Server, log *store.Offline) e
 	if err != nil {
 		return err
 	}
-	if err := bootstrap(ctx, s.cfg.Logger, s.cfg.Now, r.in, r.file.New.ID, data, recovered); err != nil {
+	if err := bootstrap(ctx, s.cfg.Now, r.in, r.file.New.ID, data, recovered); err != nil {
 		return err
 	}
 	if err := log.CopyAudit(r.in.raft(), result.Audit); err != nil {

@@ -107,7 +107,7 @@ func (b *Backup) restoreTo(ctx context.Context, d dataDir, cfg RestoreConfig) (e
 	if result.Err != nil {
 		return result.Err
 	}
-	if err := bootstrap(ctx, cfg.Logger, cfg.Now, d, id, data, restored); err != nil {
+	if err := bootstrap(ctx, cfg.Now, d, id, data, restored); err != nil {
 		return err
 	}
 	// The audit records of before lie with the servers of before, and in what was exported:
