@@ -24,15 +24,13 @@ import (
 // Its file is two slots, written by turns, as the marker's. A slot that is neither empty
 // nor whole may have been the newer one: then it is not known what was told.
 //
-// It costs a sync, for which no proposer waits: but the next entries want the same disk.
-// So states that come one after another are gathered for gatherFor before one is shown.
+// It costs a sync for each state that is shown, and no proposer waits for it.
 type servedMark struct {
 	files Files
 	name  string
 	known bool // at the start; if not, see Store.withheld
 
 	durable atomic.Uint64
-	raised  atomic.Pointer[time.Time] // when it was last; nil: not since the start
 
 	writing sync.Mutex // guards what follows
 	file    File       // nil: there is none yet
@@ -43,9 +41,6 @@ const (
 	servedFile  = "served"
 	servedMagic = "ztserv1\n"
 	servedSize  = len(servedMagic) + 2*8 + crc32.Size
-
-	// gatherFor is how soon after one state the next is shown at the earliest.
-	gatherFor = 5 * time.Millisecond
 )
 
 // createServed makes the file of a new server.
@@ -127,8 +122,6 @@ func (m *servedMark) raise(index uint64) error {
 		return err
 	}
 	m.durable.Store(index)
-	now := time.Now()
-	m.raised.Store(&now)
 	failpoint.Hit("store.served.raised")
 	return nil
 }
@@ -222,29 +215,6 @@ func (s *Store) show(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// gather waits until gatherFor has passed since a state was shown last, unless that is
-// still the newest: then another watcher was faster.
-func (s *Store) gather(ctx context.Context) error {
-	last := s.log.served.raised.Load()
-	if last == nil || s.State().Index() <= s.log.served.durable.Load() {
-		return nil
-	}
-	wait := gatherFor - time.Since(*last)
-	if wait <= 0 {
-		return nil
-	}
-	pause := time.NewTimer(wait)
-	defer pause.Stop()
-	select {
-	case <-pause.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.end.ch:
-		return s.end.err()
-	}
 }
 
 // shown is called before a watcher is shown the state at an index.

@@ -67,9 +67,6 @@ func (s *Store) Watch(ctx context.Context, fn func(*state.State, state.Changes) 
 			return s.end.err()
 		case <-w.ready:
 		}
-		if err := s.gather(ctx); err != nil {
-			return err
-		}
 		s.fsm.mu.Lock()
 		newest, pending := s.fsm.state.Load(), w.pending
 		w.pending = nil
