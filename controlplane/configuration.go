@@ -8,9 +8,9 @@ import (
 // configuration is what the proxies of one workload are told, made once for all of
 // them; only where listeners are bound differs from one to the other.
 type configuration struct {
-	*xds.Config
-	prepared map[xds.SecretSource]*xds.Prepared // made when the first proxy needs it
-	shared   map[xds.SecretSource]bool          // those of which the pool knows
+	*xds.Config                                    // in canonical order once something was prepared
+	prepared    map[xds.SecretSource]*xds.Prepared // made when the first proxy needs it
+	shared      map[xds.SecretSource]bool          // those of which the pool knows
 }
 
 func newConfiguration(c *xds.Config) *configuration {
@@ -26,6 +26,7 @@ func (c *configuration) again(by *xds.Config) (*configuration, error) {
 		if next.prepared[source], err = p.Again(by); err != nil {
 			return nil, err
 		}
+		next.Config = next.prepared[source].Config()
 	}
 	return next, nil
 }
@@ -50,6 +51,7 @@ func (c *configuration) build(i *logv1.Instance, had bound, shared *pool) (*xds.
 			return nil, had, err
 		}
 		c.prepared[source] = p
+		c.Config = p.Config()
 	}
 	if !c.shared[source] { // before anybody else knows it
 		p.Share(shared.one)

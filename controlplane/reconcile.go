@@ -298,12 +298,17 @@ func (r *reconciler) endpoints(was *state.State, changed state.Changes, touched 
 
 // tellGates sends a workload's connected instances its closed gates.
 func (r *reconciler) tellGates(workload string) {
-	gates := xds.Gates(r.gates.keys(workload))
+	gates := r.gatesOf(workload)
 	for i := range r.served.state.InstancesOf(workload) {
 		if r.connected[i.Id] != nil {
 			r.fleet.SetGates(i.Id, gates)
 		}
 	}
+}
+
+// gatesOf is the layer of a workload's closed gates: one value, as most have none.
+func (r *reconciler) gatesOf(workload string) *xds.Resource {
+	return r.shared.one(xds.Gates(r.gates.keys(workload)))
 }
 
 var errNotEnrolled = errors.New("not enrolled")
@@ -387,7 +392,7 @@ func (r *reconciler) connect(id string) error {
 	r.issue(id, p) // without a certificate its listeners stay closed, and all else waits ready
 	r.tellSecrets(id, p)
 	r.fleet.SetZone(id, i.Zone)
-	r.fleet.SetGates(id, xds.Gates(r.gates.keys(i.Workload)))
+	r.fleet.SetGates(id, r.gatesOf(i.Workload))
 	r.fleet.Set(r.served.state.Revision(), map[string]*xds.Resources{id: resources})
 	return nil
 }

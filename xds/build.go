@@ -99,6 +99,9 @@ func prepare(c *Config, secrets SecretSource, was *Prepared) (*Prepared, error) 
 	return p, nil
 }
 
+// Config is what it was made of, in canonical order.
+func (p *Prepared) Config() *Config { return p.c }
+
 func sameVersion(a, b *Resource) bool { return a.Version == b.Version }
 
 // Share replaces what is in use elsewhere: one is called with each resource, and returns

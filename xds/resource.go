@@ -8,6 +8,9 @@ import (
 	"slices"
 	"strings"
 
+	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -104,7 +107,22 @@ func pack(m proto.Message) (*anypb.Any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &anypb.Any{TypeUrl: "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName()), Value: b}, nil
+	return &anypb.Any{TypeUrl: typeURL(m), Value: b}, nil
+}
+
+// typeURL is that of a message. Of what most resources are it is not made anew for each.
+func typeURL(m proto.Message) string {
+	switch m.(type) {
+	case *listenerv3.Listener:
+		return ListenerType
+	case *clusterv3.Cluster:
+		return ClusterType
+	case *corev3.TypedExtensionConfig:
+		return ExtensionType
+	case *endpointv3.ClusterLoadAssignment:
+		return EndpointType
+	}
+	return "type.googleapis.com/" + string(m.ProtoReflect().Descriptor().FullName())
 }
 
 // newResource packs m as the resource of that name.

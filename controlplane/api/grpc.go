@@ -22,9 +22,10 @@ func (s *Server) Admin(maxBytes int) *grpc.Server {
 }
 
 // Node makes the gRPC server of the node port; the caller adds the discovery
-// service to it. Its connections are many, and what one reads is small.
+// service to it. Its connections are many, what one reads is small, and so is most of
+// what it writes: a thousand that write at once each hold a buffer.
 func (s *Server) Node(creds credentials.TransportCredentials) *grpc.Server {
-	g := s.server(s.external, maxCallBytes, grpc.Creds(creds), grpc.ReadBufferSize(4<<10))
+	g := s.server(s.external, maxCallBytes, grpc.Creds(creds), grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(8<<10))
 	ztv1.RegisterNodeServiceServer(g, s)
 	return g
 }

@@ -130,7 +130,7 @@ func TestNothingIsForgotten(t *testing.T) {
 				said := w.said
 				w.said = 0
 				if r := w.next(v); r != nil {
-					t.Fatalf("seed %d: nobody says %v, %v of %s; after %q", seed, slices.Collect(maps.Keys(w.known)), r, typeLabel(w.typeURL), done)
+					t.Fatalf("seed %d: nobody says %v, %v of %s; after %q", seed, maps.Collect(w.known.each()), r, typeLabel(w.typeURL), done)
 				}
 				w.said = said
 			}

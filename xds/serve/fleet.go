@@ -112,6 +112,8 @@ type Fleet struct {
 	mu      sync.Mutex // guards proxies; taken before a proxy's lock
 	proxies map[string]*proxy
 
+	secrets, gates lastMap // as they were set last
+
 	marks  sync.Mutex // guards marked; taken after any other
 	marked map[string]struct{}
 }
@@ -204,7 +206,11 @@ func (f *Fleet) SetZone(instance, zone string) {
 // do not exist for it. nil means not known yet: its streams wait.
 func (f *Fleet) SetSecrets(instance string, secrets []*xds.Resource) {
 	if p := f.lookup(instance); p != nil {
-		p.setSecrets(secrets, f.revision.Load())
+		var byName map[string]*xds.Resource
+		if secrets != nil {
+			byName = f.secrets.of(secrets...)
+		}
+		p.setSecrets(byName, f.revision.Load())
 	}
 }
 
@@ -212,7 +218,11 @@ func (f *Fleet) SetSecrets(instance string, secrets []*xds.Resource) {
 // known yet: its streams wait.
 func (f *Fleet) SetGates(instance string, gates *xds.Resource) {
 	if p := f.lookup(instance); p != nil {
-		p.setGates(gates, f.revision.Load())
+		var byName map[string]*xds.Resource
+		if gates != nil {
+			byName = f.gates.of(gates)
+		}
+		p.setGates(byName, f.revision.Load())
 	}
 }
 

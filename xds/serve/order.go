@@ -2,6 +2,7 @@ package serve
 
 import (
 	"context"
+	"maps"
 
 	"github.com/ztmesh/ztmesh/xds"
 )
@@ -155,8 +156,8 @@ func (s *stream) repeatEndpoints(clusters *response) {
 		return
 	}
 	for _, r := range clusters.resources {
-		if e := w.known[r.Name]; e != nil {
-			e.sent = ""
+		if w.known.has(r.Name) {
+			w.known.own(r.Name).sent = ""
 			w.said, w.stand = 0, standing{}
 		}
 	}
@@ -206,8 +207,8 @@ func (w *watch) standing(v *view) standing {
 	d := w.stream.desired(w.typeURL, v)
 	stand := standing{at: at, sent: true, acked: true, added: true, alone: true}
 	check := func(name, version string) {
-		e := w.known[name]
-		if e == nil {
+		e, known := w.known.get(name)
+		if !known {
 			stand.sent, stand.acked, stand.added = false, false, false
 			return
 		}
@@ -218,7 +219,7 @@ func (w *watch) standing(v *view) standing {
 	switch w.typeURL {
 	case xds.EndpointType, xds.SecretType:
 		// Of these, a proxy holds what its clusters and listeners made it ask for.
-		for name := range w.subscribed {
+		for name := range w.subscribed.each() {
 			if r := d.get(name); r != nil {
 				check(name, r.Version)
 			} else if w.typeURL == xds.SecretType || !d.known {
@@ -226,12 +227,22 @@ func (w *watch) standing(v *view) standing {
 			}
 		}
 	default:
-		for name, r := range d.names {
-			check(name, r.Version)
+		look := maps.Keys(d.names)
+		if sameMap(w.known.rest, d.names) {
+			look = maps.Keys(w.known.moved)
 		}
-		for name, e := range w.known {
+		for name := range look {
+			if r := d.names[name]; r != nil {
+				check(name, r.Version)
+			}
+		}
+		for name, e := range w.known.others(d.names) {
 			stand.alone = stand.alone && (!e.had || d.names[name] != nil)
 		}
+	}
+	if stand.sent && stand.acked && len(w.outstanding) == 0 && w.typeURL != xds.EndpointType {
+		w.known.settle(d.names)
+		w.subscribed.settle(d.names)
 	}
 	w.stand = stand
 	return stand

@@ -2,7 +2,6 @@ package serve
 
 import (
 	"cmp"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -74,14 +73,8 @@ func (p *proxy) setTarget(target *xds.Resources, before uint64) {
 	p.swap(&v, before, moved...)
 }
 
-func (p *proxy) setSecrets(secrets []*xds.Resource, revision uint64) {
-	var byName map[string]*xds.Resource
-	if secrets != nil {
-		byName = make(map[string]*xds.Resource, len(secrets))
-		for _, r := range secrets {
-			byName[r.Name] = r
-		}
-	}
+// setSecrets and setGates replace what there is of a type, by name; nil: not known.
+func (p *proxy) setSecrets(byName map[string]*xds.Resource, revision uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if (byName == nil) == (p.view.secrets == nil) && equalByName(byName, p.view.secrets) {
@@ -92,11 +85,7 @@ func (p *proxy) setSecrets(secrets []*xds.Resource, revision uint64) {
 	p.swap(&v, revision, xds.SecretType)
 }
 
-func (p *proxy) setGates(gates *xds.Resource, revision uint64) {
-	var byName map[string]*xds.Resource
-	if gates != nil {
-		byName = map[string]*xds.Resource{gates.Name: gates}
-	}
+func (p *proxy) setGates(byName map[string]*xds.Resource, revision uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if equalByName(byName, p.view.gates) {
@@ -310,7 +299,7 @@ func equalByName(a, b map[string]*xds.Resource) bool {
 	if len(a) != len(b) {
 		return false
 	}
-	if reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer() {
+	if sameMap(a, b) {
 		return true
 	}
 	for name, r := range a {

@@ -7,14 +7,16 @@ import (
 	"github.com/ztmesh/ztmesh/xds"
 )
 
+func named(r *xds.Resource) map[string]*xds.Resource { return map[string]*xds.Resource{r.Name: r} }
+
 // A stream that found all in place, while a setter replaced the view, does not
 // vouch for the new one.
 func TestLateReport(t *testing.T) {
 	for name, change := range map[string]func(*proxy){
 		"target":    func(p *proxy) { p.setTarget(with("route out/http@2"), 1) },
 		"endpoints": func(p *proxy) { p.endpointsMoved([]string{"svc/a"}, false, 1) },
-		"gates":     func(p *proxy) { p.setGates(res(xds.RuntimeType, xds.GatesName, "g"), 1) },
-		"secrets":   func(p *proxy) { p.setSecrets([]*xds.Resource{res(xds.SecretType, xds.SVIDSecret, "k")}, 1) },
+		"gates":     func(p *proxy) { p.setGates(named(res(xds.RuntimeType, xds.GatesName, "g")), 1) },
+		"secrets":   func(p *proxy) { p.setSecrets(named(res(xds.SecretType, xds.SVIDSecret, "k")), 1) },
 	} {
 		s := &stream{}
 		p := New(Config{}).newProxy("web-1")

@@ -99,9 +99,9 @@ func (s *stream) retry(now time.Time) {
 			continue
 		}
 		due := 0
-		for _, e := range w.known {
+		for _, e := range w.known.moved { // what is refused is not at rest
 			switch {
-			case e.nack == nil || e.nack.due.IsZero() || e.nack.Version != e.sent:
+			case e == nil || e.nack == nil || e.nack.due.IsZero() || e.nack.Version != e.sent:
 			case !e.nack.due.After(now):
 				e.again, e.alone, e.nack.due = true, true, time.Time{}
 				due++

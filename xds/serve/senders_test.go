@@ -50,9 +50,9 @@ func TestSubscriptions(t *testing.T) {
 			want.UpdateResourceSubscriptions(more.ResourceNamesSubscribe, more.ResourceNamesUnsubscribe)
 			w.subscribe(more)
 		}
-		got := maps.Clone(w.subscribed)
-		if got == nil {
-			got = map[string]struct{}{}
+		got := map[string]struct{}{}
+		for name := range w.subscribed.each() {
+			got[name] = struct{}{}
 		}
 		if diff := cmp.Diff(want.SubscribedResources(), got); diff != "" || w.all != want.IsWildcard() {
 			t.Fatalf("seed %d, %s: all is %t, want %t; %s", seed, typeLabel(typeURL), w.all, want.IsWildcard(), diff)

@@ -257,10 +257,10 @@ func (s *stream) heed(r *discoveryv3.DeltaDiscoveryRequest) error {
 		w.acknowledge(r)
 		w.subscribe(r)
 	}
-	names := max(len(w.subscribed), len(r.GetInitialResourceVersions()))
+	names := max(w.subscribed.len(), len(r.GetInitialResourceVersions()))
 	for _, other := range s.watches {
 		if other != nil && other != w {
-			names += len(other.subscribed)
+			names += other.subscribed.len()
 		}
 	}
 	if names > maxNames {
@@ -389,9 +389,10 @@ func (s *stream) price(r *discoveryv3.DeltaDiscoveryRequest) int {
 	if !d.known {
 		return n
 	}
-	// Only the goroutine that takes requests, this one, changes what is subscribed to.
 	if w := s.watches[indexOf(r.GetTypeUrl())]; w != nil && len(r.GetResourceNamesSubscribe())+len(r.GetResourceNamesUnsubscribe()) > 0 {
-		n += max(0, len(w.subscribed)-len(d.names)) / 64
+		s.mu.Lock() // a sender may find that the stream is at rest
+		n += max(0, w.subscribed.len()-len(d.names)) / 64
+		s.mu.Unlock()
 	}
 	for _, name := range r.GetResourceNamesSubscribe() {
 		if d.names[name] == nil && name != wildcard {

@@ -3,7 +3,6 @@ package serve
 import (
 	"cmp"
 	"iter"
-	"maps"
 	"slices"
 	"strconv"
 
@@ -18,13 +17,13 @@ type watch struct {
 	stream  *stream
 	typeURL string
 
-	all         bool                 // everything is asked for
-	legacy      bool                 // and it was not asked for by name: so long, nothing else was
-	subscribed  map[string]struct{}  // asked for by name
-	known       map[string]*entry    // by name; what is not subscribed to is not here
-	outstanding map[string]*response // by nonce: sent, neither ACKed nor NACKed
-	awaited     map[string]int       // of extensions: how many of these speak of a name
-	answered    bool                 // the client knows of a first answer
+	all         bool           // everything is asked for
+	legacy      bool           // and it was not asked for by name: so long, nothing else was
+	subscribed  names          // asked for by name
+	known       entries        // what is not subscribed to is not here
+	outstanding []*response    // sent, neither ACKed nor NACKed
+	awaited     map[string]int // of extensions: how many of these speak of a name; nil: none does
+	answered    bool           // the client knows of a first answer
 
 	// said is the state of the type (view.at) of which everything was said that is to
 	// be said, and nothing was held back; 0: of none.
@@ -34,23 +33,13 @@ type watch struct {
 	queued bool // guarded by proxy.mu: there is a token of it
 }
 
-// entry is one resource that the client has, was sent, or asked for.
-type entry struct {
-	sent   string   // version sent last; empty: none, or to be sent again
-	acked  string   // version that the client holds; empty: none
-	absent bool     // it was answered that there is none
-	had    bool     // the client was sent it or said that it holds it
-	alone  bool     // a response with it and others was NACKed: send it by itself
-	again  bool     // it was refused, and is to be sent once more
-	nack   *refusal // the newest answer was this; nil: it was an ACK
-}
-
 // response is what one response says.
 type response struct {
 	resources []*xds.Resource
 	removed   []string
 	complete  bool   // nothing else is to be said
 	at        uint64 // of which state of the type
+	nonce     string // empty: not sent
 }
 
 // wildcard is the name that asks for everything.
@@ -59,7 +48,7 @@ const wildcard = "*"
 // newWatch begins a type. What the client says it holds counts as ACKed: it is
 // the client's own word, as an ACK is, and versions are hashes of contents.
 func newWatch(s *stream, r *discoveryv3.DeltaDiscoveryRequest) *watch {
-	w := &watch{stream: s, typeURL: r.GetTypeUrl(), known: map[string]*entry{}}
+	w := &watch{stream: s, typeURL: r.GetTypeUrl()}
 	switch w.typeURL {
 	case xds.ListenerType, xds.ClusterType: // of these, who names none wants all
 		w.legacy = true
@@ -70,7 +59,7 @@ func newWatch(s *stream, r *discoveryv3.DeltaDiscoveryRequest) *watch {
 	for name, version := range r.GetInitialResourceVersions() {
 		if w.asksFor(name) {
 			name, version = w.shared(name, version)
-			w.known[name] = &entry{sent: version, acked: version, had: true}
+			*w.known.own(name) = entry{sent: version, acked: version, had: true}
 			w.answered = true
 		}
 	}
@@ -103,19 +92,16 @@ func (w *watch) ask(r *discoveryv3.DeltaDiscoveryRequest) {
 			w.all = true
 			continue
 		}
-		if w.subscribed == nil {
-			w.subscribed = map[string]struct{}{}
-		}
 		if r := names[name]; r != nil {
 			name = r.Name // not every stream is to have its own string
 		}
-		w.subscribed[name] = struct{}{}
+		w.subscribed.add(name)
 	}
 	for _, name := range r.GetResourceNamesUnsubscribe() {
 		if name == wildcard {
 			w.all = false
 		}
-		delete(w.subscribed, name)
+		w.subscribed.remove(name)
 	}
 }
 
@@ -127,10 +113,11 @@ func (w *watch) subscribe(r *discoveryv3.DeltaDiscoveryRequest) {
 	}
 	w.ask(r)
 	for _, name := range r.GetResourceNamesUnsubscribe() {
-		delete(w.known, name)
+		w.known.forget(name)
 	}
 	for _, name := range r.GetResourceNamesSubscribe() {
-		if e := w.known[name]; e != nil {
+		if w.known.has(name) {
+			e := w.known.own(name)
 			e.sent, e.absent = "", false
 		}
 	}
@@ -138,11 +125,7 @@ func (w *watch) subscribe(r *discoveryv3.DeltaDiscoveryRequest) {
 }
 
 func (w *watch) asksFor(name string) bool {
-	if w.all {
-		return true
-	}
-	_, ok := w.subscribed[name]
-	return ok
+	return w.all || w.subscribed.has(name)
 }
 
 // wakeLocked leaves a token and has the senders take it. proxy.mu is held.
@@ -198,14 +181,15 @@ func (w *watch) next(v *view) *response {
 	r := &response{at: at, complete: true}
 	mayRemove := w.stream.mayRemove(w.typeURL, v)
 	for name := range w.interest(d) {
-		want, e := d.get(name), w.known[name]
+		want := d.get(name)
+		e, known := w.known.get(name)
 		switch {
 		case w.awaited[name] > 0: // the newest version only, when its ACK has come
 			r.complete = false
-		case want != nil && (e == nil || e.sent != want.Version || e.again):
+		case want != nil && (!known || e.sent != want.Version || e.again):
 			r.resources = append(r.resources, want)
-		case want != nil || e != nil && e.absent:
-		case e != nil && e.had && !mayRemove:
+		case want != nil || known && e.absent:
+		case known && e.had && !mayRemove:
 			r.complete = false
 		default:
 			r.removed = append(r.removed, name)
@@ -242,12 +226,15 @@ func (w *watch) await(r *response, by int) {
 	for _, name := range r.removed {
 		note(name)
 	}
+	if len(w.awaited) == 0 {
+		w.awaited = nil
+	}
 }
 
 // interest are the names that the client asks for or holds.
 func (w *watch) interest(d desired) iter.Seq[string] {
 	if !w.all {
-		return maps.Keys(w.subscribed)
+		return w.subscribed.each()
 	}
 	return func(yield func(string) bool) {
 		for name := range d.names {
@@ -255,13 +242,13 @@ func (w *watch) interest(d desired) iter.Seq[string] {
 				return
 			}
 		}
-		for name := range w.known {
+		for name := range w.known.each() {
 			if d.names[name] == nil && !yield(name) {
 				return
 			}
 		}
-		for name := range w.subscribed {
-			if d.names[name] == nil && w.known[name] == nil && !yield(name) {
+		for name := range w.subscribed.each() {
+			if d.names[name] == nil && !w.known.has(name) && !yield(name) {
 				return
 			}
 		}
@@ -286,7 +273,7 @@ func (w *watch) divide(r *response) {
 	}
 	together := make([]*xds.Resource, 0, len(r.resources))
 	for _, res := range r.resources {
-		if e := w.known[res.Name]; e == nil || !e.alone {
+		if e, _ := w.known.get(res.Name); !e.alone {
 			together = append(together, res)
 		}
 	}
@@ -299,30 +286,24 @@ func (w *watch) divide(r *response) {
 // commit notes that r is sent under a nonce.
 func (w *watch) commit(nonce string, r *response) {
 	w.answered, w.stand = true, standing{}
-	if w.outstanding == nil {
-		w.outstanding = map[string]*response{}
-	}
-	w.outstanding[nonce] = r
+	r.nonce = nonce
+	w.outstanding = append(w.outstanding, r)
 	w.await(r, 1)
 	if r.complete {
 		w.said = r.at
 	}
 	for _, res := range r.resources {
-		e := w.known[res.Name]
-		if e == nil {
-			e = &entry{}
-			w.known[res.Name] = e
-		}
+		e := w.known.own(res.Name)
 		e.sent, e.had, e.absent, e.again = res.Version, true, false, false
 	}
 	for _, name := range r.removed {
-		if e := w.known[name]; e == nil || !e.had {
+		if e, _ := w.known.get(name); !e.had {
 			w.stream.strangers = append(w.stream.strangers, stranger{w.typeURL, name})
 		}
-		if _, subscribed := w.subscribed[name]; subscribed {
-			w.known[name] = &entry{absent: true}
+		if w.subscribed.has(name) {
+			*w.known.own(name) = entry{absent: true}
 		} else {
-			delete(w.known, name)
+			w.known.forget(name)
 		}
 	}
 	switch w.typeURL {
@@ -336,18 +317,22 @@ func (w *watch) commit(nonce string, r *response) {
 // acknowledge takes the ACK or NACK that a request may carry. A nonce that is
 // not outstanding for this type says nothing.
 func (w *watch) acknowledge(r *discoveryv3.DeltaDiscoveryRequest) {
-	answered, ok := w.outstanding[r.GetResponseNonce()]
-	if !ok {
+	i := slices.IndexFunc(w.outstanding, func(o *response) bool { return o.nonce == r.GetResponseNonce() })
+	if i < 0 {
 		return
 	}
-	delete(w.outstanding, r.GetResponseNonce())
+	answered := w.outstanding[i]
+	if w.outstanding = slices.Delete(w.outstanding, i, i+1); len(w.outstanding) == 0 {
+		w.outstanding = nil
+	}
 	w.await(answered, -1)
 	w.stand = standing{}
 	if detail := r.GetErrorDetail(); detail != nil {
 		w.refused(answered, sanitise(detail.GetMessage()))
 	} else {
 		for _, res := range answered.resources {
-			if e := w.known[res.Name]; e != nil {
+			if w.known.has(res.Name) {
+				e := w.known.own(res.Name)
 				e.acked, e.alone, e.again, e.nack = res.Version, false, false, nil
 			}
 		}
@@ -363,9 +348,11 @@ func (w *watch) refused(r *response, message string) {
 	s.refused = true
 	s.fleet.metrics.nacks.WithLabelValues(typeLabel(w.typeURL)).Inc()
 	for _, res := range r.resources {
-		e := w.known[res.Name]
+		if !w.known.has(res.Name) {
+			continue
+		}
+		e := w.known.own(res.Name)
 		switch {
-		case e == nil:
 		case len(r.resources) > 1:
 			e.sent, e.alone = "", true
 			w.said = 0
@@ -393,8 +380,8 @@ func (s *stream) nacks() []Nack {
 		if w == nil {
 			continue
 		}
-		for e := range maps.Values(w.known) {
-			if e.nack != nil && len(all) < maxNacks {
+		for _, e := range w.known.moved { // what is refused is not at rest
+			if e != nil && e.nack != nil && len(all) < maxNacks {
 				all = append(all, e.nack.Nack)
 			}
 		}
