@@ -275,10 +275,8 @@ func (b *bench) idle(ctx context.Context, s subject, r *report) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(idleFor):
+	if err := pause(ctx, idleFor); err != nil {
+		return err
 	}
 	after, err := s.usage()
 	if err != nil {
@@ -288,11 +286,21 @@ func (b *bench) idle(ctx context.Context, s subject, r *report) error {
 	return nil
 }
 
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
 func (b *bench) change(ctx context.Context, s subject, f *fleet, experiment string, round int) (measure, error) {
 	var m measure
 	if _, err := f.all(order{Do: "mark"}); err != nil {
 		return m, err
 	}
+	from := time.Now()
 	before, err := s.usage()
 	if err != nil {
 		return m, err
@@ -312,6 +320,16 @@ func (b *bench) change(ctx context.Context, s subject, f *fleet, experiment stri
 		return m, err
 	}
 	m.CPU = after.cpu - before.cpu
+	if experiment == grant { // which may cost less than keeping the connections alive
+		if err := pause(ctx, time.Since(from)); err != nil {
+			return m, err
+		}
+		at, err := s.usage()
+		if err != nil {
+			return m, err
+		}
+		m.Idle = at.cpu - after.cpu
+	}
 	m.count(told.Told, reaches)
 	for _, id := range reaches {
 		m.Latencies = append(m.Latencies, max(0, told.Told[id].Last.Sub(began)))
