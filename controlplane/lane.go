@@ -30,10 +30,12 @@ type turn struct {
 }
 
 // firstPace is what a turn is thought to take before one was seen, and smooth how many
-// turns the pace remembers.
+// turns the pace remembers. Some may always wait: else a lane that stood still for long, as
+// when its process was stopped, would have nobody wait and never see that it is fast again.
 const (
 	firstPace = time.Millisecond
 	smooth    = 32
+	someWait  = 2
 )
 
 func newLane(turns int, waits func(more int)) *lane {
@@ -41,7 +43,7 @@ func newLane(turns int, waits func(more int)) *lane {
 }
 
 // take returns when it is one's turn, which must be given back, or with errCrowdedLane:
-// at once if it would not be within one's patience, or after that.
+// at once if others wait and it would not be within one's patience, or after that.
 func (l *lane) take(patience time.Duration) error {
 	l.mu.Lock()
 	if l.free > 0 {
@@ -49,7 +51,7 @@ func (l *lane) take(patience time.Duration) error {
 		l.mu.Unlock()
 		return nil
 	}
-	if time.Duration(len(l.queue)+1)*l.pace > patience {
+	if n := len(l.queue); n >= someWait && time.Duration(n+1)*l.pace > patience {
 		l.mu.Unlock()
 		return errCrowdedLane
 	}

@@ -290,3 +290,51 @@ func TestLaneBound(t *testing.T) {
 		}
 	})
 }
+
+// TestLaneAfterStandstill: a lane that stood still for long, as when the process was
+// stopped, finds out that it is as fast as before, and lets them wait again.
+func TestLaneAfterStandstill(t *testing.T) {
+	const each, every, patience = 10 * time.Millisecond, 4 * time.Millisecond, time.Second
+	synctest.Test(t, func(t *testing.T) {
+		l := newLane(2, func(int) {})
+		check(t, l.take(0))
+		check(t, l.take(0))
+		var all sync.WaitGroup
+		for range 2 {
+			all.Go(func() {
+				if err := l.take(time.Hour); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		l.give(true) // to one who has waited, with another behind
+		time.Sleep(10 * time.Minute)
+		l.give(true)
+		all.Wait()
+		l.give(true)
+		l.give(true)
+		if l.pace < patience {
+			t.Fatalf("a turn is thought to take %v", l.pace)
+		}
+		var served atomic.Int64 // of the last second, in which 200 can be
+		const n = 1500
+		for i := range n {
+			all.Go(func() {
+				if l.take(patience) != nil {
+					return
+				}
+				time.Sleep(each)
+				l.give(true)
+				if i >= n-250 {
+					served.Add(1)
+				}
+			})
+			time.Sleep(every)
+		}
+		all.Wait()
+		if served.Load() < 180 || l.pace > each {
+			t.Errorf("served %d of 250 that came in a second, with %v for a turn", served.Load(), l.pace)
+		}
+	})
+}
