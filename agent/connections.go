@@ -118,6 +118,9 @@ func (c *connections) note(p *accesslogdatav3.AccessLogCommon) {
 	case !told.started.After(c.over[at].started): // it is over; this comes late
 	case !is && len(c.open) >= maxConnections: // maxConnectionAge ends it
 	default:
+		if len(c.open) == 0 { // nobody has looked since the last one ended
+			c.shut = nil
+		}
 		c.open[at] = told
 		signal(c.changed)
 	}
@@ -128,12 +131,7 @@ func (c *connections) note(p *accesslogdatav3.AccessLogCommon) {
 // before what was told earlier, and after the beginning of another connection with the
 // same ends. mu is held.
 func (c *connections) endLocked(at ends, last open, p *accesslogdatav3.AccessLogCommon) {
-	if len(c.over) >= maxOver {
-		maps.DeleteFunc(c.over, func(_ ends, e ended) bool { return last.heard.Sub(e.heard) > lateFor })
-	}
-	if len(c.over) < maxOver && last.started.After(c.over[at].started) {
-		c.over[at] = ended{last.started, last.heard}
-	}
+	c.overLocked(at, last.started, last.heard)
 	known, is := c.open[at]
 	if !is || known.started.After(last.started) {
 		return
@@ -142,6 +140,16 @@ func (c *connections) endLocked(at ends, last open, p *accesslogdatav3.AccessLog
 	// What its gate has cut, the Envoy tells the control plane itself.
 	if c.shut[known.gate] && !strings.HasPrefix(p.GetConnectionTerminationDetails(), xds.CutDetails) {
 		c.tellLocked(at, known, known.started.Add(p.GetDuration().AsDuration()))
+	}
+}
+
+// overLocked notes that a connection is over. mu is held.
+func (c *connections) overLocked(at ends, started, now time.Time) {
+	if len(c.over) >= maxOver {
+		maps.DeleteFunc(c.over, func(_ ends, e ended) bool { return now.Sub(e.heard) > lateFor })
+	}
+	if len(c.over) < maxOver && started.After(c.over[at].started) {
+		c.over[at] = ended{started, now}
 	}
 }
 

@@ -285,3 +285,26 @@ func TestToldEnds(t *testing.T) {
 		t.Errorf("told of connections that lasted %v", took)
 	}
 }
+
+// What the kernel has cut is told once, whatever the Envoy says of it late; and a gate that
+// was closed while connections were open says nothing of the next ones.
+func TestToldOnce(t *testing.T) {
+	const web = "spiffe://shop.example/ns/feed/sa/web"
+	now, cuts := time.Unix(1e9, 0), 0
+	c := ofConnections(&now, &cuts, nil, web)
+	c.note(at(5, 0, told(1, web, begins)))
+	if err := c.look(t.Context()); err != nil || cuts != 1 || len(c.untold) != 1 {
+		t.Fatalf("%d cut, tells of %v, %v", cuts, c.untold, err)
+	}
+	c.note(at(5, 20, told(1, web, goesOn))) // by another thread
+	c.note(at(5, 21, told(1, web, isOver)))
+	if len(c.all()) != 0 || len(c.untold) != 1 {
+		t.Errorf("open are %v, tells of %v", c.all(), c.untold)
+	}
+	c.closed = func(context.Context) (map[string]bool, error) { return nil, nil }
+	c.note(at(90, 0, told(1, web, begins))) // it is let in again
+	c.note(at(90, 1, told(1, web, isOver)))
+	if len(c.untold) != 1 {
+		t.Errorf("tells of %v, which no gate has concerned", c.untold)
+	}
+}

@@ -31,7 +31,9 @@ func (c *connections) hasCut(at ends, o open) {
 	defer c.mu.Unlock()
 	if known, is := c.open[at]; is && known.started.Equal(o.started) {
 		delete(c.open, at)
-		c.tellLocked(at, o, c.now())
+		now := c.now()
+		c.overLocked(at, o.started, now)
+		c.tellLocked(at, o, now)
 	}
 }
 

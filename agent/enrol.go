@@ -17,6 +17,7 @@ import (
 	"github.com/ztmesh/ztmesh/failpoint"
 	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
+	"github.com/ztmesh/ztmesh/xds"
 )
 
 const (
@@ -98,6 +99,7 @@ func (a *Agent) enrol(ctx context.Context, token identity.Token, e identity.Enro
 	if err != nil {
 		return err
 	}
+	config.ServerName = xds.ServerName
 	failpoint.Hit("agent.enrol.ask")
 	resp, err := a.redeem(ctx, caller{from: want.bound(), tls: config}, want.Servers, req)
 	if err != nil {
@@ -300,7 +302,7 @@ func (a *Agent) caller(h *holding) (caller, error) {
 	if err != nil {
 		return caller{}, err
 	}
-	config.ServerName = identity.RenewalServerName
+	config.ServerName = xds.ServerName // it waits as long as an Envoy
 	return caller{from: h.bound(), tls: config}, nil
 }
 

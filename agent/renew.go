@@ -87,6 +87,7 @@ func (a *Agent) renew(ctx context.Context, req *ztv1.RenewRequest, nodeKey, svid
 	if err != nil {
 		return err
 	}
+	c.tls.ServerName = identity.RenewalServerName // of all calls only these have that lane
 	var resp *ztv1.RenewResponse
 	err = c.each(ctx, a.servers(h), func(ctx context.Context, node ztv1.NodeServiceClient) (err error) {
 		resp, err = node.Renew(ctx, req)

@@ -214,6 +214,7 @@ func (a *app) enrol(ctx context.Context, o enrolment, token identity.Token, req 
 	if err != nil {
 		return nil, err
 	}
+	config.ServerName = xds.ServerName // it waits as long as an Envoy
 	s, err := dialServers(o.servers, o.address, config, func(string) bool { return true })
 	if err != nil {
 		return nil, err
