@@ -33,7 +33,8 @@ func serveBaseline(ctx context.Context, b baseline, in io.Reader, out io.Writer)
 	}
 	g := grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}), // as the control plane
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(8<<10), // all as the control plane
 	)
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, b)
 	done := make(chan error, 1)
@@ -54,12 +55,51 @@ type floor struct {
 	mu      sync.Mutex // guards what follows
 	bytes   int        // sent to whoever connects
 	streams map[string]*floorStream
+	came    chan struct{} // closed and replaced when there is another one
 }
 
-// floorStream is one proxy's.
+// floorStream is one proxy's, which has ACKed what it was sent at first.
 type floorStream struct {
-	out  chan *discoveryv3.DeltaDiscoveryResponse
-	acks chan time.Time
+	out   chan *discoveryv3.DeltaDiscoveryResponse
+	acks  chan time.Time
+	ended <-chan struct{}
+}
+
+func newFloor() *floor {
+	return &floor{streams: map[string]*floorStream{}, came: make(chan struct{})}
+}
+
+// stream is a proxy's stream. One that comes again is waited for.
+func (f *floor) stream(ctx context.Context, id string) (*floorStream, error) {
+	for {
+		f.mu.Lock()
+		s, came := f.streams[id], f.came
+		f.mu.Unlock()
+		if s != nil {
+			return s, nil
+		}
+		select {
+		case <-came:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s has no stream", id)
+		}
+	}
+}
+
+// join has s be a proxy's stream until the function that it returns is called.
+func (f *floor) join(id string, s *floorStream) (leave func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.streams[id] = s
+	close(f.came)
+	f.came = make(chan struct{})
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.streams[id] == s {
+			delete(f.streams, id)
+		}
+	}
 }
 
 // message is a response of about so many bytes.
@@ -80,35 +120,46 @@ func (f *floor) do(ctx context.Context, o order) (answer, error) {
 	if o.Do != "push" {
 		return answer{}, fmt.Errorf("no such order: %q", o.Do)
 	}
-	f.mu.Lock()
-	to := map[string]*floorStream{}
-	for id, s := range f.streams {
+	return f.push(ctx, o.IDs, message(o.Bytes))
+}
+
+// push begins when each of them has a stream.
+func (f *floor) push(ctx context.Context, ids []string, m *discoveryv3.DeltaDiscoveryResponse) (answer, error) {
+	to := make(map[string]*floorStream, len(ids))
+	for _, id := range ids {
+		s, err := f.stream(ctx, id)
+		if err != nil {
+			return answer{}, err
+		}
 		to[id] = s
 	}
-	f.mu.Unlock()
-	if len(o.IDs) > 0 {
-		all := to
-		to = map[string]*floorStream{}
-		for _, id := range o.IDs {
-			if all[id] == nil {
-				return answer{}, fmt.Errorf("%s has no stream", id)
-			}
-			to[id] = all[id]
-		}
-	}
-	a := answer{At: map[string]time.Time{}, Began: time.Now()}
-	m := message(o.Bytes)
+	a := answer{At: make(map[string]time.Time, len(ids)), Began: time.Now()}
 	for _, s := range to {
-		s.out <- m
+		s.send(m)
 	}
 	for id, s := range to {
-		select {
-		case a.At[id] = <-s.acks:
-		case <-ctx.Done():
-			return answer{}, errors.New("an ACK did not come")
+		for a.At[id].IsZero() {
+			select {
+			case a.At[id] = <-s.acks:
+			case <-s.ended:
+				var err error
+				if s, err = f.stream(ctx, id); err != nil {
+					return answer{}, err
+				}
+				s.send(m)
+			case <-ctx.Done():
+				return answer{}, fmt.Errorf("the ACK of %s did not come", id)
+			}
 		}
 	}
 	return a, nil
+}
+
+func (s *floorStream) send(m *discoveryv3.DeltaDiscoveryResponse) {
+	select {
+	case s.out <- m:
+	case <-s.ended:
+	}
 }
 
 // DeltaAggregatedResources is part of the discovery service.
@@ -117,7 +168,8 @@ func (f *floor) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryS
 	if err != nil {
 		return err
 	}
-	s := &floorStream{out: make(chan *discoveryv3.DeltaDiscoveryResponse, 1), acks: make(chan time.Time, 1)}
+	gone := stream.Context().Done()
+	s := &floorStream{out: make(chan *discoveryv3.DeltaDiscoveryResponse, 1), acks: make(chan time.Time, 1), ended: gone}
 	f.mu.Lock()
 	bytes := f.bytes
 	f.mu.Unlock()
@@ -127,18 +179,18 @@ func (f *floor) DeltaAggregatedResources(stream discoveryv3.AggregatedDiscoveryS
 	if _, err := stream.Recv(); err != nil {
 		return err
 	}
-	id := hello.GetNode().GetId()
-	f.mu.Lock()
-	f.streams[id] = s
-	f.mu.Unlock()
+	defer f.join(hello.GetNode().GetId(), s)()
 	ended := make(chan error, 1)
-	go func() {
+	go func() { // until the stream ends, which ends Recv
 		for {
 			if _, err := stream.Recv(); err != nil {
 				ended <- err
 				return
 			}
-			s.acks <- time.Now()
+			select {
+			case s.acks <- time.Now():
+			case <-gone:
+			}
 		}
 	}()
 	for {

@@ -242,10 +242,13 @@ func (b *bench) experiments(ctx context.Context, s subject, f *fleet, r *report)
 	m.RSSPerProxy = (at.rss - before.rss) / int64(b.load.total())
 	r.add(s.kind(), cold, m)
 
+	var rest measure
 	if b.wants(idle) {
-		if err := b.idle(ctx, s, r); err != nil {
+		b.progress("%s: %s", s.kind(), idle)
+		if rest, err = b.idle(ctx, s); err != nil {
 			return err
 		}
+		r.add(s.kind(), idle, rest)
 	}
 	for _, experiment := range []string{grant, endpoint, wide} {
 		if !b.wants(experiment) {
@@ -256,6 +259,9 @@ func (b *bench) experiments(ctx context.Context, s subject, f *fleet, r *report)
 			m, err := b.change(ctx, s, f, experiment, round)
 			if err != nil {
 				return fmt.Errorf("%s: %w", experiment, err)
+			}
+			if experiment == grant {
+				m.without(rest)
 			}
 			r.add(s.kind(), experiment, m)
 		}
@@ -269,30 +275,19 @@ func (b *bench) experiments(ctx context.Context, s subject, f *fleet, r *report)
 // idleFor is how long nothing happens.
 const idleFor = 10 * time.Second
 
-func (b *bench) idle(ctx context.Context, s subject, r *report) error {
-	b.progress("%s: %s", s.kind(), idle)
+func (b *bench) idle(ctx context.Context, s subject) (measure, error) {
 	before, err := s.usage()
 	if err != nil {
-		return err
+		return measure{}, err
 	}
-	if err := pause(ctx, idleFor); err != nil {
-		return err
-	}
-	after, err := s.usage()
-	if err != nil {
-		return err
-	}
-	r.add(s.kind(), idle, measure{CPU: after.cpu - before.cpu, Over: idleFor})
-	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) error {
+	began := time.Now()
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
+		return measure{}, ctx.Err()
+	case <-time.After(idleFor):
 	}
+	after, err := s.usage()
+	return measure{CPU: after.cpu - before.cpu, Over: time.Since(began)}, err
 }
 
 func (b *bench) change(ctx context.Context, s subject, f *fleet, experiment string, round int) (measure, error) {
@@ -319,17 +314,7 @@ func (b *bench) change(ctx context.Context, s subject, f *fleet, experiment stri
 	if err != nil {
 		return m, err
 	}
-	m.CPU = after.cpu - before.cpu
-	if experiment == grant { // which may cost less than keeping the connections alive
-		if err := pause(ctx, time.Since(from)); err != nil {
-			return m, err
-		}
-		at, err := s.usage()
-		if err != nil {
-			return m, err
-		}
-		m.Idle = at.cpu - after.cpu
-	}
+	m.CPU, m.took = after.cpu-before.cpu, time.Since(from)
 	m.count(told.Told, reaches)
 	for _, id := range reaches {
 		m.Latencies = append(m.Latencies, max(0, told.Told[id].Last.Sub(began)))

@@ -2,10 +2,18 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"testing"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 )
 
 // TestMain lets this binary stand in for ztbench where that starts itself.
@@ -72,5 +80,68 @@ func TestParseWorkload(t *testing.T) {
 		if got, err := parseWorkload(text); err == nil {
 			t.Errorf("%q is %v", text, got)
 		}
+	}
+}
+
+// TestFloorWaitsForStreams: a stream that is not there yet, or ends before its ACK, is one
+// that comes again.
+func TestFloorWaitsForStreams(t *testing.T) {
+	f := newFloor()
+	l, err := net.Listen("tcp", anyPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer()
+	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, f)
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(l) }()
+	t.Cleanup(func() {
+		g.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	conn, err := grpc.NewClient("passthrough:///"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+
+	// come connects and returns when it was pushed to.
+	come := func() (acknowledge func() error, leave context.CancelFunc) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		s, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		acknowledge = func() error { return s.Send(&discoveryv3.DeltaDiscoveryRequest{ResponseNonce: "1"}) }
+		err = s.Send(&discoveryv3.DeltaDiscoveryRequest{Node: &corev3.Node{Id: "a"}})
+		_, first := s.Recv()
+		err = errors.Join(err, first, acknowledge())
+		_, pushed := s.Recv()
+		if err := errors.Join(err, pushed); err != nil {
+			t.Fatal(err)
+		}
+		return acknowledge, cancel
+	}
+	type result struct {
+		answer
+		error
+	}
+	pushed := make(chan result, 1)
+	go func() {
+		a, err := f.do(t.Context(), order{Do: "push", IDs: []string{"a"}})
+		pushed <- result{a, err}
+	}()
+	_, leave := come()
+	leave()
+	acknowledge, leave := come()
+	defer leave()
+	if err := acknowledge(); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-pushed; r.error != nil || r.At["a"].IsZero() {
+		t.Errorf("%+v, %v", r.answer, r.error)
 	}
 }

@@ -26,7 +26,7 @@ type order struct {
 	Server string `json:"server,omitempty"`
 	Plain  bool   `json:"plain,omitempty"`
 	Floor  bool   `json:"floor,omitempty"`
-	// await, push: these instances; none is all. endpoint: a workload, and its callers.
+	// await, push: these instances. endpoint: a workload, and its callers.
 	IDs []string `json:"ids,omitempty"`
 	// push: the size of what is sent.
 	Bytes int `json:"bytes,omitempty"`

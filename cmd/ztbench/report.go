@@ -19,9 +19,20 @@ type measure struct {
 	Wasted      int             `json:"wasted"` // responses to proxies that it did not concern
 	Bytes       int             `json:"bytes"`
 	CPU         time.Duration   `json:"cpu"`            // of the server
-	Idle        time.Duration   `json:"idle,omitempty"` // of the server, when nothing changes for as long
+	Idle        time.Duration   `json:"idle,omitempty"` // of the server, when nothing changes for as long; 0: not measured
 	Over        time.Duration   `json:"over,omitempty"`
 	RSSPerProxy int64           `json:"rssPerProxy,omitempty"`
+
+	took time.Duration // that CPU was counted for
+}
+
+// without notes what a server that was idle takes in as long: a grant may cost less than
+// keeping the connections alive. It was measured before anything changed, so that nothing
+// which a change leaves to be done is in it.
+func (m *measure) without(idle measure) {
+	if idle.Over > 0 {
+		m.Idle = time.Duration(float64(idle.CPU) * float64(m.took) / float64(idle.Over))
+	}
 }
 
 // count adds what was told; nil: to everybody that it was meant for.
@@ -148,7 +159,7 @@ func cpu(m measure) string {
 		return fmt.Sprintf("%.2f%%", 100*m.CPU.Seconds()/m.Over.Seconds())
 	}
 	if m.Idle > 0 {
-		return fmt.Sprintf("%s, idle %s", m.CPU, m.Idle)
+		return fmt.Sprintf("%s, idle %s", m.CPU, m.Idle.Round(100*time.Microsecond))
 	}
 	return m.CPU.String()
 }

@@ -30,7 +30,7 @@ func serverCommand(in io.Reader, out io.Writer) *cobra.Command {
 			case kindMesh:
 				return serveMesh(cmd.Context(), dir, in, out)
 			case kindFloor:
-				return serveBaseline(cmd.Context(), &floor{streams: map[string]*floorStream{}}, in, out)
+				return serveBaseline(cmd.Context(), newFloor(), in, out)
 			case kindSnapshot:
 				return serveBaseline(cmd.Context(), newSnapshots(), in, out)
 			}
