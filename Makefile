@@ -164,9 +164,9 @@ bench bench-policy bench-store:
 	  END { for (i = 1; i <= n; i++) print last[order[i]] }' .bin/$@.txt
 
 # Each word is a workload: SERVICESxPROXIES, and flags of ztbench.
-FLEET ?= 100x10:--plaintext,--rounds=5 100x10:--against=none,--rounds=5 \
-  250x20:--plaintext,--rounds=3,--against=floor,--only=cold,--only=idle,--only=grant,--only=wide \
-  1000x1:--plaintext,--rounds=3,--against=floor,--only=cold,--only=idle,--only=grant,--only=wide
+FLEET ?= 100x10:--plaintext,--rounds=20 100x10:--against=none,--rounds=20 \
+  250x20:--plaintext,--rounds=10,--against=floor,--only=cold,--only=grant,--only=wide \
+  1000x1:--plaintext,--rounds=10,--against=floor,--only=cold,--only=grant,--only=wide
 FLEET_REPORT ?= docs/bench/fleet.md
 .PHONY: bench-fleet bench-fleet-large
 bench-fleet-large: FLEET = 1000x10:--against=none,--rounds=3,--timeout=10m

@@ -10,10 +10,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // order is one line to a child.
@@ -170,28 +171,22 @@ type usage struct {
 	rss int64 // bytes, now
 }
 
-// clockTick is USER_HZ, which Linux fixes for all who read /proc.
-const clockTick = 10 * time.Millisecond
-
 func (c *child) usage() (usage, error) {
-	pid := strconv.Itoa(c.command.Process.Pid)
-	stat, err := os.ReadFile("/proc/" + pid + "/stat")
+	id := c.command.Process.Pid
+	statm, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", id))
 	if err != nil {
 		return usage{}, err
 	}
-	_, after, _ := strings.Cut(string(stat), ") ") // the name may hold anything
-	fields := strings.Fields(after)
-	if len(fields) < 22 {
-		return usage{}, fmt.Errorf("/proc/%s/stat has %d fields", pid, len(fields))
+	var size, resident int64 // pages
+	if _, err := fmt.Sscan(string(statm), &size, &resident); err != nil {
+		return usage{}, fmt.Errorf("/proc/%d/statm: %w", id, err)
 	}
-	number := func(i int) int64 {
-		n, e := strconv.ParseInt(fields[i], 10, 64)
-		err = errors.Join(err, e)
-		return n
+	// The clock of a process, clock_getcpuclockid(3): nanoseconds, where /proc/PID/stat
+	// counts hundredths of a second.
+	const cpuClock = 2
+	var cpu unix.Timespec
+	if err := unix.ClockGettime(int32(^id<<3|cpuClock), &cpu); err != nil {
+		return usage{}, fmt.Errorf("CPU clock of %d: %w", id, err)
 	}
-	u := usage{
-		cpu: time.Duration(number(11)+number(12)) * clockTick, // utime, stime
-		rss: number(21) * int64(os.Getpagesize()),
-	}
-	return u, err
+	return usage{cpu: time.Duration(cpu.Nano()), rss: resident * int64(os.Getpagesize())}, nil
 }

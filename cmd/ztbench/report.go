@@ -159,9 +159,9 @@ func cpu(m measure) string {
 		return fmt.Sprintf("%.2f%%", 100*m.CPU.Seconds()/m.Over.Seconds())
 	}
 	if m.Idle > 0 {
-		return fmt.Sprintf("%s, idle %s", m.CPU, m.Idle.Round(100*time.Microsecond))
+		return fmt.Sprintf("%s, idle %s", m.CPU.Round(100*time.Microsecond), m.Idle.Round(100*time.Microsecond))
 	}
-	return m.CPU.String()
+	return m.CPU.Round(100*time.Microsecond).String()
 }
 
 func size(n int64) string {
