@@ -280,14 +280,17 @@ func (b *bench) idle(ctx context.Context, s subject) (measure, error) {
 	if err != nil {
 		return measure{}, err
 	}
-	began := time.Now()
 	select {
 	case <-ctx.Done():
-		return measure{}, ctx.Err()
+		return ctx.Err()
 	case <-time.After(idleFor):
 	}
 	after, err := s.usage()
-	return measure{CPU: after.cpu - before.cpu, Over: time.Since(began)}, err
+	if err != nil {
+		return err
+	}
+	r.add(s.kind(), idle, measure{CPU: after.cpu - before.cpu, Over: idleFor})
+	return nil
 }
 
 func (b *bench) change(ctx context.Context, s subject, f *fleet, experiment string, round int) (measure, error) {
@@ -295,7 +298,6 @@ func (b *bench) change(ctx context.Context, s subject, f *fleet, experiment stri
 	if _, err := f.all(order{Do: "mark"}); err != nil {
 		return m, err
 	}
-	from := time.Now()
 	before, err := s.usage()
 	if err != nil {
 		return m, err
@@ -314,7 +316,7 @@ func (b *bench) change(ctx context.Context, s subject, f *fleet, experiment stri
 	if err != nil {
 		return m, err
 	}
-	m.CPU, m.took = after.cpu-before.cpu, time.Since(from)
+	m.CPU = after.cpu - before.cpu
 	m.count(told.Told, reaches)
 	for _, id := range reaches {
 		m.Latencies = append(m.Latencies, max(0, told.Told[id].Last.Sub(began)))

@@ -18,8 +18,7 @@ type measure struct {
 	Responses   int             `json:"responses"`
 	Wasted      int             `json:"wasted"` // responses to proxies that it did not concern
 	Bytes       int             `json:"bytes"`
-	CPU         time.Duration   `json:"cpu"`            // of the server
-	Idle        time.Duration   `json:"idle,omitempty"` // of the server, when nothing changes for as long; 0: not measured
+	CPU         time.Duration   `json:"cpu"` // of the server
 	Over        time.Duration   `json:"over,omitempty"`
 	RSSPerProxy int64           `json:"rssPerProxy,omitempty"`
 
@@ -103,10 +102,10 @@ func (w *row) add(m measure) {
 	}
 	s, n := &w.sum, w.Rounds
 	s.Reached, s.Responses, s.Wasted, s.Bytes = s.Reached+m.Reached, s.Responses+m.Responses, s.Wasted+m.Wasted, s.Bytes+m.Bytes
-	s.CPU, s.Idle, s.Over, s.RSSPerProxy = s.CPU+m.CPU, s.Idle+m.Idle, s.Over+m.Over, s.RSSPerProxy+m.RSSPerProxy
+	s.CPU, s.Over, s.RSSPerProxy = s.CPU+m.CPU, s.Over+m.Over, s.RSSPerProxy+m.RSSPerProxy
 	w.measure = measure{
 		Reached: s.Reached / n, Responses: s.Responses / n, Wasted: s.Wasted, Bytes: s.Bytes / n,
-		CPU: s.CPU / time.Duration(n), Idle: s.Idle / time.Duration(n), Over: s.Over / time.Duration(n), RSSPerProxy: s.RSSPerProxy / int64(n),
+		CPU: s.CPU / time.Duration(n), Over: s.Over / time.Duration(n), RSSPerProxy: s.RSSPerProxy / int64(n),
 	}
 	w.P50, w.P99, w.Last = stats.Quantile(w.all, 0.5), stats.Quantile(w.all, 0.99), stats.Quantile(w.lasts, 0.5)
 }
@@ -158,10 +157,7 @@ func cpu(m measure) string {
 	if m.Over > 0 {
 		return fmt.Sprintf("%.2f%%", 100*m.CPU.Seconds()/m.Over.Seconds())
 	}
-	if m.Idle > 0 {
-		return fmt.Sprintf("%s, idle %s", m.CPU.Round(100*time.Microsecond), m.Idle.Round(100*time.Microsecond))
-	}
-	return m.CPU.Round(100*time.Microsecond).String()
+	return m.CPU.Round(100 * time.Microsecond).String()
 }
 
 func size(n int64) string {
