@@ -242,13 +242,10 @@ func (b *bench) experiments(ctx context.Context, s subject, f *fleet, r *report)
 	m.RSSPerProxy = (at.rss - before.rss) / int64(b.load.total())
 	r.add(s.kind(), cold, m)
 
-	var rest measure
 	if b.wants(idle) {
-		b.progress("%s: %s", s.kind(), idle)
-		if rest, err = b.idle(ctx, s); err != nil {
+		if err := b.idle(ctx, s, r); err != nil {
 			return err
 		}
-		r.add(s.kind(), idle, rest)
 	}
 	for _, experiment := range []string{grant, endpoint, wide} {
 		if !b.wants(experiment) {
@@ -259,9 +256,6 @@ func (b *bench) experiments(ctx context.Context, s subject, f *fleet, r *report)
 			m, err := b.change(ctx, s, f, experiment, round)
 			if err != nil {
 				return fmt.Errorf("%s: %w", experiment, err)
-			}
-			if experiment == grant {
-				m.without(rest)
 			}
 			r.add(s.kind(), experiment, m)
 		}
@@ -275,10 +269,11 @@ func (b *bench) experiments(ctx context.Context, s subject, f *fleet, r *report)
 // idleFor is how long nothing happens.
 const idleFor = 10 * time.Second
 
-func (b *bench) idle(ctx context.Context, s subject) (measure, error) {
+func (b *bench) idle(ctx context.Context, s subject, r *report) error {
+	b.progress("%s: %s", s.kind(), idle)
 	before, err := s.usage()
 	if err != nil {
-		return measure{}, err
+		return err
 	}
 	select {
 	case <-ctx.Done():

@@ -21,17 +21,6 @@ type measure struct {
 	CPU         time.Duration   `json:"cpu"` // of the server
 	Over        time.Duration   `json:"over,omitempty"`
 	RSSPerProxy int64           `json:"rssPerProxy,omitempty"`
-
-	took time.Duration // that CPU was counted for
-}
-
-// without notes what a server that was idle takes in as long: a grant may cost less than
-// keeping the connections alive. It was measured before anything changed, so that nothing
-// which a change leaves to be done is in it.
-func (m *measure) without(idle measure) {
-	if idle.Over > 0 {
-		m.Idle = time.Duration(float64(idle.CPU) * float64(m.took) / float64(idle.Over))
-	}
 }
 
 // count adds what was told; nil: to everybody that it was meant for.
