@@ -298,7 +298,8 @@ func (s *Server) effectOf(st *state.State, revision uint64) (*effect, error) {
 
 // until is when the revision after this one was made; now, if there is none.
 func (s *Server) until(st *state.State, revision uint64) time.Time {
-	if next, kept := revisionAt(st, revision+1); kept {
+	later, _ := st.RevisionsAfter(revision)
+	for next := range later {
 		return next.When.AsTime()
 	}
 	return s.cfg.Now()
@@ -316,12 +317,27 @@ func (e *effect) lapse(ix *policy.Index, until time.Time) {
 	if len(lapsed) == 0 {
 		return
 	}
-	last := when
-	for at, ok := ix.NextChange(last); ok && !at.After(until); at, ok = ix.NextChange(last) {
-		last = at
-	}
 	e.closed = slices.SortedFunc(slices.Values(append(e.closed, lapsed...)), policy.Pair.Compare)
-	e.bound(last, lapsed, ix)
+	e.bound(lastChange(ix, when, until), lapsed, ix)
+}
+
+// lastChange is the newest moment, after one and not after the other, at which the clock
+// changes what the documents admit; from, if there is none. It looks back from the end,
+// ever further: between the two there may be the openings of years.
+func lastChange(ix *policy.Index, from, until time.Time) time.Time {
+	for back := time.Minute; ; back *= 2 {
+		start := until.Add(-back)
+		if start.Before(from) {
+			start = from
+		}
+		last := start
+		for at, ok := ix.NextChange(last); ok && !at.After(until); at, ok = ix.NextChange(last) {
+			last = at
+		}
+		if last.After(start) || start.Equal(from) {
+			return last
+		}
+	}
 }
 
 // bound notes that pairs were closed at a time: the connections of each are over when

@@ -138,11 +138,12 @@ func (s *Server) receipt(e *effect, patient, all bool) *ztv1.WatchReceiptRespons
 	named := append(open, confirmed...)
 	out.Counts = count(named)
 	if len(named) > maxNamed && !all {
+		slices.SortStableFunc(open, func(a, b *ztv1.ProxyReceipt) int { return cmp.Compare(urgency(a), urgency(b)) })
 		named = open[:min(len(open), maxNamed)]
 	}
 	slices.SortStableFunc(named, func(a, b *ztv1.ProxyReceipt) int {
 		return cmp.Or(
-			cmp.Compare(slices.Index(stateOrder, a.State), slices.Index(stateOrder, b.State)),
+			cmp.Compare(urgency(a), urgency(b)),
 			strings.Compare(a.Workload, b.Workload), strings.Compare(a.Instance, b.Instance),
 		)
 	})
@@ -152,6 +153,9 @@ func (s *Server) receipt(e *effect, patient, all bool) *ztv1.WatchReceiptRespons
 	out.Proxies, out.Omitted = named, out.Counts.Affected-uint32(len(named))
 	return out
 }
+
+// urgency is the place of a proxy's state in stateOrder.
+func urgency(p *ztv1.ProxyReceipt) int { return slices.Index(stateOrder, p.State) }
 
 // proxyReceipt is how far an instance is with a revision.
 func (s *Server) proxyReceipt(r *logv1.Revision, i *logv1.Instance) *ztv1.ProxyReceipt {
