@@ -191,6 +191,7 @@ func (s *Server) watchHashes(ctx context.Context, others *cluster, every time.Du
 	told := map[string]bool{}
 	var split []string // the servers that contradicted one another at the last tick
 	alarmed := false   // so they still do, and it was said
+	agreed := uint64(0)
 	for ticked := true; ; {
 		moved := others.moved.next()
 		servers, voters := others.hashes()
@@ -202,7 +203,8 @@ func (s *Server) watchHashes(ctx context.Context, others *cluster, every time.Du
 				return s.diverge(j, own[j.index], servers)
 			}
 			if _, has := own[j.index]; has && j.right != (state.Hash{}) {
-				m.agreed.Set(float64(j.index))
+				agreed = max(agreed, j.index) // under load, what is heard next may be of a checkpoint before
+				m.agreed.Set(float64(agreed))
 			}
 			if len(j.split) > 0 {
 				now = j
