@@ -112,8 +112,12 @@ const reseedAgain = time.Second
 // is waited for.
 func (r *reseeding) await(ctx context.Context, s *Server, peers []string, patience time.Duration) error {
 	end := time.Now().Add(patience)
+	as, err := r.identities(s) // once: each certificate is on record in the journal
+	if err != nil {
+		return err
+	}
 	for said := false; ; said = true {
-		passing, err := r.ask(ctx, s, peers)
+		passing, err := r.ask(ctx, as, peers)
 		if err == nil || !passing || ctx.Err() != nil || !time.Now().Add(reseedAgain).Before(end) {
 			return err
 		}
@@ -128,23 +132,28 @@ func (r *reseeding) await(ctx context.Context, s *Server, peers []string, patien
 	}
 }
 
-// ask asks one server after the other: first as the member that is lost, then as the
-// new one, which is known if an answer has gone astray. passing says of an error that it
-// may be another one soon: nobody has refused, and somebody was not there or had no leader.
-func (r *reseeding) ask(ctx context.Context, s *Server, peers []string) (passing bool, err error) {
+// identities are the member that is lost, and the new one, which is known if an answer
+// has gone astray.
+func (r *reseeding) identities(s *Server) ([]identity.Trust, error) {
 	authority, err := identity.NewAuthority(s.roots[0], r.pair, r.file.New.ID, s.signing())
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	own, err := authority.MakeServer()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	var fresh identity.Current
 	fresh.Set(own)
 	as := s.trust()
 	asNew := as
 	asNew.Certificate = fresh.Certificate
+	return []identity.Trust{as, asNew}, nil
+}
+
+// ask asks one server after the other, as each identity in turn. passing says of an error
+// that it may be another one soon: somebody was not there, or had no leader.
+func (r *reseeding) ask(ctx context.Context, as []identity.Trust, peers []string) (passing bool, err error) {
 	if len(peers) == 0 {
 		return false, fmt.Errorf("%w: this folder knows none; name one with --peer HOST:7402. A cluster of one server comes back from a backup only", ErrNoPeer)
 	}
@@ -157,7 +166,7 @@ func (r *reseeding) ask(ctx context.Context, s *Server, peers []string) (passing
 			continue
 		}
 		asked[address] = true
-		for _, trust := range []identity.Trust{as, asNew} {
+		for _, trust := range as {
 			resp, err := r.askOne(ctx, trust, address)
 			if err == nil {
 				r.file.New.Peers = resp.Peers

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ztmesh/ztmesh/controlplane"
 	"github.com/ztmesh/ztmesh/controlplane/zttest/mesh"
+	"github.com/ztmesh/ztmesh/identity"
 	ztv1 "github.com/ztmesh/ztmesh/proto/zt/v1alpha1"
 	"github.com/ztmesh/ztmesh/store"
 )
@@ -133,9 +134,10 @@ func TestReseedWaits(t *testing.T) {
 	damageLog(t, others[0].Dir)
 	cfg, waits := reseedConfig(others[0].Dir), make(saying, 1)
 	cfg.Logger = slog.New(slog.NewTextHandler(waits, nil))
-	result := make(chan error, 1)
+	result, id := make(chan error, 1), ""
 	go func() {
-		_, err := controlplane.Reseed(c.ctx(), cfg, nil, patience)
+		done, err := controlplane.Reseed(c.ctx(), cfg, nil, patience)
+		id = done.Server
 		result <- err
 	}()
 	select {
@@ -146,6 +148,11 @@ func TestReseedWaits(t *testing.T) {
 	others[1].Start()
 	if err := <-result; err != nil {
 		t.Fatal(err)
+	}
+	journal, err := os.ReadFile(filepath.Join(others[0].Dir, "issuance.log"))
+	c.check(err)
+	if n := bytes.Count(journal, []byte(identity.ServerID(trustDomain, id))); n != 2 {
+		t.Errorf("asking again and again, it has signed for itself %d times, beside the intermediate", n-1)
 	}
 	others[0].Start()
 	c.Until("three voters again", func() bool { return len(c.voters()) == 3 })
