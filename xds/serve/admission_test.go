@@ -184,7 +184,6 @@ func TestChatter(t *testing.T) {
 	quiet := s.connected("quiet")
 	chatty := s.connected("chatty")
 	stop := make(chan struct{})
-	var sent atomic.Int64
 	var talk sync.WaitGroup
 	talk.Go(func() {
 		for i := 0; ; i++ {
@@ -196,12 +195,14 @@ func TestChatter(t *testing.T) {
 			if chatty.Subscribe(xds.RouteType, fmt.Sprintf("r%d", i%100)) != nil {
 				return
 			}
-			sent.Add(1)
 		}
 	})
 	s.until("it has used its burst up", func() bool {
 		s.notify()
-		return sent.Load() > requestBurst
+		p := s.known("chatty")
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return len(p.streams) > 0 && p.streams[0].requests.Tokens() < 1
 	})
 	s.Set(2, map[string]*xds.Resources{"quiet": with("cluster svc/a@2")})
 	quiet.accept(xds.ClusterType, "+svc/a@2")
