@@ -14,6 +14,8 @@ import (
 // tryAgain is how soon what could not be done is tried again.
 const tryAgain = 5 * time.Second
 
+var errNoLeaderHeard = errors.New("no leader heard for too long")
+
 // issue makes the workload's certificate for an instance without an agent. Where
 // that is not possible now, it is tried again; what it has stays.
 func (r *reconciler) issue(id string, p *proxy) {
@@ -21,17 +23,20 @@ func (r *reconciler) issue(id string, p *proxy) {
 		return
 	}
 	svid, renewAt, err := r.newSVID(id, p.workload)
-	if err != nil {
+	switch {
+	case err == nil:
+		p.svid, p.renewAt = svid, renewAt
+	case p.svid == nil && errors.Is(err, errNoLeaderHeard):
+		p.renewAt = r.now() // a server that has just started hears one in a moment
+	default:
 		r.log.Error("certificate of a proxy not issued", "instance", id, "error", err)
 		p.renewAt = r.now().Add(tryAgain)
-		return
 	}
-	p.svid, p.renewAt = svid, renewAt
 }
 
 func (r *reconciler) newSVID(id string, ref spec.Ref) (*xds.Resource, time.Time, error) {
 	if !r.mayIssue() {
-		return nil, time.Time{}, errors.New("no leader heard for too long")
+		return nil, time.Time{}, errNoLeaderHeard
 	}
 	if _, ok := r.served.state.Instance(id); !ok {
 		return nil, time.Time{}, errNotEnrolled

@@ -169,7 +169,11 @@ func TestRevocation(t *testing.T) {
 	}
 	m.Servers[0].Stop()
 	m.Servers[0].Start()
-	m.Until("the Envoy is back", func() bool { p := m.Proxy(in.ID); return p.Connected && p.AckedRevision >= resp.Revision })
+	m.Until("the Envoy is back", func() bool {
+		others("restarting") // which also answers the pings of the Envoy
+		p := m.Proxy(in.ID)
+		return p.Connected && p.AckedRevision >= resp.Revision
+	})
 	if after := closedGates(t, in); !slices.Equal(after, gates) {
 		t.Errorf("the gates after a restart: %q, before: %q", after, gates)
 	}
