@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -60,7 +59,7 @@ func (a *Agent) confirm(ctx context.Context) error {
 		if err != nil {
 			a.log.Debug("nobody asks what the envoy works by", "error", err, "again_in", wait)
 		}
-		if sleep(ctx, wait/2+rand.N(wait/2+1)) != nil {
+		if sleepAbout(ctx, wait) != nil {
 			break
 		}
 		wait = min(2*wait, maxConfirm)

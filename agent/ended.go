@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -70,7 +69,7 @@ func (c *connections) tell(ctx context.Context, send func(context.Context, []*ac
 		}
 		wait := tellPause
 		for {
-			if sleep(ctx, wait/2+rand.N(wait/2+1)) != nil {
+			if sleepAbout(ctx, wait) != nil {
 				return ctx.Err()
 			}
 			c.mu.Lock()

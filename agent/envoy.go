@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os/exec"
 	"runtime"
 	"strconv"
@@ -125,3 +126,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return nil
 	}
 }
+
+// sleepAbout is sleep for d, up to half less by chance: so agents that have lost a server
+// do not all call at once.
+func sleepAbout(ctx context.Context, d time.Duration) error { return sleep(ctx, d/2+rand.N(d/2+1)) }

@@ -1,49 +1,30 @@
 package controlplane
 
 import (
-	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
-	"log/slog"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/ztmesh/ztmesh/controlplane/spec"
-	"github.com/ztmesh/ztmesh/controlplane/view"
 	logv1 "github.com/ztmesh/ztmesh/proto/zt/log/v1"
 	"github.com/ztmesh/ztmesh/store/state"
-	"github.com/ztmesh/ztmesh/xds/serve"
 )
 
 // meshLoop is the reconcile loop and a fleet of services with two proxies each, all of
 // which are told what they are to hold, without a stream.
 type meshLoop struct {
-	t     *testing.T
-	loop  *reconciler
-	held  *proxies
-	st    *state.State
-	index uint64
+	*testLoop
+	held *proxies
 }
 
 func newMeshLoop(t *testing.T, services int) *meshLoop {
-	quiet := slog.New(slog.DiscardHandler)
-	fleet := serve.New(serve.Config{
-		Retain: true, Logger: quiet, Authorize: func(context.Context) (string, error) { return "", errors.New("nobody") },
-	})
-	t.Cleanup(fleet.Close)
+	m := &meshLoop{testLoop: newTestLoop(t, prometheus.NewRegistry())}
 	others := newCluster(&cluster{})
-	m := &meshLoop{t: t, st: state.New()}
-	m.loop = newReconciler(&reconciler{
-		fleet: fleet, views: view.NewCache(), log: quiet, now: time.Now,
-		mayIssue: func() bool { return true }, forget: func(string) {},
-		outside: newOutside(&outside{publish: fleet.SetEndpoints, log: quiet, now: time.Now}, prometheus.NewRegistry()),
-	}, prometheus.NewRegistry())
-	m.held = newProxies(&proxies{cluster: others, moved: others.moved, fleet: fleet, full: func() bool { return false }, now: time.Now})
-	m.apply(&logv1.Entry{Op: &logv1.Entry_Init{Init: &logv1.Init{TrustDomain: "shop.example", ClusterId: "c", Admin: &logv1.Admin{Name: "a", Role: "admin"}}}})
+	m.held = newProxies(&proxies{cluster: others, moved: others.moved, fleet: m.loop.fleet, full: func() bool { return false }, now: time.Now})
+	m.begin()
 	m.put("Workload", "ops", "spec: {}")
 	for s := range services {
 		m.put("Workload", m.name(s), "spec: {serves: [{name: http, port: 8080, protocol: http}]}")
@@ -72,29 +53,6 @@ func newMeshLoop(t *testing.T, services int) *meshLoop {
 }
 
 func (m *meshLoop) name(s int) string { return fmt.Sprintf("s%03d", s) }
-
-func (m *meshLoop) apply(e *logv1.Entry) {
-	m.t.Helper()
-	m.index++
-	e.Format, e.When = state.Format, timestamppb.Now()
-	next, result := state.Apply(m.st, m.index, e)
-	if result.Err != nil {
-		m.t.Fatal(result.Err)
-	}
-	m.st = next
-}
-
-func (m *meshLoop) put(kind, name, body string) {
-	m.t.Helper()
-	docs, problems := spec.Parse([]spec.File{{Name: "f", Content: fmt.Appendf(nil,
-		"apiVersion: ztmesh.dev/v1alpha1\nkind: %s\nmetadata: {namespace: shop, name: %s}\n%s\n", kind, name, body)}})
-	if len(problems) > 0 {
-		m.t.Fatal(problems)
-	}
-	m.apply(&logv1.Entry{Op: &logv1.Entry_Apply{Apply: &logv1.Apply{ValidatedAt: m.st.Revision(), Puts: []*logv1.Put{
-		{Key: &logv1.Key{Kind: kind, Namespace: "shop", Name: name}, Document: spec.Canonical(docs[0])},
-	}}}})
-}
 
 func (m *meshLoop) grant(s int, method string) {
 	m.t.Helper()

@@ -104,10 +104,3 @@ func (l *lane) give(used bool) {
 	l.queue = nil
 	l.free++
 }
-
-// idle says whether all turns are there.
-func (l *lane) idle(turns int) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.free == turns
-}

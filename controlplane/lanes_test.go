@@ -38,6 +38,13 @@ type port struct {
 	metrics *prometheus.Registry
 }
 
+// idle says whether all turns of a lane are there.
+func (l *lane) idle(turns int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.free == turns
+}
+
 func newPort(t *testing.T) *port {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -124,10 +124,8 @@ func (r *reseeding) await(ctx context.Context, s *Server, peers []string, patien
 		if !said {
 			s.cfg.Logger.Info("waiting for the other servers to have a leader, which agrees", "patience", patience, "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if await(ctx, time.After(reseedAgain)) != nil {
 			return err
-		case <-time.After(reseedAgain):
 		}
 	}
 }

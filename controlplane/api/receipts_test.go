@@ -99,6 +99,21 @@ func TestRefusalsAreNamed(t *testing.T) {
 	}
 }
 
+// applyYAML agrees on documents, and returns their revision.
+func applyYAML(t testing.TB, l *fakeLog, yaml string) (revision uint64) {
+	t.Helper()
+	docs, problems := spec.Parse([]spec.File{{Content: []byte(yaml)}})
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	op := &logv1.Apply{}
+	for _, d := range docs {
+		op.Puts = append(op.Puts, &logv1.Put{Key: logKey(d.Key()), Document: spec.Canonical(d)})
+	}
+	l.put(t, &logv1.Entry{Op: &logv1.Entry_Apply{Apply: op}})
+	return l.State().Revision()
+}
+
 // untilYAML is a grant that ends.
 func untilYAML(until time.Time) string {
 	return strings.Replace(grantYAML("shop", "g", "web", "orders", "/"), "spec: {", "spec: {until: "+until.Format(time.RFC3339)+", ", 1)
@@ -109,25 +124,12 @@ func untilYAML(until time.Time) string {
 func TestLapsed(t *testing.T) {
 	l := newFakeLog(t)
 	l.pace = time.Hour
-	apply := func(yaml string) uint64 {
-		t.Helper()
-		docs, problems := spec.Parse([]spec.File{{Content: []byte(yaml)}})
-		if len(problems) > 0 {
-			t.Fatal(problems)
-		}
-		op := &logv1.Apply{}
-		for _, d := range docs {
-			op.Puts = append(op.Puts, &logv1.Put{Key: logKey(d.Key()), Document: spec.Canonical(d)})
-		}
-		l.put(t, &logv1.Entry{Op: &logv1.Entry_Apply{Apply: op}})
-		return l.State().Revision()
-	}
-	apply(workloadYAML("shop", "web") + workloadYAML("shop", "orders"))
+	applyYAML(t, l, workloadYAML("shop", "web")+workloadYAML("shop", "orders"))
 	enrol(t, l, "shop/orders", strings.Repeat("7", 32))
 	ended, goesOn := epoch.Add(8*time.Hour), epoch.Add(10*time.Hour)
-	first := apply(untilYAML(ended)) // it is 16:00
+	first := applyYAML(t, l, untilYAML(ended)) // it is 16:00
 	l.put(t, &logv1.Entry{Op: &logv1.Entry_PutAdmin{PutAdmin: &logv1.PutAdmin{Admin: &logv1.Admin{Name: "eve", Role: "viewer"}}}})
-	second := apply(untilYAML(goesOn)) // it is 18:00
+	second := applyYAML(t, l, untilYAML(goesOn)) // it is 18:00
 	s := newServer(l)
 	s.cfg.Now = func() time.Time { return epoch.Add(30 * 24 * time.Hour) }
 	for revision, want := range map[uint64]time.Time{first: {}, second: goesOn} {
@@ -159,15 +161,7 @@ func TestLastChange(t *testing.T) {
 		g := strings.Replace(grantYAML("shop", "g"+fmt.Sprint(n), "web", "orders", "/"), "spec: {", "spec: {when: {windows: [{zone: Europe/Berlin, "+when+"}]}, ", 1)
 		grants += g
 	}
-	docs, problems := spec.Parse([]spec.File{{Content: []byte(grants)}})
-	if len(problems) > 0 {
-		t.Fatal(problems)
-	}
-	op := &logv1.Apply{}
-	for _, d := range docs {
-		op.Puts = append(op.Puts, &logv1.Put{Key: logKey(d.Key()), Document: spec.Canonical(d)})
-	}
-	l.put(t, &logv1.Entry{Op: &logv1.Entry_Apply{Apply: op}})
+	applyYAML(t, l, grants)
 	v, err := newServer(l).cfg.Views.At(l.State())
 	if err != nil {
 		t.Fatal(err)
