@@ -40,8 +40,9 @@ type reconciler struct {
 	roots     []*x509.Certificate
 	// forget drops what proxies of a workload have reported of its shadow policy.
 	forget func(workload string)
-	// mayIssue says whether this server has heard a leader lately enough.
-	mayIssue func() bool
+	// mayIssue says why this server must not issue certificates now: errClock, or
+	// errNoLeaderHeard.
+	mayIssue func() error
 	// newest is the newest state here, which may be ahead of the one that is served; nil:
 	// none is.
 	newest func() *state.State

@@ -75,7 +75,7 @@ func newTestLoop(t *testing.T, metrics prometheus.Registerer) *testLoop {
 	t.Cleanup(fleet.Close)
 	return &testLoop{t: t, st: state.New(), loop: newReconciler(&reconciler{
 		fleet: fleet, views: view.NewCache(), log: quiet, now: time.Now,
-		mayIssue: func() bool { return true }, forget: func(string) {},
+		mayIssue: func() error { return nil }, forget: func(string) {},
 		outside: newOutside(&outside{publish: fleet.SetEndpoints, log: quiet, now: time.Now}, prometheus.NewRegistry()),
 	}, metrics)}
 }

@@ -294,9 +294,7 @@ func (s *Server) start(ctx context.Context, g *errgroup.Group, l listeners, port
 	loop = newReconciler(&reconciler{
 		fleet: fleet, outside: resolver, views: views, authority: s.authority, roots: s.roots, forget: receiver.Forget,
 		log: s.cfg.Logger, now: s.cfg.Now, newest: agreedOn.State,
-		mayIssue: func() bool {
-			return s.clock.check() == nil && s.cfg.Now().Sub(agreedOn.LastContact()) <= api.LeaderSilence
-		},
+		mayIssue: func() error { return s.mayIssue(agreedOn.LastContact()) },
 	}, s.metrics)
 	held = newProxies(&proxies{self: s.id, fleet: fleet, cluster: others, moved: others.moved, full: others.DiskFull, newest: others.newestHash, now: s.cfg.Now})
 	keys := newKeeper(&keeper{s: s, store: agreedOn, others: others, every: s.cfg.KeyCheck}, s.metrics)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"time"
 
+	"github.com/ztmesh/ztmesh/controlplane/api"
 	"github.com/ztmesh/ztmesh/controlplane/spec"
 	"github.com/ztmesh/ztmesh/identity"
 	"github.com/ztmesh/ztmesh/xds"
@@ -15,6 +16,18 @@ import (
 const tryAgain = 5 * time.Second
 
 var errNoLeaderHeard = errors.New("no leader heard for too long")
+
+// mayIssue says why this server, which heard a leader last at a time, must not issue
+// certificates now.
+func (s *Server) mayIssue(heard time.Time) error {
+	if err := s.clock.check(); err != nil {
+		return err
+	}
+	if s.cfg.Now().Sub(heard) > api.LeaderSilence {
+		return errNoLeaderHeard
+	}
+	return nil
+}
 
 // issue makes the workload's certificate for an instance without an agent. Where
 // that is not possible now, it is tried again; what it has stays.
@@ -35,8 +48,8 @@ func (r *reconciler) issue(id string, p *proxy) {
 }
 
 func (r *reconciler) newSVID(id string, ref spec.Ref) (*xds.Resource, time.Time, error) {
-	if !r.mayIssue() {
-		return nil, time.Time{}, errNoLeaderHeard
+	if err := r.mayIssue(); err != nil {
+		return nil, time.Time{}, err
 	}
 	if _, ok := r.served.state.Instance(id); !ok {
 		return nil, time.Time{}, errNotEnrolled
