@@ -169,7 +169,7 @@ func (b *bench) mesh(ctx context.Context, dir string, r *report) (_ string, err 
 	}
 	// What enrolling has allocated is no cost of serving: it begins anew, and knows all
 	// that were enrolled when it answers a call that only a leader can.
-	if err := m.restart(ctx); err != nil {
+	if _, err := m.restart(ctx); err != nil {
 		return "", err
 	}
 	if err := m.settled(ctx, 0); err != nil {
@@ -187,11 +187,12 @@ func (b *bench) mesh(ctx context.Context, dir string, r *report) (_ string, err 
 	return path, b.experiments(ctx, &meshSubject{mesh: m, load: b.load}, f, r)
 }
 
-func (m *mesh) restart(ctx context.Context) error {
+func (m *mesh) restart(ctx context.Context) (began time.Time, err error) {
 	if err := m.stop(); err != nil {
-		return err
+		return began, err
 	}
-	return m.start(ctx)
+	began = time.Now()
+	return began, m.start(ctx)
 }
 
 // subject is a server that the experiments are made on.
@@ -203,8 +204,9 @@ type subject interface {
 	change(ctx context.Context, experiment string, round int) (began time.Time, reaches []string, err error)
 	// settled returns when the server knows that all proxies hold all they should.
 	settled(ctx context.Context, proxies int) error
-	// restart starts the server again at the same address; false: it cannot.
-	restart(ctx context.Context) (bool, error)
+	// restart starts the server again at the same address, and returns when the former one
+	// had ended; false: it cannot.
+	restart(ctx context.Context) (began time.Time, can bool, err error)
 }
 
 // experiments are made in order, on connected proxies.
@@ -324,10 +326,10 @@ func (b *bench) reconnect(ctx context.Context, s subject, f *fleet, r *report) e
 	if _, err := f.all(order{Do: "mark"}); err != nil {
 		return err
 	}
-	if can, err := s.restart(ctx); !can || err != nil {
+	began, can, err := s.restart(ctx) // many are back before it says that it is ready
+	if !can || err != nil {
 		return err
 	}
-	began := time.Now() // it answers
 	ctx, cancel := context.WithTimeout(ctx, b.timeout)
 	defer cancel()
 	if err := s.settled(ctx, b.load.total()); err != nil {

@@ -66,7 +66,10 @@ func (m *meshSubject) settled(ctx context.Context, proxies int) error {
 	return m.mesh.settled(ctx, proxies)
 }
 
-func (m *meshSubject) restart(ctx context.Context) (bool, error) { return true, m.mesh.restart(ctx) }
+func (m *meshSubject) restart(ctx context.Context) (began time.Time, can bool, err error) {
+	began, err = m.mesh.restart(ctx)
+	return began, true, err
+}
 
 // otherSubject is what the control plane is measured against.
 type otherSubject struct {
@@ -99,7 +102,9 @@ func (o *otherSubject) change(_ context.Context, experiment string, round int) (
 
 func (o *otherSubject) settled(context.Context, int) error { return nil }
 
-func (o *otherSubject) restart(context.Context) (bool, error) { return false, nil }
+func (o *otherSubject) restart(context.Context) (time.Time, bool, error) {
+	return time.Time{}, false, nil
+}
 
 // changeOf is the documents of a change.
 func changeOf(w workload, experiment string, round int) string {
